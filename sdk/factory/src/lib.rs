@@ -1,1 +1,3 @@
 //! The factory protocol.
+
+pub mod signing;
