@@ -12,5 +12,6 @@
 pub mod codec;
 pub mod scripts;
 pub mod shape;
+pub mod signing;
 pub mod terms;
 pub mod timing;
