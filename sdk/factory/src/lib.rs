@@ -15,3 +15,4 @@ pub mod shape;
 pub mod signing;
 pub mod terms;
 pub mod timing;
+pub mod tree;

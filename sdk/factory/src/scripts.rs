@@ -146,9 +146,6 @@ mod tests {
         assert!(!is_payout(&ScriptBuf::new_p2a()));
         assert!(!is_payout(&script(&format!("5220{zeros}"))));
         assert!(!is_payout(&script("6a")));
-        assert!(!is_payout(&script(&format!(
-            "76a914{}88ac",
-            &zeros[..40]
-        ))));
+        assert!(!is_payout(&script(&format!("76a914{}88ac", &zeros[..40]))));
     }
 }

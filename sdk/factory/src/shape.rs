@@ -294,7 +294,12 @@ impl Odometer {
 
 impl std::fmt::Display for Odometer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.version(), self.versions().saturating_sub(1))
+        write!(
+            f,
+            "{}/{}",
+            self.version(),
+            self.versions().saturating_sub(1)
+        )
     }
 }
 

@@ -305,10 +305,20 @@ impl Header {
             ("stock_csv", t.stock_csv),
         ] {
             let value = u64::from(blocks);
-            range((144..=2016).contains(&blocks), field, value, "144 to 2016 blocks")?;
+            range(
+                (144..=2016).contains(&blocks),
+                field,
+                value,
+                "144 to 2016 blocks",
+            )?;
         }
         let depth = u64::from(t.min_depth);
-        range((1..=144).contains(&t.min_depth), "min_depth", depth, "1 to 144 blocks")?;
+        range(
+            (1..=144).contains(&t.min_depth),
+            "min_depth",
+            depth,
+            "1 to 144 blocks",
+        )?;
         let layers = self.shape.layers();
         let budget = t.route_budget(layers);
         range(
@@ -325,7 +335,12 @@ impl Header {
         )?;
         let latest = bitcoin::absolute::LOCK_TIME_THRESHOLD;
         let expiry = u64::from(self.expiry);
-        range((1..latest).contains(&self.expiry), "expiry", expiry, "a block height")?;
+        range(
+            (1..latest).contains(&self.expiry),
+            "expiry",
+            expiry,
+            "a block height",
+        )?;
         range(
             (MIN_TREE_FEERATE..=MAX_TREE_FEERATE).contains(&self.tree_feerate),
             "tree_feerate",

@@ -114,7 +114,8 @@ impl Timing {
     /// `layers·(states−1)·step + confirm_margin·(tree transactions + max_sales) + 36`.
     pub fn exit_delay(&self, layers: u32) -> u32 {
         let races = layers * (u32::from(self.states).saturating_sub(1)) * u32::from(self.step);
-        let confirmations = u32::from(self.confirm_margin) * (2 * layers + u32::from(self.max_sales));
+        let confirmations =
+            u32::from(self.confirm_margin) * (2 * layers + u32::from(self.max_sales));
         races + confirmations + CLAIM_BUFFER_BLOCKS
     }
 
@@ -134,7 +135,8 @@ impl Timing {
 
     /// `min_final_cltv_expiry_delta` of a member's invoices.
     pub fn invoice_min_final(&self) -> u16 {
-        self.blocks_early.saturating_add(LDK_BASE_FINAL_DELTA_BLOCKS)
+        self.blocks_early
+            .saturating_add(LDK_BASE_FINAL_DELTA_BLOCKS)
     }
 
     /// `cltv_expiry_delta` the LSP asks on members' channels.
