@@ -6,7 +6,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use crate::source_build;
 
@@ -79,12 +79,13 @@ pub enum BitcoindError {
 /// # Errors
 /// Says what to install or where the build's log stands, see [`BitcoindError`].
 pub fn locate_bitcoind() -> Result<PathBuf, BitcoindError> {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    if let Some(path) = FOUND.get() {
+    static FOUND: Mutex<Option<PathBuf>> = Mutex::new(None);
+    // Held during the search: threads that ask meanwhile wait for its result.
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(path) = &*found {
         return Ok(path.clone());
     }
-    let path = search()?;
-    Ok(FOUND.get_or_init(|| path).clone())
+    Ok(found.insert(search()?).clone())
 }
 
 fn search() -> Result<PathBuf, BitcoindError> {
@@ -115,9 +116,12 @@ pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
+/// Even for `-version` bitcoind opens its data directory; the user's own must not be touched.
 fn major_version(bitcoind: &Path) -> Result<u32, String> {
+    let nowhere = tempfile::tempdir().map_err(|e| e.to_string())?;
     let output = Command::new(bitcoind)
-        .arg("-version")
+        .args(["-version", "-nosettings"])
+        .arg(format!("-datadir={}", nowhere.path().display()))
         .output()
         .map_err(|e| e.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -126,12 +130,8 @@ fn major_version(bitcoind: &Path) -> Result<u32, String> {
 
 /// `Bitcoin Core daemon version v31.99.0-… bitcoind` → 31.
 fn parse_major(text: &str) -> Option<u32> {
-    let version = text
-        .lines()
-        .next()?
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix('v'))?;
-    version.split('.').next()?.parse().ok()
+    let major = |word: &str| word.strip_prefix('v')?.split('.').next()?.parse().ok();
+    text.lines().next()?.split_whitespace().find_map(major)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Blocks on demand, and blocks that go away again.
 //!
 //! Coinbases pay an `OP_RETURN` unless said otherwise: they never enter the UTXO set and carry a
-//! counter, so two blocks are never the same even when mined on one parent in one second.
+//! counter that starts at random, so two blocks are never the same even when mined on one parent in
+//! one second, by one node or by two.
 
 use std::sync::atomic::Ordering;
 

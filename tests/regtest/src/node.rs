@@ -60,7 +60,7 @@ pub struct RegtestNode {
     pub(crate) history: Mutex<History>,
     /// Held while coins are chosen and spent.
     pub(crate) coins: Mutex<()>,
-    /// Makes every coinbase, and with it every block, unique.
+    /// Makes every coinbase, and with it every block, unique, also among nodes.
     pub(crate) coinbase_count: AtomicU64,
     rpc_port: u16,
     p2p_port: u16,
@@ -146,7 +146,7 @@ impl RegtestNode {
             rpc,
             history: Mutex::default(),
             coins: Mutex::default(),
-            coinbase_count: AtomicU64::new(0),
+            coinbase_count: AtomicU64::new(rand::thread_rng().next_u64()),
             rpc_port,
             p2p_port,
             password,

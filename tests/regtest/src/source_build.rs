@@ -383,7 +383,9 @@ mod tests {
         let script = fs::read_to_string(script).unwrap();
         for package in BUILD_PACKAGES {
             assert!(
-                script.split_whitespace().any(|word| word == package.debian),
+                script
+                    .split(['"', ' ', '\n'])
+                    .any(|word| word == package.debian),
                 "{package:?}"
             );
         }
