@@ -8,6 +8,7 @@
 //! crate's version, so another version never finds this build.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -114,7 +115,7 @@ pub(crate) fn cached_or_built() -> Result<PathBuf, BitcoindError> {
     let _lock = wait_for_lock(&home.join("lock"))?;
     // Whoever held the lock before has probably built it.
     if !bitcoind.is_file() {
-        require_tools()?;
+        require(&BUILD_PACKAGES)?;
         build(&core_source()?, &home)?;
     }
     Ok(bitcoind)
@@ -147,27 +148,19 @@ fn wait_for_lock(path: &Path) -> Result<File, BitcoindError> {
     Ok(file)
 }
 
-fn require_tools() -> Result<(), BitcoindError> {
-    let absent: Vec<_> = BUILD_PACKAGES
+fn require(packages: &[BuildPackage]) -> Result<(), BitcoindError> {
+    let absent: Vec<_> = packages
         .iter()
         .filter(|package| !package.is_present())
         .collect();
     if absent.is_empty() {
         return Ok(());
     }
-    let join = |names: Vec<String>, separator| names.join(separator);
+    let names: Vec<&str> = absent.iter().map(|package| package.debian).collect();
+    let wanted: Vec<String> = absent.iter().map(|package| package.wanted()).collect();
     Err(BitcoindError::MissingTools {
-        missing: join(
-            absent.iter().map(|package| package.wanted()).collect(),
-            ", ",
-        ),
-        packages: join(
-            absent
-                .iter()
-                .map(|package| package.debian.to_owned())
-                .collect(),
-            " ",
-        ),
+        missing: wanted.join(", "),
+        packages: names.join(" "),
     })
 }
 
@@ -199,8 +192,12 @@ fn compiler_finds(header: &str) -> bool {
 fn core_source() -> Result<PathBuf, BitcoindError> {
     let failed = |reason: String| BitcoindError::Source(reason);
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let host = host_platform(&cargo)
+        .ok_or_else(|| failed(format!("{} -vV names no host", cargo.display())))?;
     let output = Command::new(cargo)
         .args(["metadata", "--format-version", "1", "--locked"])
+        // Without it cargo downloads what other platforms need, too.
+        .args(["--filter-platform", &host])
         .args(["--features", "core-source", "--manifest-path"])
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
         .output()
@@ -219,6 +216,13 @@ fn core_source() -> Result<PathBuf, BitcoindError> {
         .and_then(|manifest| Path::new(manifest).parent())
         .map(|folder| folder.join("bitcoin"))
         .ok_or_else(|| failed(format!("{CRATE} {CRATE_VERSION} is not in Cargo.lock")))
+}
+
+fn host_platform(cargo: &OsStr) -> Option<String> {
+    let output = Command::new(cargo).arg("-vV").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines()
+        .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
 }
 
 fn build(source: &Path, home: &Path) -> Result<(), BitcoindError> {
@@ -357,6 +361,33 @@ mod tests {
     #[test]
     fn a_header_nobody_ships_is_not_found() {
         assert!(!compiler_finds("superscalar/no_such_header.hpp"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_package() {
+        let package = |debian, provides| BuildPackage { debian, provides };
+        let packages = [
+            package("sh", Provides::Program(&["sh"])),
+            package(
+                "libboost-dev",
+                Provides::Header("superscalar/no_such_header.hpp"),
+            ),
+            package(
+                "ninja-build",
+                Provides::Program(&["no-such-ninja", "nor-this"]),
+            ),
+        ];
+        let error = require(&packages).unwrap_err();
+        let BitcoindError::MissingTools { missing, packages } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(missing, "<superscalar/no_such_header.hpp>, no-such-ninja");
+        assert_eq!(packages, "libboost-dev ninja-build");
+    }
+
+    #[test]
+    fn cargo_has_the_source() {
+        assert!(core_source().unwrap().join("src/bitcoind.cpp").is_file());
     }
 
     #[test]
