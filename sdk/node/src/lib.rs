@@ -1,1 +1,4 @@
 //! The wallet SDK.
+
+pub mod keys;
+pub mod store;
