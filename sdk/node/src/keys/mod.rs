@@ -24,11 +24,13 @@ mod secret;
 mod tests;
 
 use bdk_wallet::KeychainKind;
-use bdk_wallet::template::{Bip86, DescriptorTemplate, DescriptorTemplateOut};
+use bdk_wallet::descriptor::ExtendedDescriptor;
+use bdk_wallet::template::{Bip86, DescriptorTemplate};
 use bip39::Language;
 use bitcoin::bip32::{ChildNumber, DerivationPath, Xpriv};
 use bitcoin::hashes::{Hash, HashEngine, Hmac, HmacEngine, sha512};
 use bitcoin::key::Secp256k1;
+use bitcoin::psbt::{Psbt, SigningErrors};
 use bitcoin::{Network, NetworkKind};
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -204,14 +206,22 @@ impl WalletKeys {
         })
     }
 
-    /// BIP86 descriptor with private keys, external or internal (change).
+    /// BIP86 descriptor of a keychain, without private keys but with their origin.
     pub(crate) fn onchain_descriptor(
         &self,
         keychain: KeychainKind,
-    ) -> Result<DescriptorTemplateOut, KeysError> {
+    ) -> Result<ExtendedDescriptor, KeysError> {
         Bip86(self.master, keychain)
             .build(NetworkKind::from(self.network))
+            .map(|(descriptor, _, _)| descriptor)
             .map_err(|_| underivable("m/86'"))
+    }
+
+    /// Signs every input of `psbt` whose key origin is ours.
+    pub(crate) fn sign_onchain(&self, psbt: &mut Psbt) -> Result<(), SigningErrors> {
+        psbt.sign(&self.master, &Secp256k1::new())
+            .map(drop)
+            .map_err(|(_, errors)| errors)
     }
 
     fn entropy(&self, branch: Branch) -> Result<Secret32, KeysError> {

@@ -61,8 +61,8 @@ const TESTNETS: [&str; 4] = [
 fn onchain_wallet_is_bip86() {
     let keys = keys(Network::Bitcoin);
     let address = |keychain| {
-        let (descriptor, _, _) = keys.onchain_descriptor(keychain).unwrap();
-        descriptor
+        keys.onchain_descriptor(keychain)
+            .unwrap()
             .at_derivation_index(0)
             .unwrap()
             .address(Network::Bitcoin)

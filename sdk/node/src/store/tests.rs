@@ -150,7 +150,7 @@ fn kv_follows_ldks_rules() {
 
     let longest = "A".repeat(120);
     store.write(&longest, &longest, &longest, vec![]).unwrap();
-    assert_eq!(store.list(&longest, &longest).unwrap(), [longest.clone()]);
+    assert_eq!(store.list(&longest, &longest).unwrap(), [longest.as_str()]);
     assert_eq!(store.read(&longest, &longest, &longest).unwrap(), b"");
 
     let too_long = "A".repeat(121);
