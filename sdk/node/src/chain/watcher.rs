@@ -155,6 +155,9 @@ impl ChainWatcher {
             return Ok(false);
         }
         let findings = state.view.find(&block.header, block.txdata.iter(), height);
+        if findings == Findings::default() {
+            return Ok(true);
+        }
         state.view.record(findings.clone());
         self.save(&mut state, |tx| save_findings(tx, &findings))?;
         Ok(true)

@@ -29,7 +29,7 @@ pub enum OnchainError {
     /// There is nothing to pay.
     #[error("a transaction needs at least one output")]
     NoOutputs,
-    /// A coin that was asked for is not ours, not confirmed, spent or reserved by another funding.
+    /// A coin that was asked for is not ours, not confirmed or spent.
     #[error("coin {outpoint} cannot be spent")]
     CoinNotSpendable {
         /// The coin.

@@ -12,7 +12,7 @@ use super::{OnchainError, OnchainWallet, State};
 use crate::store::StoreError;
 
 /// How deep a funding has to be before its reservation is forgotten, in blocks.
-pub(super) const BURIED_BLOCKS: u32 = 6;
+const BURIED_BLOCKS: u32 = 6;
 
 /// What a funding transaction has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,8 +172,8 @@ impl State {
     }
 }
 
-/// Whether the wallet may spend a coin for a purpose, see [`State::excluded`].
-pub(super) fn inputs(tx: &Transaction) -> Vec<OutPoint> {
+/// The coins a transaction spends.
+fn inputs(tx: &Transaction) -> Vec<OutPoint> {
     tx.input.iter().map(|input| input.previous_output).collect()
 }
 

@@ -42,6 +42,8 @@ struct State {
     /// Between the end of an old branch and the first block of the new one, the fork's height:
     /// `wallet` still believes in the blocks above it.
     fork_height: Option<u32>,
+    /// The last moment given out by `moment`.
+    last_moment: u64,
 }
 
 /// What the wallet holds. Every coin is counted once.
@@ -120,6 +122,7 @@ impl OnchainWallet {
             state: Mutex::new(State {
                 wallet,
                 fork_height: None,
+                last_moment: 0,
             }),
         };
         opened.save(&mut opened.state())?;
@@ -222,6 +225,16 @@ impl State {
         stands.then_some(height)
     }
 
+    /// The time in seconds, later with every call: `bdk_wallet` decides by it whether a transaction
+    /// was last seen or last evicted, also within one second.
+    fn moment(&mut self) -> u64 {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        self.last_moment = now.max(self.last_moment + 1);
+        self.last_moment
+    }
+
     fn is_immature(&self, coin: &LocalOutput, tip: u32) -> bool {
         let coinbase = self
             .wallet
@@ -251,11 +264,4 @@ fn insert_block(
         chain: Some(chain.insert(id)),
         ..Update::default()
     })
-}
-
-/// What `bdk_wallet` orders unconfirmed transactions by, in seconds.
-fn unix_time() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

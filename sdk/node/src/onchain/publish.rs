@@ -3,7 +3,7 @@
 use bitcoin::{Transaction, Txid};
 use tracing::{info, warn};
 
-use super::{OnchainError, OnchainWallet, unix_time};
+use super::{OnchainError, OnchainWallet};
 use crate::chain::{BroadcastError, Rejection};
 
 impl OnchainWallet {
@@ -15,8 +15,18 @@ impl OnchainWallet {
     /// [`OnchainError::Broadcast`] when it was refused: the wallet does not count it any more, but
     /// its coins stay reserved until it is published again or released.
     pub async fn publish(&self, tx: &Transaction) -> Result<(), OnchainError> {
-        self.remember(&mut self.state(), tx)?;
+        self.note_unconfirmed(std::slice::from_ref(tx))?;
         self.hand_over(tx).await
+    }
+
+    /// Tells the wallet of unconfirmed transactions of others, such as a sweep of a closed channel
+    /// to one of its addresses. Those without a coin of ours are ignored.
+    pub fn note_unconfirmed(&self, txs: &[Transaction]) -> Result<(), OnchainError> {
+        let mut state = self.state();
+        for tx in txs {
+            self.remember(&mut state, tx)?;
+        }
+        Ok(())
     }
 
     /// Publishes every own unconfirmed transaction again: at start-up, and now and then. What the
@@ -70,7 +80,8 @@ impl OnchainWallet {
     /// The network will not have it: its coins are free again, unless reserved.
     fn forget(&self, txid: Txid) -> Result<(), OnchainError> {
         let mut state = self.state();
-        state.wallet.apply_evicted_txs([(txid, unix_time())]);
+        let moment = state.moment();
+        state.wallet.apply_evicted_txs([(txid, moment)]);
         warn!(%txid, "an own transaction was refused");
         Ok(self.save(&mut state)?)
     }

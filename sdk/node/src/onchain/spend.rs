@@ -3,7 +3,7 @@
 use bdk_wallet::KeychainKind;
 use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
 
-use super::{OnchainError, OnchainWallet, State, unix_time};
+use super::{OnchainError, OnchainWallet, State};
 
 impl OnchainWallet {
     /// Pays `amount` to `script` from confirmed coins and own change, and publishes it. Refused by
@@ -84,9 +84,8 @@ impl OnchainWallet {
 
     /// Takes an own transaction into the wallet as unconfirmed, durably, before it is published.
     pub(super) fn remember(&self, state: &mut State, tx: &Transaction) -> Result<(), OnchainError> {
-        state
-            .wallet
-            .apply_unconfirmed_txs([(tx.clone(), unix_time())]);
+        let moment = state.moment();
+        state.wallet.apply_unconfirmed_txs([(tx.clone(), moment)]);
         Ok(self.save(state)?)
     }
 }

@@ -3,10 +3,8 @@
 //! The lock belongs to the open file, not to its existence: a killed process leaves the file behind
 //! and the lock gone.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
-
-use fs4::fs_std::FileExt;
 
 use super::StoreError;
 
@@ -30,12 +28,12 @@ impl DirectoryLock {
             .write(true)
             .open(&path)
             .map_err(failed)?;
-        if FileExt::try_lock_exclusive(&file).map_err(failed)? {
-            Ok(Self { _file: file })
-        } else {
-            Err(StoreError::Locked {
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Locked {
                 directory: directory.to_owned(),
-            })
+            }),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
         }
     }
 }
