@@ -1,1 +1,6 @@
 //! The wallet SDK.
+
+pub mod chain;
+pub mod keys;
+pub mod onchain;
+pub mod store;
