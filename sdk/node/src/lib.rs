@@ -1,1 +1,3 @@
 //! The wallet SDK.
+
+pub mod hosting;
