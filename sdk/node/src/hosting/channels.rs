@@ -2,6 +2,7 @@
 
 use bitcoin::Transaction;
 use bitcoin::secp256k1::PublicKey;
+use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::types::ChannelId;
 use lightning::sign::EntropySource;
 
@@ -49,7 +50,7 @@ pub struct ChannelState {
     pub phase: Option<SlotPhase>,
     /// Value of the funding output.
     pub capacity_sat: u64,
-    /// Everything that is ours in the latest commitment, the reserve included.
+    /// What is ours, the reserve included and pending HTLCs not.
     pub balance_msat: u64,
     /// The part of it that can be sent now.
     pub outbound_capacity_msat: u64,
@@ -181,19 +182,18 @@ impl Host {
 
     /// All channels.
     pub fn channel_states(&self) -> Vec<ChannelState> {
-        let state = |channel: lightning::ln::channel_state::ChannelDetails| {
+        let state = |channel: ChannelDetails| {
             let slot = self.parts.slots.by_user_channel_id(channel.user_channel_id);
-            let reserve_sat = channel.unspendable_punishment_reserve.unwrap_or(0);
             ChannelState {
                 channel: channel.channel_id,
                 peer: channel.counterparty.node_id,
                 slot: slot.as_ref().map(|slot| slot.channel.slot),
                 phase: slot.as_ref().map(|slot| slot.phase),
                 capacity_sat: channel.channel_value_satoshis,
-                balance_msat: channel.outbound_capacity_msat + reserve_sat * 1_000,
+                balance_msat: balance_msat(&channel),
                 outbound_capacity_msat: channel.outbound_capacity_msat,
                 inbound_capacity_msat: channel.inbound_capacity_msat,
-                reserve_sat,
+                reserve_sat: channel.unspendable_punishment_reserve.unwrap_or(0),
                 is_usable: channel.is_usable,
                 inbound_htlcs: channel.pending_inbound_htlcs.len(),
                 outbound_htlcs: channel.pending_outbound_htlcs.len(),
@@ -266,6 +266,28 @@ impl Host {
             .force_close_broadcasting_latest_txn(&state.channel, &state.peer, message.into())
             .map_err(refused)
     }
+}
+
+/// What is ours without the HTLCs we sent. LDK tells each side's balance only above that side's
+/// reserve; below it ours is what the other side does not have.
+fn balance_msat(channel: &ChannelDetails) -> u64 {
+    if channel.outbound_capacity_msat > 0 {
+        let reserve_sat = channel.unspendable_punishment_reserve.unwrap_or(0);
+        return channel.outbound_capacity_msat + reserve_sat * 1_000;
+    }
+    let received: u64 = channel
+        .pending_inbound_htlcs
+        .iter()
+        .map(|htlc| htlc.amount_msat)
+        .sum();
+    let sent: u64 = channel
+        .pending_outbound_htlcs
+        .iter()
+        .map(|htlc| htlc.amount_msat)
+        .sum();
+    let theirs_msat =
+        channel.inbound_capacity_msat + channel.counterparty.unspendable_punishment_reserve * 1_000;
+    (channel.channel_value_satoshis * 1_000).saturating_sub(theirs_msat + received + sent)
 }
 
 fn refused(error: lightning::util::errors::APIError) -> ChannelError {
