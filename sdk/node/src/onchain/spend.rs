@@ -62,17 +62,18 @@ impl OnchainWallet {
             .outpoint;
         let tx = state.wallet.get_tx(parent).ok_or_else(nothing)?.tx_node.tx;
         let parent_fee = state.wallet.calculate_fee(&tx).map_err(|_| nothing())?;
-        let wanted = |weight| feerate.fee_wu(weight).unwrap_or(Amount::MAX_MONEY);
-        if parent_fee >= wanted(tx.weight()) {
+        // In whole vbytes of each, as the mempool counts.
+        let wanted = |vbytes: usize| feerate.fee_vb(vbytes as u64).unwrap_or(Amount::MAX_MONEY);
+        if parent_fee >= wanted(tx.vsize()) {
             return Err(OnchainError::FeerateReached { txid: parent });
         }
-        // The child's weight depends on the coins it needs, these on the fee, the fee on the
-        // weight: begin with the parent's shortfall and add the child's own share until it holds.
-        let mut fee = wanted(tx.weight()) - parent_fee;
+        // The child's size depends on the coins it needs, these on the fee, the fee on the
+        // size: begin with the parent's shortfall and add the child's own share until it holds.
+        let mut fee = wanted(tx.vsize()) - parent_fee;
         let child = loop {
             let psbt = state.child(coin, tx.version.0, fee)?;
             let child = self.sign(&state.wallet, psbt)?;
-            let needed = wanted(tx.weight() + child.weight()) - parent_fee;
+            let needed = wanted(tx.vsize() + child.vsize()) - parent_fee;
             if fee >= needed {
                 break child;
             }
