@@ -1,13 +1,19 @@
 //! Ordinary payments, and children that speed a slow transaction up.
 
 use bdk_wallet::KeychainKind;
+use bdk_wallet::coin_selection::LargestFirstCoinSelection;
 use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
 
 use super::{OnchainError, OnchainWallet, State};
 
 impl OnchainWallet {
-    /// Pays `amount` to `script` from confirmed coins and own change, and publishes it. Refused by
-    /// the network, the transaction is forgotten; not reached, it is published again later.
+    /// Pays `amount` to `script` from confirmed coins and own change, and publishes it.
+    ///
+    /// # Errors
+    /// With [`BroadcastError::Rejected`](crate::chain::BroadcastError::Rejected) the transaction is
+    /// forgotten and its coins are free. With
+    /// [`BroadcastError::Source`](crate::chain::BroadcastError::Source) nobody knows whether it
+    /// arrived: it counts as sent and is published again by [`republish`](Self::republish).
     pub async fn send(
         &self,
         script: ScriptBuf,
@@ -127,7 +133,12 @@ impl State {
             return Ok(psbt);
         }
         let excluded = self.excluded(|_, confirmed| confirmed);
-        let mut helped = self.wallet.build_tx();
+        // Largest first: no more coins than needed, and the same ones for the same fee, without
+        // which the search for the fee might not settle.
+        let mut helped = self
+            .wallet
+            .build_tx()
+            .coin_selection(LargestFirstCoinSelection);
         helped.add_utxo(coin).map_err(not_ours)?;
         helped
             .unspendable(excluded)
