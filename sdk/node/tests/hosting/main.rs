@@ -4,5 +4,6 @@ mod chain;
 mod node;
 mod store;
 
+mod exits;
 mod opening;
 mod payments;
