@@ -329,6 +329,17 @@ impl Host {
         }
     }
 
+    /// Sweeps now rather than at the loop's next turn, which is up to half a minute away.
+    pub(super) fn sweep(&self) {
+        if let Err(()) = self
+            .parts
+            .sweeper
+            .regenerate_and_broadcast_spend_if_necessary()
+        {
+            tracing::warn!("cannot sweep now, will be tried again");
+        }
+    }
+
     /// Tells, once per slot and run, which channels must go on chain at `height`.
     fn check_deadlines(&self, height: u32) {
         let claimed: HashSet<PaymentHash> = self.claimed.hashes();

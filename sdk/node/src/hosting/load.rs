@@ -298,10 +298,17 @@ impl LoadedHost {
     pub async fn start(self) -> Result<Arc<Host>, LoadError> {
         for (_, (monitor, ..)) in self.monitors {
             let channel = monitor.channel_id();
+            let is_first = monitor.get_latest_update_id() == 0;
             self.host
                 .monitors()
                 .load_existing_monitor(channel, monitor)
                 .map_err(|()| LoadError::DuplicateMonitor)?;
+            if is_first {
+                // If we stopped between a new channel's monitor and the next manager, the loaded
+                // manager waits for a monitor that is on disk; LDK does not notice by itself.
+                let told = self.host.monitors().channel_monitor_updated(channel, 0);
+                debug_assert!(told.is_ok(), "the monitor was just loaded");
+            }
         }
         self.host.run(self.listen).await?;
         Ok(self.host)
