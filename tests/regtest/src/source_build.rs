@@ -1,0 +1,393 @@
+//! Builds a wallet-less bitcoind from the Bitcoin Core tree inside the published crate
+//! `libbitcoinkernel-sys`, once per machine.
+//!
+//! What always holds: the source is the one Cargo.lock pins; a file in `bin/` of the cache is
+//! complete (it is renamed into place); one process builds, all others wait for its lock.
+//!
+//! Layout: `<cache>/superscalar/build/<key>/bin/{bitcoind,bitcoin-cli}`, where the key names the
+//! crate's version, so another version never finds this build.
+
+use std::env;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::binary::{BitcoindError, on_path};
+
+const CRATE: &str = "libbitcoinkernel-sys";
+const CRATE_VERSION: &str = "0.4.1";
+const PROGRAMS: [&str; 2] = ["bitcoind", "bitcoin-cli"];
+
+const CMAKE_OPTIONS: [&str; 13] = [
+    "-DBUILD_DAEMON=ON",
+    "-DBUILD_CLI=ON",
+    "-DENABLE_WALLET=OFF",
+    "-DENABLE_IPC=OFF",
+    "-DBUILD_TESTS=OFF",
+    "-DBUILD_BENCH=OFF",
+    "-DBUILD_TX=OFF",
+    "-DBUILD_UTIL=OFF",
+    "-DBUILD_WALLET_TOOL=OFF",
+    "-DBUILD_BITCOIN_BIN=OFF",
+    "-DWITH_EMBEDDED_ASMAP=OFF",
+    "-DINSTALL_MAN=OFF",
+    "-DCMAKE_BUILD_TYPE=Release",
+];
+
+/// A Debian package the build needs and how its presence is recognised.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct BuildPackage {
+    /// Name of the package in Debian and Ubuntu.
+    pub debian: &'static str,
+    /// Program on the `PATH` or C++ header it brings.
+    pub provides: Provides,
+}
+
+/// What a [`BuildPackage`] brings.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Provides {
+    /// One of these programs on the `PATH`.
+    Program(&'static [&'static str]),
+    /// A header the C++ compiler finds.
+    Header(&'static str),
+}
+
+/// Everything the build needs beside cargo. `scripts/setup` installs the same list.
+pub const BUILD_PACKAGES: [BuildPackage; 6] = [
+    BuildPackage {
+        debian: "g++",
+        provides: Provides::Program(&["c++", "g++", "clang++"]),
+    },
+    BuildPackage {
+        debian: "cmake",
+        provides: Provides::Program(&["cmake"]),
+    },
+    BuildPackage {
+        debian: "ninja-build",
+        provides: Provides::Program(&["ninja"]),
+    },
+    BuildPackage {
+        debian: "pkg-config",
+        provides: Provides::Program(&["pkg-config"]),
+    },
+    BuildPackage {
+        debian: "libboost-dev",
+        provides: Provides::Header("boost/version.hpp"),
+    },
+    BuildPackage {
+        debian: "libevent-dev",
+        provides: Provides::Header("event2/event.h"),
+    },
+];
+
+impl BuildPackage {
+    /// True when the build would find what this package brings.
+    pub fn is_present(&self) -> bool {
+        match self.provides {
+            Provides::Program(names) => names.iter().any(|name| on_path(name).is_some()),
+            Provides::Header(header) => compiler_finds(header),
+        }
+    }
+
+    fn wanted(&self) -> String {
+        match self.provides {
+            Provides::Program(names) => names[0].to_owned(),
+            Provides::Header(header) => format!("<{header}>"),
+        }
+    }
+}
+
+/// The cached bitcoind, built first if the cache has none.
+pub(crate) fn cached_or_built() -> Result<PathBuf, BitcoindError> {
+    let home = cache_folder()?.join(format!("bitcoind-{CRATE}-{CRATE_VERSION}"));
+    let bitcoind = home.join("bin").join("bitcoind");
+    if bitcoind.is_file() {
+        return Ok(bitcoind);
+    }
+    fs::create_dir_all(&home).map_err(|e| cache_error(&home, e))?;
+    let _lock = wait_for_lock(&home.join("lock"))?;
+    // Whoever held the lock before has probably built it.
+    if !bitcoind.is_file() {
+        require_tools()?;
+        build(&core_source()?, &home)?;
+    }
+    Ok(bitcoind)
+}
+
+fn cache_folder() -> Result<PathBuf, BitcoindError> {
+    let set = |name| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    Ok(cache
+        .ok_or(BitcoindError::NoCacheFolder)?
+        .join("superscalar")
+        .join("build"))
+}
+
+fn wait_for_lock(path: &Path) -> Result<File, BitcoindError> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|e| cache_error(path, e))?;
+    if file.try_lock().is_err() {
+        progress("bitcoind: another process is building it, waiting");
+        file.lock().map_err(|e| cache_error(path, e))?;
+    }
+    Ok(file)
+}
+
+fn require_tools() -> Result<(), BitcoindError> {
+    let absent: Vec<_> = BUILD_PACKAGES
+        .iter()
+        .filter(|package| !package.is_present())
+        .collect();
+    if absent.is_empty() {
+        return Ok(());
+    }
+    let join = |names: Vec<String>, separator| names.join(separator);
+    Err(BitcoindError::MissingTools {
+        missing: join(
+            absent.iter().map(|package| package.wanted()).collect(),
+            ", ",
+        ),
+        packages: join(
+            absent
+                .iter()
+                .map(|package| package.debian.to_owned())
+                .collect(),
+            " ",
+        ),
+    })
+}
+
+fn compiler_finds(header: &str) -> bool {
+    let compiler = ["c++", "g++", "clang++"]
+        .into_iter()
+        .find(|name| on_path(name).is_some());
+    let Some(compiler) = compiler else {
+        return false;
+    };
+    let preprocessor = Command::new(compiler)
+        .args(["-E", "-x", "c++", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut preprocessor) = preprocessor else {
+        return false;
+    };
+    let written = preprocessor
+        .stdin
+        .take()
+        .is_some_and(|mut stdin| writeln!(stdin, "#include <{header}>").is_ok());
+    preprocessor.wait().is_ok_and(|status| status.success()) && written
+}
+
+/// Folder of the Bitcoin Core tree, fetched by cargo like any other dependency: from the registry
+/// or mirror the user configured, checked against Cargo.lock.
+fn core_source() -> Result<PathBuf, BitcoindError> {
+    let failed = |reason: String| BitcoindError::Source(reason);
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .args(["--features", "core-source", "--manifest-path"])
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
+        .output()
+        .map_err(|e| failed(e.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    let metadata: Value =
+        serde_json::from_slice(&output.stdout).map_err(|e| failed(e.to_string()))?;
+    metadata["packages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|package| package["name"] == CRATE && package["version"] == CRATE_VERSION)
+        .and_then(|package| package["manifest_path"].as_str())
+        .and_then(|manifest| Path::new(manifest).parent())
+        .map(|folder| folder.join("bitcoin"))
+        .ok_or_else(|| failed(format!("{CRATE} {CRATE_VERSION} is not in Cargo.lock")))
+}
+
+fn build(source: &Path, home: &Path) -> Result<(), BitcoindError> {
+    let started = Instant::now();
+    let work = home.join("work");
+    let log = home.join("build.log");
+    fs::create_dir_all(&work).map_err(|e| cache_error(&work, e))?;
+    File::create(&log).map_err(|e| cache_error(&log, e))?;
+
+    progress(&format!(
+        "bitcoind: none found, building it from {CRATE} {CRATE_VERSION} into {} (minutes, once)",
+        home.display()
+    ));
+    let mut cmake = Command::new("cmake");
+    cmake
+        .args(["-G", "Ninja", "-S"])
+        .arg(source)
+        .arg("-B")
+        .arg(&work)
+        .args(CMAKE_OPTIONS);
+    run_logged(cmake, "cmake", &log, started)?;
+    let mut ninja = Command::new("ninja");
+    ninja
+        .arg("-C")
+        .arg(&work)
+        .args(PROGRAMS)
+        .env("NINJA_STATUS", "[%f/%t] ");
+    run_logged(ninja, "ninja", &log, started)?;
+
+    let bin = home.join("bin");
+    fs::create_dir_all(&bin).map_err(|e| cache_error(&bin, e))?;
+    // bitcoind last: its presence is what marks the cache complete.
+    for program in PROGRAMS.iter().rev() {
+        let target = bin.join(program);
+        fs::rename(work.join("bin").join(program), &target).map_err(|e| cache_error(&target, e))?;
+    }
+    fs::remove_dir_all(&work).map_err(|e| cache_error(&work, e))?;
+    progress(&format!(
+        "bitcoind: built in {} s",
+        started.elapsed().as_secs()
+    ));
+    Ok(())
+}
+
+/// Runs one step with its output in `log`, telling every further 5 % that ninja reports.
+fn run_logged(
+    mut command: Command,
+    step: &str,
+    log: &Path,
+    started: Instant,
+) -> Result<(), BitcoindError> {
+    let failed = |reason: String| BitcoindError::Build {
+        step: step.to_owned(),
+        log: log.to_owned(),
+        tail: format!("{}{reason}", last_lines(log, 20)),
+    };
+    let mut log_file = OpenOptions::new()
+        .append(true)
+        .open(log)
+        .map_err(|e| cache_error(log, e))?;
+    let stderr = log_file.try_clone().map_err(|e| cache_error(log, e))?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+        .map_err(|e| failed(e.to_string()))?;
+    let mut told_percent = 0;
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            writeln!(log_file, "{line}").map_err(|e| cache_error(log, e))?;
+            if let Some(percent) = finished_percent(&line).filter(|p| *p >= told_percent + 5) {
+                told_percent = percent;
+                let seconds = started.elapsed().as_secs();
+                progress(&format!("bitcoind: {percent:3} % built after {seconds} s"));
+            }
+        }
+    }
+    let status = child.wait().map_err(|e| failed(e.to_string()))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(failed(status.to_string()))
+    }
+}
+
+/// `[120/345] Building …` → 34.
+fn finished_percent(ninja_line: &str) -> Option<u64> {
+    let (finished, total) = ninja_line
+        .strip_prefix('[')?
+        .split_once(']')?
+        .0
+        .split_once('/')?;
+    let (finished, total): (u64, u64) = (finished.parse().ok()?, total.parse().ok()?);
+    (finished * 100).checked_div(total)
+}
+
+fn last_lines(file: &Path, count: usize) -> String {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let skip = lines.len().saturating_sub(count);
+    lines[skip..]
+        .iter()
+        .map(|line| format!("  {line}\n"))
+        .collect()
+}
+
+/// Straight to the stream: the test runner swallows what `eprintln!` prints.
+fn progress(line: &str) {
+    // A closed stderr is no reason to stop building.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn cache_error(path: &Path, source: std::io::Error) -> BitcoindError {
+    BitcoindError::Cache {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ninja_progress_is_read() {
+        assert_eq!(
+            finished_percent("[120/345] Building CXX object x.o"),
+            Some(34)
+        );
+        assert_eq!(finished_percent("[345/345] Linking"), Some(100));
+        assert_eq!(finished_percent("[0/0] nothing"), None);
+        assert_eq!(finished_percent("-- Configuring done"), None);
+    }
+
+    #[test]
+    fn a_header_nobody_ships_is_not_found() {
+        assert!(!compiler_finds("superscalar/no_such_header.hpp"));
+    }
+
+    #[test]
+    fn a_failing_step_names_itself_and_shows_its_output() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        File::create(&log).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo out; echo no such boost >&2; exit 3"]);
+        let error = run_logged(command, "cmake", &log, Instant::now()).unwrap_err();
+        let BitcoindError::Build { step, tail, .. } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(step, "cmake");
+        assert!(
+            tail.contains("no such boost") && tail.contains("exit status: 3"),
+            "{tail}"
+        );
+    }
+
+    #[test]
+    fn the_setup_script_installs_every_package() {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/setup");
+        let script = fs::read_to_string(script).unwrap();
+        for package in BUILD_PACKAGES {
+            assert!(
+                script
+                    .split(['"', ' ', '\n'])
+                    .any(|word| word == package.debian),
+                "{package:?}"
+            );
+        }
+    }
+}
