@@ -10,6 +10,7 @@
 //! in the order in which it must happen. The same inputs give the same effects.
 
 pub mod codec;
+pub mod exit;
 pub mod scripts;
 pub mod shape;
 pub mod signing;
