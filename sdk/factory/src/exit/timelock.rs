@@ -22,12 +22,12 @@ pub enum TimelockError {
         /// The first block that may hold it.
         allowed: u32,
     },
-    /// A relative lock (BIP68) is not over.
-    #[error("input {input} is locked for {delay} blocks: not before block {allowed}")]
+    /// A relative lock (BIP68) is not over, or (with no delay) the input does not yet exist.
+    #[error("input {input} must be {delay} blocks old: not before block {allowed}")]
     Relative {
         /// Index of the input.
         input: usize,
-        /// Blocks the input must be old.
+        /// Blocks the input must be old; 0 if it has no lock in force.
         delay: u16,
         /// The first block that may hold the transaction, as far as this input is concerned.
         allowed: u32,
@@ -122,20 +122,21 @@ fn relatives<'a>(
     // Consensus reads the version as unsigned; BIP68 begins with version 2.
     let enforced = transaction.version.0 as u32 >= 2;
     let pairs = transaction.input.iter().zip(input_heights).enumerate();
-    Ok(pairs
-        .filter(move |(_, (input, _))| enforced && input.sequence.is_relative_lock_time())
-        .map(|(index, (input, confirmed))| {
-            let sequence = input.sequence.to_consensus_u32();
-            if sequence & TIME_FLAG != 0 {
-                return Err(TimelockError::TimeBased);
-            }
-            let delay = (sequence & VALUE_MASK) as u16;
-            Ok(Relative {
-                input: index,
-                delay,
-                allowed: confirmed.saturating_add(u32::from(delay)),
-            })
-        }))
+    Ok(pairs.map(move |(index, (input, confirmed))| {
+        let sequence = input.sequence;
+        let delay = if !enforced || !sequence.is_relative_lock_time() {
+            0
+        } else if sequence.to_consensus_u32() & TIME_FLAG != 0 {
+            return Err(TimelockError::TimeBased);
+        } else {
+            (sequence.to_consensus_u32() & VALUE_MASK) as u16
+        };
+        Ok(Relative {
+            input: index,
+            delay,
+            allowed: confirmed.saturating_add(u32::from(delay)),
+        })
+    }))
 }
 
 #[cfg(test)]
@@ -204,10 +205,11 @@ mod tests {
     fn locks_that_are_not_in_force() {
         // Version 1 knows no BIP68, bit 31 switches it off; negative versions are large ones.
         assert_eq!(check(&transaction(1, 0, &[6]), &[100], 100), Ok(()));
-        assert_eq!(
-            check(&transaction(3, 0, &[1 << 31 | 6]), &[100], 100),
-            Ok(())
-        );
+        let off = transaction(3, 0, &[1 << 31 | 6]);
+        assert_eq!(check(&off, &[100], 100), Ok(()));
+        // No block holds a spend of what a later block creates.
+        assert!(check(&off, &[100], 99).is_err());
+        assert_eq!(earliest_height(&off, &[100]), Ok(100));
         assert!(check(&transaction(-1, 0, &[6]), &[100], 100).is_err());
     }
 

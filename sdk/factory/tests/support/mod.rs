@@ -7,10 +7,11 @@
 )]
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use bitcoin::hashes::Hash as _;
 use bitcoin::secp256k1::schnorr::Signature;
-use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
+use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey, SignOnly};
 use bitcoin::{Amount, Network, OutPoint, ScriptBuf, Txid, WPubkeyHash};
 use superscalar_factory::exit::SignedPath;
 use superscalar_factory::scripts::tagged_hash;
@@ -24,6 +25,7 @@ use superscalar_factory::terms::{
 use superscalar_factory::timing::Timing;
 use superscalar_factory::tree::{Blueprint, Tree, TreeTx, TxName};
 
+pub mod core_script;
 pub mod generators;
 pub mod simulated_chain;
 
@@ -109,9 +111,9 @@ pub fn nonces(signers: &[&FactoryKey]) -> (Vec<SecretNonce>, Vec<PublicNonce>) {
 
 /// Some public key that nobody signs with.
 pub fn point(label: &str, index: u64) -> PublicKey {
+    static SECP: LazyLock<Secp256k1<SignOnly>> = LazyLock::new(Secp256k1::signing_only);
     let secret = tagged_hash(label, &[&index.to_be_bytes()]);
-    let secret = SecretKey::from_slice(&secret).unwrap();
-    secret.public_key(&Secp256k1::signing_only())
+    SecretKey::from_slice(&secret).unwrap().public_key(&SECP)
 }
 
 pub fn payout(index: u64) -> ScriptBuf {
