@@ -4,6 +4,8 @@
 //! reading of its rules: if a new release behaves otherwise, this file fails first. Transactions
 //! are built by hand, with one key where factories have an aggregate; the chain sees no difference.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use bitcoin::absolute::LockTime;
 use bitcoin::hashes::Hash;
 use bitcoin::key::{Keypair, Secp256k1, TapTweak};
@@ -23,6 +25,8 @@ const FUNDING: Amount = Amount::from_sat(1_000_000);
 const STATE_DELAY: u16 = 6;
 const KICKOFF_VBYTES: u64 = 124;
 const STATE_VBYTES: u64 = 167;
+/// A child that spends an anchor and one taproot coin into one taproot output.
+const BUMP_CHILD_VBYTES: u64 = 153;
 const TRUC: Version = Version(3);
 
 /// A coin and what is needed to spend it.
@@ -303,41 +307,49 @@ fn a_distribution_waits_for_both_its_locks() {
     confirm(&node, &late, STATE_VBYTES);
 }
 
-/// The tree pays 10 sat/vB; both ways a node may come to ask for more.
-fn nodes_asking_more_than_the_tree_pays() -> [RegtestNode; 2] {
+/// The tree pays 10 sat/vB. Both ways a node may come to ask for more, and what it says then.
+fn nodes_asking_more_than_the_tree_pays() -> [(RegtestNode, &'static str); 2] {
     let configured = RegtestNode::with_args(&["-minrelaytxfee=0.0002"]).unwrap();
     let congested = RegtestNode::with_args(&["-maxmempool=5"]).unwrap();
     congested
         .congest(FeeRate::from_sat_per_vb(20).unwrap())
         .unwrap();
-    [configured, congested]
+    [
+        (configured, "min relay fee not met"),
+        (congested, "mempool min fee not met"),
+    ]
 }
 
 #[test]
 fn above_the_trees_feerate_a_package_with_the_anchors_child_gets_in() {
-    for node in nodes_asking_more_than_the_tree_pays() {
+    for (node, reason) in nodes_asking_more_than_the_tree_pays() {
         let minimum = node.mempool_minimum().unwrap();
         assert!(minimum >= FeeRate::from_sat_per_vb(20).unwrap());
         let kickoff = NodeShape::kickoff().spend(&funded(&node, FUNDING));
         let fee_coin = funded(&node, Amount::from_sat(100_000));
-        let reason = refusal(&node, &kickoff);
-        assert!(
-            ["min relay fee not met", "mempool min fee not met"].contains(&reason.as_str()),
-            "{reason}"
-        );
+        assert_eq!(refusal(&node, &kickoff), reason);
 
         let anchor = anchor_of(&kickoff);
-        let stingy = bump_child(TRUC, &anchor, &fee_coin, Amount::from_sat(1_500));
+        // With the anchor's value the package still pays no more than the tree alone.
+        let stingy_fee = Amount::from_sat(BUMP_CHILD_VBYTES * TREE_FEERATE_SAT_PER_VB);
+        let stingy = bump_child(TRUC, &anchor, &fee_coin, stingy_fee);
         let outcome = node.submit_package(&[kickoff.clone(), stingy]).unwrap();
+        let words: Vec<_> = outcome
+            .transactions
+            .iter()
+            .filter_map(|tx| tx.error.as_ref())
+            .collect();
         assert!(
-            !outcome.accepted(),
-            "the package pays 10 sat/vB: {outcome:?}"
+            words.len() == 2 && words.iter().all(|text| text.contains(reason)),
+            "{outcome:?}"
         );
         assert_eq!(node.spender_of(fee_coin.outpoint).unwrap(), None);
 
-        let fee = minimum.fee_vb(2 * (KICKOFF_VBYTES + 160)).unwrap();
+        let fee = minimum
+            .fee_vb(2 * (KICKOFF_VBYTES + BUMP_CHILD_VBYTES))
+            .unwrap();
         let child = bump_child(TRUC, &anchor, &fee_coin, fee);
-        assert!(child.vsize() <= 1_000, "TRUC's limit for a child");
+        assert_eq!(child.vsize() as u64, BUMP_CHILD_VBYTES);
         let outcome = node
             .submit_package(&[kickoff.clone(), child.clone()])
             .unwrap();
@@ -377,6 +389,37 @@ fn a_child_of_an_unconfirmed_node_must_be_version_3_and_small() {
         .expect("the parent is confirmed: no restriction any more");
     node.mine(1).unwrap();
     assert_eq!(node.confirmations(txid).unwrap(), 1);
+}
+
+#[test]
+fn a_node_may_have_10_000_vbytes() {
+    let node = RegtestNode::new().unwrap();
+    let funding = funded(&node, FUNDING * 10);
+    let with_outputs = |count: usize| {
+        let vbytes = KICKOFF_VBYTES + 43 * (count as u64 - 1);
+        let fee = Amount::from_sat(vbytes * TREE_FEERATE_SAT_PER_VB);
+        let scripts = vec![channel_script(); count];
+        (
+            vbytes,
+            NodeShape {
+                scripts,
+                fee,
+                ..NodeShape::kickoff()
+            }
+            .spend(&funding),
+        )
+    };
+    let (vbytes, too_large) = with_outputs(231);
+    assert_eq!((vbytes, too_large.vsize()), (10_014, 10_014));
+    assert_eq!(refusal(&node, &too_large), "TRUC-violation");
+    // A root distribution of the largest group has 128 payouts.
+    for count in [128, 230] {
+        let (vbytes, fits) = with_outputs(count);
+        match node.test_accept(&fits).unwrap() {
+            Acceptance::Accepted { vsize_vb, .. } => assert_eq!(vsize_vb, vbytes),
+            refused => panic!("{count} outputs: {refused:?}"),
+        }
+    }
 }
 
 #[test]

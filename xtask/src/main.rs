@@ -1,2 +1,41 @@
-//! Project chores.
-fn main() {}
+//! Project chores that need more than a line of the Makefile: `cargo xtask <command>`.
+
+#![expect(clippy::print_stdout, reason = "commands print their results")]
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+/// Project chores.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+enum Chore {
+    /// Print the path of the bitcoind the tests run, building it first if there is none.
+    Bitcoind,
+    /// Install the system packages the build and bitcoind need (as root), or name them.
+    Setup,
+}
+
+fn main() -> Result<()> {
+    match Chore::parse() {
+        Chore::Bitcoind => {
+            println!("{}", superscalar_regtest::locate_bitcoind()?.display());
+            Ok(())
+        }
+        Chore::Setup => setup(),
+    }
+}
+
+/// A shell script, because the first thing it installs may be the linker cargo needs.
+fn setup() -> Result<()> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/setup");
+    let status = Command::new(&script)
+        .status()
+        .with_context(|| format!("running {}", script.display()))?;
+    if !status.success() {
+        bail!("setup is incomplete, see above");
+    }
+    Ok(())
+}

@@ -454,7 +454,7 @@ macro_rules! tlv {
                 r: &mut $crate::codec::Reader<'_>,
                 _field: &'static str,
             ) -> Result<Self, $crate::codec::DecodeError> {
-                use $crate::codec::{DecodeError, Decode};
+                use $crate::codec::DecodeError;
                 $( let mut $field: Option<$ty> = None; )*
                 let mut last: Option<u64> = None;
                 while !r.is_empty() {
@@ -466,7 +466,13 @@ macro_rules! tlv {
                     let len = r.length(u64::MAX, "TLV length")?;
                     let value = r.take(len, "TLV value")?;
                     match typ {
-                        $( $typ => $field = Some(<$ty>::from_bytes(value, stringify!($field))?), )*
+                        $( $typ => {
+                            let decoded = <$ty as $crate::codec::Decode>::from_bytes(
+                                value,
+                                stringify!($field),
+                            )?;
+                            $field = Some(decoded);
+                        } )*
                         _ if typ % 2 == 0 => return Err(DecodeError::UnknownEven { typ }),
                         _ => {}
                     }

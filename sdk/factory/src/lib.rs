@@ -10,10 +10,16 @@
 //! in the order in which it must happen. The same inputs give the same effects.
 
 pub mod codec;
+pub mod coordinator;
+pub mod effect;
 pub mod exit;
+pub mod journal;
+pub mod member;
+pub mod message;
 pub mod scripts;
 pub mod shape;
 pub mod signing;
 pub mod terms;
 pub mod timing;
 pub mod tree;
+pub mod wire;

@@ -19,6 +19,7 @@
 //! of lower rooms get a node without compiling LDK.
 
 mod binary;
+mod build_packages;
 mod chain;
 mod coins;
 mod mempool;
@@ -30,10 +31,10 @@ mod source_build;
 mod wait;
 
 pub use binary::{BitcoindError, locate_bitcoind};
+pub use build_packages::{BUILD_PACKAGES, BuildPackage, Provides};
 pub use chain::Spend;
 pub use mempool::{Acceptance, PackageOutcome, PackageTransaction};
 pub use mining::Displaced;
 pub use node::{RegtestNode, StartError};
 pub use rpc::RpcError;
-pub use source_build::{BUILD_PACKAGES, BuildPackage};
 pub use wait::{TimedOut, wait_until, wait_until_async};

@@ -1,5 +1,6 @@
 //! What the node relays: submitting, asking beforehand, packages, and a mempool under pressure.
 
+use bitcoin::consensus::encode::serialize_hex;
 use bitcoin::{Amount, FeeRate, ScriptBuf, Transaction, TxOut, Txid};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -59,10 +60,8 @@ impl RegtestNode {
     /// # Errors
     /// Refused with the reject reason, see [`RpcError::refused_with`].
     pub fn submit(&self, transaction: &Transaction) -> Result<Txid, RpcError> {
-        let [hex] = &to_hex(std::slice::from_ref(transaction))[..] else {
-            unreachable!()
-        };
-        self.rpc.typed("sendrawtransaction", json!([hex, 0]))
+        self.rpc
+            .typed("sendrawtransaction", json!([serialize_hex(transaction), 0]))
     }
 
     /// Hands parents and their child to the mempool as one package, the child last.
@@ -110,8 +109,8 @@ impl RegtestNode {
             #[serde(rename = "reject-reason")]
             reject_reason: Option<String>,
         }
-        let hex = to_hex(std::slice::from_ref(transaction));
-        let [verdict]: [Verdict; 1] = self.rpc.typed(METHOD, json!([hex, 0]))?;
+        let params = json!([[serialize_hex(transaction)], 0]);
+        let [verdict]: [Verdict; 1] = self.rpc.typed(METHOD, params)?;
         if !verdict.allowed {
             return Ok(Acceptance::Refused {
                 reason: verdict.reject_reason.unwrap_or_default(),
@@ -151,7 +150,7 @@ impl RegtestNode {
     /// rush of fees. Needs a node started with `-maxmempool=5`, the smallest bitcoind allows.
     ///
     /// # Errors
-    /// [`RpcError::OutOfCoins`] when the mempool is too large to fill.
+    /// When the mempool is too large to fill.
     pub fn congest(&self, minimum: FeeRate) -> Result<(), RpcError> {
         const COINS: usize = 96;
         const PAYLOAD_BYTES: usize = 98_000;
@@ -185,10 +184,10 @@ impl RegtestNode {
         if self.mempool_minimum()? >= minimum {
             return Ok(());
         }
-        Err(RpcError::OutOfCoins {
-            available: Amount::ZERO,
-            needed: fee,
-        })
+        Err(RpcError::unexpected(
+            "congest",
+            "the mempool is still not full; start the node with -maxmempool=5",
+        ))
     }
 }
 

@@ -129,7 +129,7 @@ impl RegtestNode {
     ///
     /// # Errors
     /// Refused when `depth` exceeds the height, or with [`Displaced::MinedAgain`] when a
-    /// transaction spends a coinbase that went away.
+    /// transaction spends a coinbase that went away (the old blocks are gone then, too).
     pub fn reorg(&self, depth: u32, displaced: Displaced) -> Result<Vec<BlockHash>, RpcError> {
         let first = i64::from(self.height()?) - i64::from(depth) + 1;
         let old: Vec<Vec<Transaction>> = (0..i64::from(depth))

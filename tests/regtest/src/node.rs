@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bitcoin::hex::DisplayHex;
 use bitcoin::secp256k1::rand::{self, RngCore};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::binary::{BitcoindError, locate_bitcoind};
@@ -108,7 +108,7 @@ impl RegtestNode {
         let bitcoind = locate_bitcoind()?;
         let mut attempt = 1;
         loop {
-            match Self::start(&bitcoind, args) {
+            match Self::start(&bitcoind, args, free_ports()?) {
                 Err(StartError::NotStarted { output, .. })
                     if port_was_taken(&output) && attempt < PORT_ATTEMPTS =>
                 {
@@ -123,11 +123,11 @@ impl RegtestNode {
         }
     }
 
-    fn start(bitcoind: &Path, args: &[&str]) -> Result<Self, StartError> {
+    fn start(bitcoind: &Path, args: &[&str], ports: [u16; 2]) -> Result<Self, StartError> {
         let datadir = tempfile::Builder::new()
             .prefix("superscalar-regtest-")
             .tempdir()?;
-        let [rpc_port, p2p_port] = free_ports()?;
+        let [rpc_port, p2p_port] = ports;
         let mut password = [0; 16];
         rand::thread_rng().fill_bytes(&mut password);
         let password = password.to_lower_hex_string();
@@ -207,7 +207,7 @@ fn wait_for_rpc(
     let waited = wait_until("bitcoind answers", START_LIMIT, || {
         exited = process.exited().ok().flatten();
         // Asked only while our process lives: a stranger on a stolen port has another password.
-        exited.is_some() || rpc.call("getblockcount", json!([])).is_ok()
+        exited.is_some() || rpc.answers()
     });
     let reason = match (exited, waited) {
         (None, Ok(())) => return Ok(()),
@@ -239,4 +239,39 @@ fn port_was_taken(stderr: &str) -> bool {
     ]
     .iter()
     .any(|words| stderr.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_somebody_took_is_recognised() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = taken
+            .local_addr()
+            .map(|address| (taken, address.port()))
+            .unwrap();
+        let [free, _] = free_ports().unwrap();
+        let bitcoind = locate_bitcoind().unwrap();
+        for ports in [[taken.1, free], [free, taken.1]] {
+            let error = RegtestNode::start(&bitcoind, &[], ports).unwrap_err();
+            let StartError::NotStarted { output, .. } = &error else {
+                panic!("{error}")
+            };
+            assert!(port_was_taken(output), "{output}");
+        }
+    }
+
+    #[test]
+    fn another_failure_is_not_taken_for_a_port() {
+        let error = RegtestNode::with_args(&["-maxmempool=1"]).unwrap_err();
+        let StartError::NotStarted { output, .. } = &error else {
+            panic!("{error}")
+        };
+        assert!(
+            output.contains("maxmempool") && !port_was_taken(output),
+            "{output}"
+        );
+    }
 }

@@ -86,6 +86,21 @@ impl RpcClient {
     }
 
     pub(crate) fn call(&self, method: &str, params: Value) -> Result<Value, RpcError> {
+        self.call_within(TIMEOUT_SECONDS, method, params)
+    }
+
+    /// True when our bitcoind answers. Asks for seconds only: a stranger who took the port
+    /// between our choosing it and bitcoind's start may accept connections and stay silent.
+    pub(crate) fn answers(&self) -> bool {
+        self.call_within(2, "getblockcount", json!([])).is_ok()
+    }
+
+    fn call_within(
+        &self,
+        timeout_seconds: u64,
+        method: &str,
+        params: Value,
+    ) -> Result<Value, RpcError> {
         let transport = |reason: String| RpcError::Transport {
             method: method.to_owned(),
             reason,
@@ -95,7 +110,7 @@ impl RpcClient {
             .with_header("Authorization", &self.authorization)
             .with_header("Content-Type", "application/json")
             .with_header("Connection", "close")
-            .with_timeout(TIMEOUT_SECONDS)
+            .with_timeout(timeout_seconds)
             .with_body(request.to_string())
             .send()
             .map_err(|e| transport(e.to_string()))?;

@@ -1,5 +1,7 @@
 //! The harness itself: what the other tests take for granted.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
@@ -43,6 +45,12 @@ fn nodes_run_beside_each_other_and_are_independent() {
     assert_eq!(nodes[1].height().unwrap(), RegtestNode::FIRST_HEIGHT);
     let tips: HashSet<_> = nodes.iter().map(|node| node.tip().unwrap()).collect();
     assert_eq!(tips.len(), 4, "same height and second, yet other blocks");
+}
+
+#[test]
+fn a_node_may_be_shared_between_threads() {
+    fn assert_shared<T: Send + Sync + 'static>() {}
+    assert_shared::<RegtestNode>();
 }
 
 #[test]

@@ -20,7 +20,7 @@ const INFO: &[u8] = b"superscalar/factory-key/v1";
 /// Never used for anything else: turnover reveals it once the factory is behind its owner. Erased
 /// when dropped; cannot be cloned, and prints only its public half.
 ///
-/// ```compile_fail
+/// ```compile_fail,E0599
 /// let key = superscalar_factory::signing::FactoryKey::derive(&[1; 32], &[2; 32]);
 /// let copy = key.clone();
 /// ```

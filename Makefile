@@ -1,0 +1,35 @@
+# The commands everybody uses. Each works on a fresh machine; `setup` is part of those that need it.
+
+CARGO ?= cargo
+
+.PHONY: help demo test lint bench setup bitcoind
+
+help:
+	@echo "make demo    a factory, payments and an exit on a real regtest chain"
+	@echo "make test    everything, on real bitcoinds"
+	@echo "make lint    rustfmt, clippy, docs; warnings are errors"
+	@echo "make bench   the figures of the README"
+	@echo "make setup   install system packages (as root on Debian), or say which are missing"
+
+demo: bitcoind
+	$(CARGO) build --locked -p lsp-node -p wallet-cli
+	$(CARGO) run --locked -p superscalar-tests --bin demo
+
+test: bitcoind
+	$(CARGO) test --workspace --locked
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps --locked
+
+bench:
+	$(CARGO) xtask bench
+
+setup:
+	scripts/setup
+
+# Incomplete packages matter only where no bitcoind stands yet: the second line decides.
+bitcoind:
+	-@scripts/setup
+	@$(CARGO) xtask bitcoind

@@ -1,0 +1,847 @@
+//! The LSP's side of building a factory, as a state machine without I/O: one per attempt.
+//!
+//! What always holds: the funding transaction is fixed before the terms leave and published only
+//! when every member has acknowledged the complete path; the LSP's own partial signatures never
+//! leave; whoever is silent or signs badly is named, and no coin was committed.
+
+mod plan;
+mod signing;
+
+use std::collections::BTreeSet;
+
+use bitcoin::secp256k1::{PublicKey, schnorr};
+use bitcoin::{OutPoint, Transaction, Txid};
+
+use crate::effect::{Effect, Event, SlotChannel, SlotRef, depth};
+use crate::journal::{
+    Activated, Ended, LspGathering, LspNodes, LspPublished, LspRoot, LspTerms, Record, ReplayError,
+};
+use crate::member::PROTOCOL;
+use crate::message::{
+    Attempt, Identity, Invite, Join, Message, NodeSigs, PartialSigs, Refusal, RefusalCode, RootAck,
+    RootPartial, RootSig, TermsMessage,
+};
+use crate::terms::Terms;
+use crate::tree::{Blueprint, Tree};
+use signing::Signing;
+
+pub use plan::{FactoryPlan, LspSecrets, PlanError, Seat, StockOutput, stock_preimage};
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+#[allow(clippy::large_enum_variant)]
+pub enum Input {
+    /// A member said something about this attempt.
+    Message {
+        /// The member's Lightning node.
+        from: PublicKey,
+        /// What it said.
+        message: Message,
+    },
+    /// A member is connected again.
+    Connected(PublicKey),
+    /// Answer to [`Effect::Fund`]: the signed transaction and the output's position.
+    Funded {
+        /// The transaction, not published.
+        tx: Transaction,
+        /// Position of the factory's output.
+        vout: u32,
+    },
+    /// Answer to [`Effect::Fund`]: there are not enough confirmed coins.
+    FundingFailed,
+    /// Both sides hold commitments on the slot's outpoint, ours durably.
+    ChannelHeld(u16),
+    /// The slot's channel could not be opened or was closed.
+    ChannelLost(u16),
+    /// The time for this round is over.
+    TimedOut,
+    /// The funding transaction is in the block at `height`.
+    FundingConfirmed {
+        /// Its height.
+        height: u32,
+    },
+    /// The block the funding transaction was in is no longer in the best chain.
+    FundingReorged,
+    /// The best chain's height.
+    Height(u32),
+}
+
+/// One attempt to build one factory.
+#[derive(Debug)]
+pub struct Coordinator {
+    attempt: Attempt,
+    peers: Vec<PublicKey>,
+    invites: Vec<Invite>,
+    lsp_funding_keys: Vec<PublicKey>,
+    secrets: LspSecrets,
+    phase: Phase,
+    tip: u32,
+    funding_height: Option<u32>,
+    open: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Waiting for Join.
+    Gathering {
+        joins: Vec<Option<Join>>,
+    },
+    /// Waiting for the funding transaction.
+    Funding {
+        terms: Terms,
+        blueprint: Blueprint,
+        joins: Vec<Join>,
+    },
+    /// Waiting for PartialSigs.
+    Signing {
+        built: Box<Built>,
+        signing: Signing,
+        messages: Vec<TermsMessage>,
+    },
+    /// Waiting for channels and RootPartial.
+    Opening {
+        built: Box<Built>,
+        signing: Signing,
+        held: BTreeSet<u16>,
+    },
+    /// Waiting for RootAck.
+    Acking {
+        built: Box<Built>,
+        acked: BTreeSet<u16>,
+    },
+    /// The funding is published.
+    Published {
+        built: Box<Built>,
+        active: Option<u32>,
+    },
+    Ended(RefusalCode),
+}
+
+/// A factory whose terms and funding are fixed.
+#[derive(Debug, Clone)]
+pub struct Built {
+    /// The terms.
+    pub terms: Terms,
+    /// All transactions.
+    pub tree: Tree,
+    /// Final signatures in the order of the tree's transactions, the root kickoff's last; as many
+    /// as there are.
+    pub signatures: Vec<schnorr::Signature>,
+    /// The signed funding transaction.
+    pub funding: Transaction,
+}
+
+impl Built {
+    /// Whether every transaction is signed.
+    pub fn complete(&self) -> bool {
+        self.signatures.len() == self.tree.transactions().count()
+    }
+
+    /// Every transaction beside its final signature, as far as there are signatures.
+    pub fn signed(&self) -> impl Iterator<Item = Transaction> {
+        let names = signing::order(&self.tree);
+        names
+            .into_iter()
+            .zip(&self.signatures)
+            .filter_map(|(name, signature)| Some(self.tree.tx(name)?.signed(signature)))
+    }
+
+    /// The signatures a member at `slot` is sent: its path but the root kickoff's.
+    fn path_signatures(&self, slot: u16) -> Vec<schnorr::Signature> {
+        let order = signing::order(&self.tree);
+        let mut path = self.tree.signing_order(slot);
+        path.pop();
+        path.iter()
+            .filter_map(|name| order.iter().position(|other| other == name))
+            .filter_map(|position| self.signatures.get(position).copied())
+            .collect()
+    }
+}
+
+impl Coordinator {
+    /// Invites the members of `plan`.
+    ///
+    /// `lsp_funding_keys` are the LSP's keys in the channels' 2-of-2s, in slot order.
+    pub fn start(
+        plan: &FactoryPlan,
+        secrets: LspSecrets,
+        lsp_funding_keys: Vec<PublicKey>,
+        tip: u32,
+    ) -> Result<(Coordinator, Vec<Effect>), PlanError> {
+        let invites = plan.invites(&secrets)?;
+        if lsp_funding_keys.len() != invites.len() {
+            return Err(PlanError::FundingKeys {
+                given: lsp_funding_keys.len(),
+                seats: invites.len(),
+            });
+        }
+        let peers: Vec<PublicKey> = plan.seats.iter().map(|seat| seat.peer).collect();
+        let record = LspGathering {
+            salt: secrets.salt(),
+            peers: peers.clone(),
+            invites: invites.clone(),
+        };
+        let mut effects = vec![Effect::Persist(record.into())];
+        for (peer, invite) in peers.iter().zip(&invites) {
+            effects.push(send(*peer, invite.clone()));
+        }
+        let coordinator = Coordinator {
+            attempt: plan.attempt,
+            phase: Phase::Gathering {
+                joins: vec![None; peers.len()],
+            },
+            peers,
+            invites,
+            lsp_funding_keys,
+            secrets,
+            tip,
+            funding_height: None,
+            open: false,
+        };
+        Ok((coordinator, effects))
+    }
+
+    /// The role a journal describes, and what to do now that it is back.
+    ///
+    /// Nonces do not survive: an attempt whose root kickoff was not signed ends here.
+    pub fn replay(
+        seed: &[u8; 32],
+        records: &[Record],
+        tip: u32,
+    ) -> Result<(Coordinator, Vec<Effect>), ReplayError> {
+        let gathering = match records.first() {
+            None => return Err(ReplayError::Empty),
+            Some(Record::LspGathering(gathering)) => gathering,
+            Some(_) => {
+                return Err(out_of_order(
+                    0,
+                    "an LSP's journal begins with its gathering",
+                ));
+            }
+        };
+        let Some(invite) = gathering.invites.first() else {
+            return Err(out_of_order(0, "nobody was invited"));
+        };
+        let mut coordinator = Coordinator {
+            attempt: invite.header.attempt(),
+            peers: gathering.peers.clone(),
+            invites: gathering.invites.clone(),
+            lsp_funding_keys: Vec::new(),
+            secrets: LspSecrets::restored(seed, gathering.salt),
+            phase: Phase::Ended(RefusalCode::Restarted),
+            tip,
+            funding_height: None,
+            open: false,
+        };
+        let mut built: Option<Box<Built>> = None;
+        let (mut published, mut active, mut ended) = (false, None, None);
+        for (position, record) in records.iter().enumerate().skip(1) {
+            let missing = out_of_order(position, "the terms are not known yet");
+            match record {
+                Record::LspTerms(body) => {
+                    built =
+                        Some(Box::new(rebuild(body).ok_or_else(|| {
+                            out_of_order(position, "the terms do not build")
+                        })?));
+                }
+                Record::LspNodes(body) => {
+                    built.as_mut().ok_or(missing)?.signatures = body.signatures.clone();
+                }
+                Record::LspRoot(body) => {
+                    let built = built.as_mut().ok_or(missing)?;
+                    built.signatures.push(body.signature);
+                }
+                Record::LspPublished(_) => published = true,
+                Record::Activated(body) => active = Some(body.height),
+                Record::Ended(body) => ended = Some(body.code),
+                _ => return Err(out_of_order(position, "not an LSP's record")),
+            }
+        }
+        let mut effects = Vec::new();
+        match (built, ended) {
+            (_, Some(code)) => coordinator.phase = Phase::Ended(code),
+            (Some(built), None) if built.complete() => {
+                for slot in 0..coordinator.members() {
+                    effects.push(Effect::Agree(coordinator.channel(&built, slot)));
+                }
+                effects.push(Effect::Watch(built.tree.funding));
+                if published {
+                    if active.is_none() {
+                        effects.push(Effect::Broadcast(built.funding.clone()));
+                    }
+                    coordinator.phase = Phase::Published { built, active };
+                } else {
+                    let acked = BTreeSet::new();
+                    coordinator.phase = Phase::Acking { built, acked };
+                }
+            }
+            (built, None) => {
+                let funding = built.map(|built| built.tree.funding.txid);
+                effects = coordinator.end_with(RefusalCode::Restarted, funding, &[]);
+            }
+        }
+        Ok((coordinator, effects))
+    }
+
+    /// Tells the role what happened; what it wants done comes back in order.
+    pub fn handle(&mut self, input: Input) -> Vec<Effect> {
+        match input {
+            Input::Message { from, message } => self.message(from, message),
+            Input::Connected(peer) => self.repeat(peer),
+            Input::Funded { tx, vout } => self.funded(tx, vout),
+            Input::FundingFailed => match self.phase {
+                Phase::Funding { .. } => self.end(RefusalCode::Funding, &[]),
+                _ => Vec::new(),
+            },
+            Input::ChannelHeld(slot) => self.channel_held(slot),
+            Input::ChannelLost(slot) => match self.phase {
+                Phase::Opening { .. } => self.end(RefusalCode::Channel, &[slot]),
+                _ => Vec::new(),
+            },
+            Input::TimedOut => self.timed_out(),
+            Input::FundingConfirmed { height } => {
+                self.funding_height = Some(height);
+                self.bury()
+            }
+            Input::FundingReorged => self.funding_reorged(),
+            Input::Height(tip) => {
+                self.tip = tip;
+                self.bury()
+            }
+        }
+    }
+
+    /// The attempt.
+    pub fn attempt(&self) -> Attempt {
+        self.attempt
+    }
+
+    /// The members' Lightning nodes, in slot order.
+    pub fn peers(&self) -> &[PublicKey] {
+        &self.peers
+    }
+
+    /// What each member was offered.
+    pub fn invites(&self) -> &[Invite] {
+        &self.invites
+    }
+
+    /// The factory, once its terms and funding are fixed.
+    pub fn built(&self) -> Option<&Built> {
+        match &self.phase {
+            Phase::Signing { built, .. }
+            | Phase::Opening { built, .. }
+            | Phase::Acking { built, .. }
+            | Phase::Published { built, .. } => Some(built),
+            _ => None,
+        }
+    }
+
+    /// Whether the funding is buried.
+    pub fn is_active(&self) -> bool {
+        self.open
+    }
+
+    /// Why the attempt is over, if it is.
+    pub fn ended(&self) -> Option<RefusalCode> {
+        match self.phase {
+            Phase::Ended(code) => Some(code),
+            _ => None,
+        }
+    }
+
+    /// One word for where the ceremony stands.
+    pub fn phase(&self) -> &'static str {
+        match &self.phase {
+            Phase::Gathering { .. } => "gathering",
+            Phase::Funding { .. } => "funding",
+            Phase::Signing { .. } => "signing",
+            Phase::Opening { .. } => "opening",
+            Phase::Acking { .. } => "acknowledging",
+            Phase::Published { .. } if self.open => "active",
+            Phase::Published { .. } => "published",
+            Phase::Ended(_) => "ended",
+        }
+    }
+
+    /// Whether a round is running that a silent member can hold up.
+    pub fn awaits_members(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Gathering { .. }
+                | Phase::Signing { .. }
+                | Phase::Opening { .. }
+                | Phase::Acking { .. }
+        )
+    }
+
+    fn members(&self) -> u16 {
+        self.peers.len() as u16
+    }
+
+    fn message(&mut self, from: PublicKey, message: Message) -> Vec<Effect> {
+        let Some(slot) = self.peers.iter().position(|peer| *peer == from) else {
+            return self.refuse(from, RefusalCode::Unknown, "");
+        };
+        let slot = slot as u16;
+        match message {
+            Message::Join(join) => self.join(slot, join),
+            Message::PartialSigs(sigs) => self.partial_sigs(slot, sigs),
+            Message::RootPartial(partial) => self.root_partial(slot, &partial),
+            Message::RootAck(RootAck { .. }) => self.root_ack(slot),
+            Message::Refusal(refusal) => self.refusal(slot, refusal.code),
+            _ => self.refuse(from, RefusalCode::Unexpected, ""),
+        }
+    }
+
+    fn join(&mut self, slot: u16, join: Join) -> Vec<Effect> {
+        let peer = self.peers[usize::from(slot)];
+        let Phase::Gathering { joins } = &mut self.phase else {
+            return self.refuse(peer, RefusalCode::Unexpected, "join");
+        };
+        let seat = usize::from(slot);
+        if let Some(known) = &joins[seat] {
+            // Said again after a reconnect: the same is fine, other keys are not.
+            return match *known == join {
+                true => Vec::new(),
+                false => self.refuse(peer, RefusalCode::Key, "member_key"),
+            };
+        }
+        if let Err((code, field)) = signing::check_join(&self.invites[seat], joins, &join) {
+            return self.refuse(peer, code, field);
+        }
+        joins[seat] = Some(join);
+        if !joins.iter().all(Option::is_some) {
+            return Vec::new();
+        }
+        let joins: Vec<Join> = joins.drain(..).flatten().collect();
+        let terms = plan::terms(&self.invites, &joins, &self.lsp_funding_keys, &self.secrets);
+        let built = Blueprint::whole(&terms)
+            .and_then(|blueprint| Ok((blueprint.funding_output()?, blueprint)));
+        match built {
+            Err(_) => self.end(RefusalCode::Terms, &[]),
+            Ok((output, blueprint)) => {
+                self.phase = Phase::Funding {
+                    terms,
+                    blueprint,
+                    joins,
+                };
+                vec![Effect::Fund(output)]
+            }
+        }
+    }
+
+    fn funded(&mut self, tx: Transaction, vout: u32) -> Vec<Effect> {
+        let ended = Phase::Ended(RefusalCode::Funding);
+        let (terms, blueprint, joins) = match std::mem::replace(&mut self.phase, ended) {
+            Phase::Funding {
+                terms,
+                blueprint,
+                joins,
+            } => (terms, blueprint, joins),
+            other => {
+                self.phase = other;
+                return Vec::new();
+            }
+        };
+        let funding = OutPoint {
+            txid: tx.compute_txid(),
+            vout,
+        };
+        let wanted = blueprint.funding_output().ok();
+        let tree = match blueprint.tree(funding) {
+            Ok(tree) if tx.output.get(vout as usize) == wanted.as_ref() => tree,
+            _ => return self.end_with(RefusalCode::Funding, Some(funding.txid), &[]),
+        };
+        let Some(signing) = Signing::new(&tree, &joins, &mut self.secrets) else {
+            return self.end_with(RefusalCode::Nonce, Some(funding.txid), &[]);
+        };
+        let mut messages = Vec::with_capacity(self.peers.len());
+        for slot in 0..self.members() {
+            let Some(facts) = blueprint.facts(&terms, slot) else {
+                return self.end_with(RefusalCode::Terms, Some(funding.txid), &[]);
+            };
+            messages.push(TermsMessage {
+                attempt: self.attempt,
+                header: terms.header.clone(),
+                nonces: signing.aggregates(&tree.signing_order(slot)),
+                facts,
+                funding,
+            });
+        }
+        let record = LspTerms {
+            terms: terms.clone(),
+            funding: tx.clone(),
+            vout,
+            joins,
+        };
+        let mut effects = vec![Effect::Persist(record.into())];
+        for (peer, message) in self.peers.iter().zip(&messages) {
+            effects.push(send(*peer, message.clone()));
+        }
+        effects.push(Effect::Emit(Event::Signing(self.attempt)));
+        self.phase = Phase::Signing {
+            built: Box::new(Built {
+                terms,
+                tree,
+                signatures: Vec::new(),
+                funding: tx,
+            }),
+            signing,
+            messages,
+        };
+        effects
+    }
+
+    fn partial_sigs(&mut self, slot: u16, sigs: PartialSigs) -> Vec<Effect> {
+        let peer = self.peers[usize::from(slot)];
+        let Phase::Signing { built, signing, .. } = &mut self.phase else {
+            // Everyone's are in; a reconnecting member just repeats its own.
+            return Vec::new();
+        };
+        let wanted = built.tree.signing_order(slot).len() - 1;
+        if sigs.partials.len() != wanted {
+            return self.refuse(peer, RefusalCode::Signature, "partials");
+        }
+        if !signing.give(slot, sigs.partials) {
+            return self.refuse(peer, RefusalCode::Signature, "partials");
+        }
+        if !signing.complete() {
+            return Vec::new();
+        }
+        let tree = built.tree.clone();
+        match signing.nodes(&tree, self.secrets.key()) {
+            Err(culprits) => self.end(RefusalCode::Signature, &culprits),
+            Ok(signatures) => self.open_channels(signatures),
+        }
+    }
+
+    fn open_channels(&mut self, signatures: Vec<schnorr::Signature>) -> Vec<Effect> {
+        let ended = Phase::Ended(RefusalCode::Unexpected);
+        let Phase::Signing {
+            mut built, signing, ..
+        } = std::mem::replace(&mut self.phase, ended)
+        else {
+            return Vec::new();
+        };
+        built.signatures = signatures.clone();
+        let mut effects = vec![Effect::Persist(LspNodes { signatures }.into())];
+        for slot in 0..self.members() {
+            effects.push(Effect::Agree(self.channel(&built, slot)));
+        }
+        for slot in 0..self.members() {
+            effects.extend(self.node_sigs(&built, slot));
+        }
+        self.phase = Phase::Opening {
+            built,
+            signing,
+            held: BTreeSet::new(),
+        };
+        effects
+    }
+
+    /// The member's signatures, the channel's identity, and the channel.
+    fn node_sigs(&self, built: &Built, slot: u16) -> [Effect; 3] {
+        let peer = self.peers[usize::from(slot)];
+        let attempt = self.attempt;
+        [
+            send(
+                peer,
+                NodeSigs {
+                    attempt,
+                    signatures: built.path_signatures(slot),
+                },
+            ),
+            send(
+                peer,
+                Identity {
+                    attempt,
+                    protocol: PROTOCOL,
+                    slot,
+                    blocks_early: built.terms.header.timing.blocks_early,
+                },
+            ),
+            Effect::Open(SlotRef { attempt, slot }),
+        ]
+    }
+
+    fn channel_held(&mut self, slot: u16) -> Vec<Effect> {
+        if let Phase::Opening { held, .. } = &mut self.phase {
+            held.insert(slot);
+        }
+        self.try_root()
+    }
+
+    fn root_partial(&mut self, slot: u16, message: &RootPartial) -> Vec<Effect> {
+        let peer = self.peers[usize::from(slot)];
+        match &mut self.phase {
+            Phase::Opening { signing, .. } => {
+                if !signing.give_root(slot, message.partial) {
+                    return self.refuse(peer, RefusalCode::Signature, "partial");
+                }
+                self.try_root()
+            }
+            // The member did not hear the answer.
+            Phase::Acking { .. } | Phase::Published { .. } => self.repeat(peer),
+            _ => self.refuse(peer, RefusalCode::Unexpected, "partial"),
+        }
+    }
+
+    /// Signs the root kickoff when all channels are held and all partials are in.
+    fn try_root(&mut self) -> Vec<Effect> {
+        let members = self.peers.len();
+        let Phase::Opening {
+            built,
+            signing,
+            held,
+        } = &mut self.phase
+        else {
+            return Vec::new();
+        };
+        if held.len() < members || !signing.root_complete() {
+            return Vec::new();
+        }
+        let signature = match signing.root(&built.tree, self.secrets.key()) {
+            Err(culprits) => return self.end(RefusalCode::Signature, &culprits),
+            Ok(signature) => signature,
+        };
+        built.signatures.push(signature);
+        let built = built.clone();
+        let mut effects = vec![
+            Effect::Persist(LspRoot { signature }.into()),
+            Effect::Watch(built.tree.funding),
+        ];
+        let attempt = self.attempt;
+        for peer in &self.peers {
+            effects.push(send(*peer, RootSig { attempt, signature }));
+        }
+        self.phase = Phase::Acking {
+            built,
+            acked: BTreeSet::new(),
+        };
+        effects
+    }
+
+    fn root_ack(&mut self, slot: u16) -> Vec<Effect> {
+        let members = self.peers.len();
+        let Phase::Acking { built, acked } = &mut self.phase else {
+            return Vec::new();
+        };
+        acked.insert(slot);
+        if acked.len() < members {
+            return Vec::new();
+        }
+        let built = built.clone();
+        let effects = vec![
+            Effect::Persist(LspPublished {}.into()),
+            Effect::Broadcast(built.funding.clone()),
+            Effect::Emit(Event::Published {
+                attempt: self.attempt,
+                funding: built.tree.funding,
+            }),
+        ];
+        self.phase = Phase::Published {
+            built,
+            active: None,
+        };
+        effects
+    }
+
+    fn refusal(&mut self, slot: u16, code: RefusalCode) -> Vec<Effect> {
+        match self.phase {
+            Phase::Gathering { .. }
+            | Phase::Funding { .. }
+            | Phase::Signing { .. }
+            | Phase::Opening { .. } => self.end(code, &[slot]),
+            // Everyone who acknowledged is safe; who did not is not harmed by an ending either.
+            Phase::Acking { .. } => self.end(code, &[slot]),
+            Phase::Published { .. } | Phase::Ended(_) => Vec::new(),
+        }
+    }
+
+    fn timed_out(&mut self) -> Vec<Effect> {
+        let all = 0..self.members();
+        let silent: Vec<u16> = match &self.phase {
+            Phase::Gathering { joins } => all
+                .filter(|slot| joins[usize::from(*slot)].is_none())
+                .collect(),
+            Phase::Signing { signing, .. } => all.filter(|slot| !signing.has(*slot)).collect(),
+            Phase::Opening { signing, held, .. } => all
+                .filter(|slot| !held.contains(slot) || !signing.has_root(*slot))
+                .collect(),
+            Phase::Acking { acked, .. } => all.filter(|slot| !acked.contains(slot)).collect(),
+            Phase::Funding { .. } | Phase::Published { .. } | Phase::Ended(_) => return Vec::new(),
+        };
+        self.end(RefusalCode::Silence, &silent)
+    }
+
+    fn funding_reorged(&mut self) -> Vec<Effect> {
+        self.funding_height = None;
+        if !std::mem::take(&mut self.open) {
+            return Vec::new();
+        }
+        let attempt = self.attempt;
+        let mut effects: Vec<Effect> = (0..self.members())
+            .map(|slot| Effect::Suspend(SlotRef { attempt, slot }))
+            .collect();
+        if let Some(built) = self.built() {
+            effects.push(Effect::Broadcast(built.funding.clone()));
+        }
+        effects.push(Effect::Emit(Event::Reorged(attempt)));
+        effects
+    }
+
+    fn bury(&mut self) -> Vec<Effect> {
+        let (attempt, members, tip) = (self.attempt, self.members(), self.tip);
+        let (Phase::Published { built, active }, Some(height), false) =
+            (&mut self.phase, self.funding_height, self.open)
+        else {
+            return Vec::new();
+        };
+        if depth(tip, height) < u32::from(built.terms.header.timing.min_depth) {
+            return Vec::new();
+        }
+        self.open = true;
+        let mut effects = Vec::new();
+        if *active != Some(height) {
+            *active = Some(height);
+            effects.push(Effect::Persist(Activated { height }.into()));
+            effects.push(Effect::Emit(Event::Active { attempt, height }));
+        }
+        effects.extend((0..members).map(|slot| Effect::Activate(SlotRef { attempt, slot })));
+        effects
+    }
+
+    /// After a reconnect: what the member may not have heard.
+    fn repeat(&self, peer: PublicKey) -> Vec<Effect> {
+        let Some(slot) = self.peers.iter().position(|other| *other == peer) else {
+            return Vec::new();
+        };
+        match &self.phase {
+            Phase::Gathering { joins } if joins[slot].is_none() => {
+                vec![send(peer, self.invites[slot].clone())]
+            }
+            Phase::Signing {
+                signing, messages, ..
+            } if !signing.has(slot as u16) => vec![send(peer, messages[slot].clone())],
+            Phase::Opening { built, held, .. } if !held.contains(&(slot as u16)) => {
+                self.node_sigs(built, slot as u16).to_vec()
+            }
+            Phase::Acking { built, .. } => match built.signatures.last() {
+                Some(&signature) => vec![send(
+                    peer,
+                    RootSig {
+                        attempt: self.attempt,
+                        signature,
+                    },
+                )],
+                None => Vec::new(),
+            },
+            _ => Vec::new(),
+        }
+    }
+
+    fn refuse(&self, peer: PublicKey, code: RefusalCode, field: &'static str) -> Vec<Effect> {
+        let attempt = self.attempt;
+        let refusal = Refusal {
+            attempt,
+            code,
+            field: field.to_owned(),
+        };
+        vec![
+            send(peer, refusal),
+            Effect::Emit(Event::Refused {
+                attempt,
+                peer,
+                code,
+                field: field.to_owned(),
+            }),
+        ]
+    }
+
+    fn end(&mut self, code: RefusalCode, at_fault: &[u16]) -> Vec<Effect> {
+        let funding = self.built().map(|built| built.tree.funding.txid);
+        self.end_with(code, funding, at_fault)
+    }
+
+    fn end_with(
+        &mut self,
+        code: RefusalCode,
+        funding: Option<Txid>,
+        at_fault: &[u16],
+    ) -> Vec<Effect> {
+        let attempt = self.attempt;
+        self.phase = Phase::Ended(code);
+        let mut effects = vec![Effect::Persist(Ended { code }.into())];
+        for (slot, peer) in (0u16..).zip(&self.peers) {
+            let code = match at_fault.is_empty() || at_fault.contains(&slot) {
+                true => code,
+                false => RefusalCode::Other,
+            };
+            let field = String::new();
+            effects.push(send(
+                *peer,
+                Refusal {
+                    attempt,
+                    code,
+                    field,
+                },
+            ));
+            effects.push(Effect::Discard(SlotRef { attempt, slot }));
+        }
+        effects.extend(funding.map(Effect::ReleaseFunding));
+        effects.push(Effect::Emit(Event::Ended {
+            attempt,
+            code,
+            at_fault: at_fault.to_vec(),
+        }));
+        effects
+    }
+
+    fn channel(&self, built: &Built, slot: u16) -> SlotChannel {
+        let record = &built.terms.slots[usize::from(slot)];
+        let output = record.channel_output();
+        let outpoint = built.tree.channel_outpoint(slot);
+        let header = &built.terms.header;
+        SlotChannel {
+            slot: SlotRef {
+                attempt: self.attempt,
+                slot,
+            },
+            peer: self.peers[usize::from(slot)],
+            outpoint: outpoint.unwrap_or_else(OutPoint::null),
+            capacity: output.value,
+            push_msat: record.push_msat,
+            script_pubkey: output.script_pubkey,
+            timing: header.timing.clone(),
+            layers: header.shape.layers(),
+            expiry: header.expiry,
+        }
+    }
+}
+
+fn rebuild(record: &LspTerms) -> Option<Built> {
+    let funding = OutPoint {
+        txid: record.funding.compute_txid(),
+        vout: record.vout,
+    };
+    let blueprint = Blueprint::whole(&record.terms).ok()?;
+    Some(Built {
+        tree: blueprint.tree(funding).ok()?,
+        terms: record.terms.clone(),
+        signatures: Vec::new(),
+        funding: record.funding.clone(),
+    })
+}
+
+fn send(to: PublicKey, message: impl Into<Message>) -> Effect {
+    Effect::Send {
+        to,
+        message: message.into(),
+    }
+}
+
+fn out_of_order(position: usize, what: &'static str) -> ReplayError {
+    ReplayError::Order { position, what }
+}

@@ -1,0 +1,725 @@
+//! The member's side of building a factory, as a state machine without I/O.
+//!
+//! What always holds: nothing is signed that was not rebuilt from the terms; the root kickoff is
+//! signed only when the rest of the path is verified and durable and the channel is held; the
+//! factory does not exist for the member until the root signature is durable and the funding
+//! buried. A refused message changes nothing.
+
+mod limits;
+mod verify;
+
+use bitcoin::secp256k1::{PublicKey, schnorr};
+use bitcoin::{OutPoint, ScriptBuf, Transaction};
+
+use crate::effect::{Effect, Event, SlotChannel, SlotRef, depth};
+use crate::journal::{
+    Activated, Ended, MemberJoined, MemberPath, MemberRootPartial, MemberRootSig, MemberSigned,
+    Record, ReplayError,
+};
+use crate::message::{
+    Attempt, Identity, Invite, Join, Message, NodeSigs, PartialBytes, PartialSigs, Refusal,
+    RefusalCode, RootAck, RootPartial, RootSig, TermsMessage,
+};
+use crate::scripts::tagged_hash;
+use crate::signing::{
+    AggregateNonce, FactoryKey, NoncePool, ReservedNonces, SecretNonce, SigningSession, verify,
+};
+use crate::tree::{Blueprint, Tree};
+
+pub use limits::WalletLimits;
+
+/// ASCII name of this factory type in bLIP-56 identities, zero-padded.
+pub const PROTOCOL: [u8; 32] = {
+    let name = b"superscalar_v1";
+    let mut id = [0; 32];
+    let mut at = 0;
+    while at < name.len() {
+        id[at] = name[at];
+        at += 1;
+    }
+    id
+};
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+#[allow(clippy::large_enum_variant)]
+pub enum Input {
+    /// The LSP said something about this attempt.
+    Message(Message),
+    /// The LSP is connected again.
+    Connected,
+    /// Both sides hold commitments on the slot's outpoint, ours durably.
+    ChannelHeld,
+    /// The channel could not be opened or was closed before the factory existed.
+    ChannelLost,
+    /// A round took longer than the LSP said it would wait.
+    TimedOut,
+    /// The funding transaction is in the block at `height`.
+    FundingConfirmed {
+        /// The transaction itself.
+        tx: Transaction,
+        /// Its height.
+        height: u32,
+    },
+    /// The block the funding transaction was in is no longer in the best chain.
+    FundingReorged,
+    /// The best chain's height.
+    Height(u32),
+}
+
+/// What is random about a Join: fresh for every attempt, never chosen by the LSP.
+pub struct JoinSecrets<'a> {
+    /// The wallet's factory seed.
+    pub seed: &'a [u8; 32],
+    /// Salt of the factory key, 32 fresh random bytes.
+    pub salt: [u8; 32],
+    /// 32 more, for the nonces.
+    pub nonce_randomness: [u8; 32],
+}
+
+/// Why an invitation is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {field}")]
+pub struct Refused {
+    /// The reason.
+    pub code: RefusalCode,
+    /// The field that was wrong, empty if none.
+    pub field: &'static str,
+}
+
+impl Refused {
+    fn new(code: RefusalCode, field: &'static str) -> Refused {
+        Refused { code, field }
+    }
+}
+
+/// One place in one factory, from the invitation on.
+#[derive(Debug)]
+pub struct Member {
+    joined: MemberJoined,
+    key: FactoryKey,
+    phase: Phase,
+    tip: u32,
+    funding_height: Option<u32>,
+    /// Whether the channel's gate is open.
+    open: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Joined {
+        nonces: ReservedNonces,
+    },
+    Signed {
+        path: Box<Path>,
+        partials: Vec<PartialBytes>,
+        root: Option<Box<(SecretNonce, AggregateNonce)>>,
+    },
+    Committed {
+        path: Box<Path>,
+        partial: PartialBytes,
+    },
+    Complete {
+        path: Box<Path>,
+        active: Option<u32>,
+    },
+    Ended(RefusalCode),
+}
+
+/// The path a member signs, and the final signatures it has of it.
+#[derive(Debug, Clone)]
+pub struct Path {
+    /// The transactions.
+    pub tree: Tree,
+    /// Final signatures in signing order, the root kickoff's last; as many as have arrived.
+    pub signatures: Vec<schnorr::Signature>,
+    terms: TermsMessage,
+}
+
+impl Member {
+    /// Accepts an invitation that is within `limits`.
+    ///
+    /// `funding_key` is the member's key in the future channel's 2-of-2, `payout` an own script.
+    pub fn join(
+        lsp: PublicKey,
+        invite: Invite,
+        limits: &WalletLimits,
+        secrets: JoinSecrets<'_>,
+        payout: ScriptBuf,
+        funding_key: PublicKey,
+        tip: u32,
+    ) -> Result<(Member, Vec<Effect>), Refused> {
+        limits.check(&invite, tip)?;
+        let nonce_count = verify::signing_count(&invite)?;
+        let revocation = revocation_key(secrets.seed, &secrets.salt).public();
+        let joined = MemberJoined {
+            lsp,
+            invite,
+            salt: secrets.salt,
+            payout,
+            funding_key,
+            revocation_key: revocation.x_only_public_key().0,
+        };
+        let key = FactoryKey::derive(secrets.seed, &joined.salt);
+        let nonces = reserve(&key, nonce_count, &secrets.nonce_randomness)?;
+        let attempt = joined.invite.header.attempt();
+        let join = Join {
+            attempt,
+            member_key: key.public(),
+            payout: joined.payout.clone(),
+            funding_key,
+            revocation_key: joined.revocation_key,
+            nonces: nonces.public().iter().map(|n| n.to_bytes()).collect(),
+        };
+        let slot = SlotRef {
+            attempt,
+            slot: joined.invite.slot,
+        };
+        let effects = vec![
+            Effect::Persist(joined.clone().into()),
+            Effect::Send {
+                to: lsp,
+                message: join.into(),
+            },
+            Effect::Emit(Event::Joined(slot)),
+        ];
+        let member = Member {
+            joined,
+            key,
+            phase: Phase::Joined { nonces },
+            tip,
+            funding_height: None,
+            open: false,
+        };
+        Ok((member, effects))
+    }
+
+    /// The role a journal describes, and what to do now that it is back.
+    ///
+    /// Nonces do not survive: an attempt whose root partial signature had not left ends here.
+    pub fn replay(
+        seed: &[u8; 32],
+        records: &[Record],
+        tip: u32,
+    ) -> Result<(Member, Vec<Effect>), ReplayError> {
+        let mut records = records.iter().enumerate();
+        let joined = match records.next() {
+            None => return Err(ReplayError::Empty),
+            Some((_, Record::MemberJoined(joined))) => joined.clone(),
+            Some(_) => return Err(out_of_order(0, "a member's journal begins with its join")),
+        };
+        let key = FactoryKey::derive(seed, &joined.salt);
+        let mut path: Option<Box<Path>> = None;
+        let mut partial: Option<PartialBytes> = None;
+        let mut active = None;
+        let mut ended = None;
+        for (position, record) in records {
+            let missing = out_of_order(position, "the path is not known yet");
+            match record {
+                Record::MemberSigned(body) => {
+                    let mismatch = out_of_order(position, "the terms do not build");
+                    let blueprint = Blueprint::path(&body.terms.header, &body.terms.facts);
+                    let blueprint = blueprint.map_err(|_| mismatch.clone())?;
+                    path = Some(Box::new(Path {
+                        tree: blueprint.tree(body.terms.funding).map_err(|_| mismatch)?,
+                        signatures: Vec::new(),
+                        terms: body.terms.clone(),
+                    }));
+                }
+                Record::MemberPath(body) => {
+                    path.as_mut().ok_or(missing)?.signatures = body.signatures.clone();
+                }
+                Record::MemberRootPartial(body) => partial = Some(body.partial),
+                Record::MemberRootSig(body) => {
+                    let path = path.as_mut().ok_or(missing)?;
+                    path.signatures.push(body.signature);
+                }
+                Record::Activated(body) => active = Some(body.height),
+                Record::Ended(body) => ended = Some(body.code),
+                _ => return Err(out_of_order(position, "not a member's record")),
+            }
+        }
+        let mut effects = Vec::new();
+        let mut member = Member {
+            phase: Phase::Ended(RefusalCode::Restarted),
+            joined,
+            key,
+            tip,
+            funding_height: None,
+            open: false,
+        };
+        member.phase = match (path, partial, ended) {
+            (_, _, Some(code)) => Phase::Ended(code),
+            (Some(path), Some(partial), None) => {
+                effects.push(Effect::Agree(member.channel(&path)));
+                effects.push(Effect::Watch(path.tree.funding));
+                match path.complete() {
+                    true => Phase::Complete { path, active },
+                    false => Phase::Committed { path, partial },
+                }
+            }
+            _ => {
+                effects = member.end(RefusalCode::Restarted);
+                return Ok((member, effects));
+            }
+        };
+        Ok((member, effects))
+    }
+
+    /// Tells the role what happened; what it wants done comes back in order.
+    pub fn handle(&mut self, input: Input) -> Vec<Effect> {
+        match input {
+            Input::Message(message) => self.message(message),
+            Input::Connected => self.repeat(),
+            Input::ChannelHeld => self.channel_held(),
+            Input::ChannelLost => self.channel_lost(),
+            Input::TimedOut => match self.phase {
+                // Once the root partial is out the LSP may complete at any time: wait.
+                Phase::Joined { .. } | Phase::Signed { .. } => self.end(RefusalCode::Silence),
+                _ => Vec::new(),
+            },
+            Input::FundingConfirmed { tx, height } => self.funding_confirmed(&tx, height),
+            Input::FundingReorged => self.funding_reorged(),
+            Input::Height(tip) => {
+                self.tip = tip;
+                self.bury()
+            }
+        }
+    }
+
+    /// The attempt this place is in.
+    pub fn attempt(&self) -> Attempt {
+        self.joined.invite.header.attempt()
+    }
+
+    /// The place.
+    pub fn slot(&self) -> SlotRef {
+        SlotRef {
+            attempt: self.attempt(),
+            slot: self.joined.invite.slot,
+        }
+    }
+
+    /// The LSP's Lightning node.
+    pub fn lsp(&self) -> PublicKey {
+        self.joined.lsp
+    }
+
+    /// What was offered and accepted.
+    pub fn invite(&self) -> &Invite {
+        &self.joined.invite
+    }
+
+    /// The path, once every signature of it is durable: what leaving alone needs.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.phase {
+            Phase::Complete { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Whether the factory exists: path complete and durable, funding buried.
+    pub fn is_active(&self) -> bool {
+        self.open
+    }
+
+    /// Why the attempt is over, if it is.
+    pub fn ended(&self) -> Option<RefusalCode> {
+        match self.phase {
+            Phase::Ended(code) => Some(code),
+            _ => None,
+        }
+    }
+
+    /// One word for where the ceremony stands.
+    pub fn phase(&self) -> &'static str {
+        match &self.phase {
+            Phase::Joined { .. } => "joined",
+            Phase::Signed { path, .. } if path.signatures.is_empty() => "signed",
+            Phase::Signed { .. } => "opening",
+            Phase::Committed { .. } => "committed",
+            Phase::Complete { active: None, .. } => "funding",
+            Phase::Complete { .. } => "active",
+            Phase::Ended(_) => "ended",
+        }
+    }
+
+    fn message(&mut self, message: Message) -> Vec<Effect> {
+        let result = match message {
+            Message::Terms(terms) => self.terms(terms),
+            Message::NodeSigs(sigs) => self.node_sigs(sigs),
+            Message::Identity(identity) => self.identity(&identity),
+            Message::RootSig(sig) => self.root_sig(&sig),
+            Message::Refusal(refusal) => Ok(self.refusal(&refusal)),
+            _ => Err(Refused::new(RefusalCode::Unexpected, "")),
+        };
+        result.unwrap_or_else(|refused| self.refuse(&refused))
+    }
+
+    fn terms(&mut self, terms: TermsMessage) -> Result<Vec<Effect>, Refused> {
+        let Phase::Joined { nonces } = &mut self.phase else {
+            return Err(Refused::new(RefusalCode::Unexpected, "terms"));
+        };
+        let tree = verify::terms(&self.joined, &self.key, &terms)?;
+        let order = tree.signing_order(terms.facts.slot);
+        let aggregates = verify::nonces(&terms.nonces, order.len())?;
+        // From here on nothing can fail, so nonces are taken only for terms that are signed.
+        let mut partials = Vec::with_capacity(order.len());
+        let mut root = None;
+        for (index, (name, aggregate)) in order.iter().zip(aggregates).enumerate() {
+            let nonce = nonces
+                .take(index)
+                .map_err(|_| Refused::new(RefusalCode::Nonce, "nonces"))?;
+            if index + 1 == order.len() {
+                root = Some(Box::new((nonce, aggregate)));
+                break;
+            }
+            let tx = tree
+                .tx(*name)
+                .ok_or(Refused::new(RefusalCode::Terms, "shape"))?;
+            let session = SigningSession::new(&tx.key, aggregate, tx.sighash);
+            let partial = session
+                .partial_sign(nonce, &self.key)
+                .map_err(|_| Refused::new(RefusalCode::Key, "keys"))?;
+            partials.push(partial.to_bytes());
+        }
+        let record = MemberSigned {
+            terms: terms.clone(),
+        };
+        self.phase = Phase::Signed {
+            path: Box::new(Path {
+                tree,
+                signatures: Vec::new(),
+                terms,
+            }),
+            partials: partials.clone(),
+            root,
+        };
+        let attempt = self.attempt();
+        Ok(vec![
+            Effect::Persist(record.into()),
+            self.send(PartialSigs { attempt, partials }),
+        ])
+    }
+
+    fn node_sigs(&mut self, sigs: NodeSigs) -> Result<Vec<Effect>, Refused> {
+        let slot = self.joined.invite.slot;
+        let Phase::Signed { path, .. } = &mut self.phase else {
+            return Err(Refused::new(RefusalCode::Unexpected, "signatures"));
+        };
+        if !path.signatures.is_empty() {
+            // Said again after a reconnect: the same is fine, anything else is not.
+            return match path.signatures == sigs.signatures {
+                true => Ok(Vec::new()),
+                false => Err(Refused::new(RefusalCode::Signature, "signatures")),
+            };
+        }
+        let order = path.tree.signing_order(slot);
+        if sigs.signatures.len() + 1 != order.len() {
+            return Err(Refused::new(RefusalCode::Signature, "signatures"));
+        }
+        for (name, signature) in order.iter().zip(&sigs.signatures) {
+            let valid = path
+                .tree
+                .tx(*name)
+                .is_some_and(|tx| verify(&tx.key.output_key(), &tx.sighash, signature));
+            if !valid {
+                return Err(Refused::new(RefusalCode::Signature, "signatures"));
+            }
+        }
+        path.signatures = sigs.signatures.clone();
+        let path = path.clone();
+        let record = MemberPath {
+            signatures: sigs.signatures,
+        };
+        Ok(vec![
+            Effect::Persist(record.into()),
+            Effect::Agree(self.channel(&path)),
+        ])
+    }
+
+    fn identity(&self, identity: &Identity) -> Result<Vec<Effect>, Refused> {
+        let invite = &self.joined.invite;
+        let mismatch = |field| Err(Refused::new(RefusalCode::Channel, field));
+        if !matches!(&self.phase, Phase::Signed { path, .. } if !path.signatures.is_empty()) {
+            return Err(Refused::new(RefusalCode::Unexpected, "factory_instance"));
+        }
+        if identity.protocol != PROTOCOL {
+            return mismatch("factory_protocol");
+        }
+        if identity.slot != invite.slot {
+            return mismatch("slot");
+        }
+        if identity.blocks_early != invite.header.timing.blocks_early {
+            return mismatch("blocks_early");
+        }
+        Ok(Vec::new())
+    }
+
+    fn channel_held(&mut self) -> Vec<Effect> {
+        let Phase::Signed { path, root, .. } = &mut self.phase else {
+            return Vec::new();
+        };
+        if path.signatures.is_empty() {
+            return Vec::new();
+        }
+        let Some((nonce, aggregate)) = root.take().map(|root| *root) else {
+            return Vec::new();
+        };
+        let partial = path
+            .tree
+            .tx(crate::tree::TxName::ROOT_KICKOFF)
+            .and_then(|tx| {
+                let session = SigningSession::new(&tx.key, aggregate, tx.sighash);
+                session.partial_sign(nonce, &self.key).ok()
+            });
+        let Some(partial) = partial.map(|partial| partial.to_bytes()) else {
+            return self.end(RefusalCode::Key);
+        };
+        let path = path.clone();
+        let funding = path.tree.funding;
+        self.phase = Phase::Committed { path, partial };
+        let attempt = self.attempt();
+        vec![
+            Effect::Persist(MemberRootPartial { partial }.into()),
+            Effect::Watch(funding),
+            self.send(RootPartial { attempt, partial }),
+        ]
+    }
+
+    fn channel_lost(&mut self) -> Vec<Effect> {
+        match self.phase {
+            Phase::Signed { .. } => self.end(RefusalCode::Channel),
+            _ => Vec::new(),
+        }
+    }
+
+    fn root_sig(&mut self, sig: &RootSig) -> Result<Vec<Effect>, Refused> {
+        let attempt = self.attempt();
+        let invalid = Refused::new(RefusalCode::Signature, "signature");
+        let path = match &mut self.phase {
+            Phase::Committed { path, .. } => path,
+            Phase::Complete { path, .. } => {
+                // Said again after a reconnect.
+                return match path.signatures.last() == Some(&sig.signature) {
+                    true => Ok(vec![self.send(RootAck { attempt })]),
+                    false => Err(invalid),
+                };
+            }
+            _ => return Err(Refused::new(RefusalCode::Unexpected, "signature")),
+        };
+        let valid = path
+            .tree
+            .tx(crate::tree::TxName::ROOT_KICKOFF)
+            .is_some_and(|tx| verify(&tx.key.output_key(), &tx.sighash, &sig.signature));
+        if !valid {
+            return Err(invalid);
+        }
+        path.signatures.push(sig.signature);
+        let path = path.clone();
+        self.phase = Phase::Complete { path, active: None };
+        let record = MemberRootSig {
+            signature: sig.signature,
+        };
+        let mut effects = vec![
+            Effect::Persist(record.into()),
+            self.send(RootAck { attempt }),
+            Effect::Emit(Event::Complete(self.slot())),
+        ];
+        effects.extend(self.bury());
+        Ok(effects)
+    }
+
+    fn refusal(&mut self, refusal: &Refusal) -> Vec<Effect> {
+        match self.phase {
+            // Nothing was received yet, so nothing is lost if the LSP completes all the same.
+            Phase::Joined { .. } | Phase::Signed { .. } | Phase::Committed { .. } => {
+                self.end_silently(refusal.code)
+            }
+            // The path is complete: from here on only the chain decides.
+            Phase::Complete { .. } | Phase::Ended(_) => Vec::new(),
+        }
+    }
+
+    fn funding_confirmed(&mut self, tx: &Transaction, height: u32) -> Vec<Effect> {
+        let tree = match &self.phase {
+            Phase::Committed { path, .. } | Phase::Complete { path, .. } => &path.tree,
+            _ => return Vec::new(),
+        };
+        let output = tx.output.get(tree.funding.vout as usize);
+        if tx.compute_txid() != tree.funding.txid || output != Some(&tree.funding_output) {
+            return Vec::new();
+        }
+        self.funding_height = Some(height);
+        self.bury()
+    }
+
+    fn funding_reorged(&mut self) -> Vec<Effect> {
+        self.funding_height = None;
+        match std::mem::take(&mut self.open) {
+            true => vec![
+                Effect::Suspend(self.slot()),
+                Effect::Emit(Event::Reorged(self.attempt())),
+            ],
+            false => Vec::new(),
+        }
+    }
+
+    /// The factory begins to exist when path and funding are both final.
+    fn bury(&mut self) -> Vec<Effect> {
+        let (slot, attempt) = (self.slot(), self.attempt());
+        if self.open || !self.is_buried() {
+            return Vec::new();
+        }
+        let (Phase::Complete { active, .. }, Some(height)) = (&mut self.phase, self.funding_height)
+        else {
+            return Vec::new();
+        };
+        self.open = true;
+        let mut effects = Vec::new();
+        if *active != Some(height) {
+            *active = Some(height);
+            effects.push(Effect::Persist(Activated { height }.into()));
+            effects.push(Effect::Emit(Event::Active { attempt, height }));
+        }
+        effects.push(Effect::Activate(slot));
+        effects
+    }
+
+    fn is_buried(&self) -> bool {
+        let least = u32::from(self.joined.invite.header.timing.min_depth);
+        self.funding_height
+            .is_some_and(|height| depth(self.tip, height) >= least)
+    }
+
+    /// After a reconnect: what the LSP may not have heard.
+    fn repeat(&self) -> Vec<Effect> {
+        let attempt = self.attempt();
+        match &self.phase {
+            Phase::Signed { path, partials, .. } if path.signatures.is_empty() => {
+                let partials = partials.clone();
+                vec![self.send(PartialSigs { attempt, partials })]
+            }
+            Phase::Committed { partial, .. } => vec![self.send(RootPartial {
+                attempt,
+                partial: *partial,
+            })],
+            Phase::Complete { active: None, .. } => vec![self.send(RootAck { attempt })],
+            _ => Vec::new(),
+        }
+    }
+
+    fn refuse(&self, refused: &Refused) -> Vec<Effect> {
+        let (attempt, code) = (self.attempt(), refused.code);
+        let field = refused.field.to_owned();
+        let event = Event::Refused {
+            attempt,
+            peer: self.joined.lsp,
+            code,
+            field: field.clone(),
+        };
+        let refusal = Refusal {
+            attempt,
+            code,
+            field,
+        };
+        vec![self.send(refusal), Effect::Emit(event)]
+    }
+
+    fn end(&mut self, code: RefusalCode) -> Vec<Effect> {
+        let attempt = self.attempt();
+        let mut effects = self.end_silently(code);
+        let field = String::new();
+        effects.insert(
+            1,
+            self.send(Refusal {
+                attempt,
+                code,
+                field,
+            }),
+        );
+        effects
+    }
+
+    fn end_silently(&mut self, code: RefusalCode) -> Vec<Effect> {
+        self.phase = Phase::Ended(code);
+        vec![
+            Effect::Persist(Ended { code }.into()),
+            Effect::Discard(self.slot()),
+            Effect::Emit(Event::Ended {
+                attempt: self.attempt(),
+                code,
+                at_fault: Vec::new(),
+            }),
+        ]
+    }
+
+    fn send(&self, message: impl Into<Message>) -> Effect {
+        Effect::Send {
+            to: self.joined.lsp,
+            message: message.into(),
+        }
+    }
+
+    fn channel(&self, path: &Path) -> SlotChannel {
+        let facts = &path.terms.facts;
+        let output = facts.record.channel_output();
+        let outpoint = path.tree.channel_outpoint(facts.slot);
+        SlotChannel {
+            slot: self.slot(),
+            peer: self.joined.lsp,
+            outpoint: outpoint.unwrap_or_else(OutPoint::null),
+            capacity: output.value,
+            push_msat: facts.record.push_msat,
+            script_pubkey: output.script_pubkey,
+            timing: path.tree.header.timing.clone(),
+            layers: path.tree.header.shape.layers(),
+            expiry: path.tree.header.expiry,
+        }
+    }
+}
+
+impl Path {
+    /// Whether every transaction of the path is signed.
+    pub fn complete(&self) -> bool {
+        let order = self.tree.signing_order(self.terms.facts.slot);
+        self.signatures.len() == order.len()
+    }
+
+    /// The member's place.
+    pub fn slot(&self) -> u16 {
+        self.terms.facts.slot
+    }
+
+    /// What the member was told.
+    pub fn terms(&self) -> &TermsMessage {
+        &self.terms
+    }
+}
+
+/// The key that takes stale stock of one factory.
+pub fn revocation_key(seed: &[u8; 32], salt: &[u8; 32]) -> FactoryKey {
+    FactoryKey::derive(seed, &tagged_hash("superscalar/stock revocation", &[salt]))
+}
+
+/// Makes `count` nonces from 32 fresh random bytes.
+pub(crate) fn reserve(
+    key: &FactoryKey,
+    count: usize,
+    randomness: &[u8; 32],
+) -> Result<ReservedNonces, Refused> {
+    let each = |index: usize| {
+        let index = (index as u32).to_be_bytes();
+        tagged_hash("superscalar/nonce randomness", &[randomness, &index])
+    };
+    let randomness: Vec<_> = (0..count).map(each).collect();
+    let mut pool = NoncePool::new(key);
+    let made = pool.refill(key, &randomness).ok();
+    made.and_then(|()| pool.reserve(count).ok())
+        .ok_or(Refused::new(RefusalCode::Nonce, "nonces"))
+}
+
+fn out_of_order(position: usize, what: &'static str) -> ReplayError {
+    ReplayError::Order { position, what }
+}

@@ -1,0 +1,123 @@
+//! The building ceremony in one process: everyone gets a complete path before a coin moves.
+
+mod world;
+
+use superscalar_factory::coordinator::Coordinator;
+use superscalar_factory::effect::Event;
+use superscalar_factory::journal::Record;
+use superscalar_factory::member::Member;
+use superscalar_factory::message::Message;
+use superscalar_factory::signing::verify;
+use world::{Party, TIP, World, bytes};
+
+#[test]
+fn everyone_holds_a_complete_path_before_the_funding_is_published() {
+    for members in [2, 3, 4, 8, 16] {
+        let mut world = World::new(members);
+        world.run();
+        assert_eq!(world.broadcast.len(), 1, "{members} members");
+        let built = world.lsp.as_ref().unwrap().built().unwrap().clone();
+        assert!(built.complete());
+        for (slot, member) in &world.members {
+            let path = member.path().unwrap();
+            let order = path.tree.signing_order(*slot);
+            assert_eq!(path.signatures.len(), order.len());
+            for (name, signature) in order.iter().zip(&path.signatures) {
+                let tx = path.tree.tx(*name).unwrap();
+                assert!(verify(&tx.key.output_key(), &tx.sighash, signature));
+            }
+            assert!(!member.is_active(), "the funding is not buried");
+        }
+        assert!(world.activated.is_empty());
+        world.confirm_funding(TIP + 1);
+        assert!(world.members.values().all(Member::is_active));
+        assert_eq!(world.activated.len(), 2 * usize::from(members));
+    }
+}
+
+/// Acceptance "Order": path and commitment are durable before RootPartial.
+#[test]
+fn the_root_is_signed_last() {
+    let mut world = World::new(4);
+    world.run();
+    for slot in 0..4 {
+        let records = &world.journal[&Party::Member(slot)];
+        let position = |wanted: fn(&Record) -> bool| records.iter().position(wanted).unwrap();
+        let path = position(|r| matches!(r, Record::MemberPath(_)));
+        let partial = position(|r| matches!(r, Record::MemberRootPartial(_)));
+        let root = position(|r| matches!(r, Record::MemberRootSig(_)));
+        assert!(path < partial && partial < root);
+    }
+    let first = |wanted: fn(&Message) -> bool| {
+        let mut log = world.log.iter();
+        log.position(|(_, message)| wanted(message)).unwrap()
+    };
+    let last_partial_sigs = world
+        .log
+        .iter()
+        .rposition(|(_, m)| matches!(m, Message::PartialSigs(_)))
+        .unwrap();
+    assert!(last_partial_sigs < first(|m| matches!(m, Message::NodeSigs(_))));
+    assert!(
+        first(|m| matches!(m, Message::NodeSigs(_)))
+            < first(|m| matches!(m, Message::RootPartial(_)))
+    );
+    let last_root_partial = world
+        .log
+        .iter()
+        .rposition(|(_, m)| matches!(m, Message::RootPartial(_)))
+        .unwrap();
+    assert!(last_root_partial < first(|m| matches!(m, Message::RootSig(_))));
+}
+
+/// Acceptance "Silence": rebuilt after the timeout with the others, no coin locked.
+#[test]
+fn a_silent_member_is_dropped_and_no_coin_is_locked() {
+    let mut world = World::new(4);
+    world.tamper = Box::new(|from, message| match (from, &message) {
+        (Party::Member(2), Message::PartialSigs(_)) => None,
+        _ => Some(message),
+    });
+    world.run();
+    let lsp = world.lsp.as_mut().unwrap();
+    assert_eq!(lsp.phase(), "signing");
+    let effects = lsp.handle(superscalar_factory::coordinator::Input::TimedOut);
+    world.act(Party::Lsp, effects);
+    world.deliver();
+    assert!(world.broadcast.is_empty());
+    assert_eq!(world.released.len(), 1);
+    let at_fault = world.events.iter().find_map(|(party, event)| match event {
+        Event::Ended { at_fault, .. } if *party == Party::Lsp => Some(at_fault.clone()),
+        _ => None,
+    });
+    assert_eq!(at_fault, Some(vec![2]));
+    assert!(world.members.values().all(|m| m.ended().is_some()));
+    let retry = world.plan.retry(&[2]).unwrap();
+    let mut world = World::with(retry);
+    world.run();
+    assert_eq!(world.broadcast.len(), 1);
+    assert_eq!(world.members.len(), 3);
+}
+
+#[test]
+fn replaying_the_journal_gives_the_same_state() {
+    let mut world = World::new(4);
+    world.run();
+    world.confirm_funding(TIP + 1);
+    for slot in 0..4 {
+        let seed = bytes("member seed", u64::from(slot));
+        let records = &world.journal[&Party::Member(slot)];
+        let (member, _) = Member::replay(&seed, records, TIP + 1).unwrap();
+        let (before, after) = (world.members[&slot].path().unwrap(), member.path().unwrap());
+        assert_eq!(before.signatures, after.signatures);
+        assert_eq!(before.tree.factory_id, after.tree.factory_id);
+    }
+    let records = &world.journal[&Party::Lsp];
+    let (lsp, _) = Coordinator::replay(&bytes("lsp seed", 0), records, TIP + 1).unwrap();
+    let (before, after) = (
+        world.lsp.as_ref().unwrap().built().unwrap(),
+        lsp.built().unwrap(),
+    );
+    assert_eq!(before.signatures, after.signatures);
+    assert_eq!(before.terms, after.terms);
+}

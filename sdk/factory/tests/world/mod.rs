@@ -1,0 +1,281 @@
+//! A world of one LSP and its members in one process: effects are carried out in order, messages
+//! travel as wire frames, channels open by themselves and blocks come when a test says so.
+#![allow(dead_code, unreachable_pub)]
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bitcoin::absolute::LockTime;
+use bitcoin::hashes::{Hash as _, sha256};
+use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
+use bitcoin::transaction::Version;
+use bitcoin::{
+    Amount, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, Txid, WPubkeyHash, Witness,
+};
+use superscalar_factory::coordinator::{self, Coordinator, FactoryPlan, LspSecrets, Seat};
+use superscalar_factory::effect::{Effect, Event, SlotChannel};
+use superscalar_factory::journal::Record;
+use superscalar_factory::member::{self, JoinSecrets, Member, WalletLimits};
+use superscalar_factory::message::{Attempt, Message};
+use superscalar_factory::shape::Shape;
+use superscalar_factory::terms::{Instance, TimeoutPolicy};
+use superscalar_factory::timing::Timing;
+use superscalar_factory::wire::{self, Assembler};
+
+pub fn bytes(label: &str, number: u64) -> [u8; 32] {
+    sha256::Hash::hash(format!("{label}/{number}").as_bytes()).to_byte_array()
+}
+
+pub fn key(label: &str, number: u64) -> PublicKey {
+    SecretKey::from_slice(&bytes(label, number))
+        .unwrap()
+        .public_key(&Secp256k1::signing_only())
+}
+
+pub fn payout(number: u64) -> ScriptBuf {
+    let hash = bytes("payout", number);
+    ScriptBuf::new_p2wpkh(&WPubkeyHash::from_slice(&hash[..20]).unwrap())
+}
+
+pub fn plan(members: u16) -> FactoryPlan {
+    let shape = Shape::two_layers(usize::from(members));
+    let seat = |number: u16| Seat {
+        peer: key("node", u64::from(number) + 1),
+        capacity: Amount::from_sat(500_000),
+        push_msat: 0,
+        stock: Amount::from_sat(100_000),
+        price: Amount::ZERO,
+    };
+    FactoryPlan {
+        attempt: Attempt {
+            instance: Instance(bytes("instance", 0)),
+            number: 0,
+        },
+        network: Network::Regtest,
+        timing: Timing::regtest(shape.layers()),
+        shape,
+        expiry: 1_500,
+        tree_feerate: 10,
+        policy: TimeoutPolicy::MembersReclaim,
+        lsp_payout: payout(0),
+        round_seconds: 30,
+        seats: (0..members).map(seat).collect(),
+    }
+}
+
+pub const TIP: u32 = 100;
+
+/// Who a message or an effect belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Party {
+    Lsp,
+    Member(u16),
+}
+
+pub struct World {
+    pub plan: FactoryPlan,
+    pub lsp: Option<Coordinator>,
+    pub members: BTreeMap<u16, Member>,
+    /// Durable records of each party.
+    pub journal: BTreeMap<Party, Vec<Record>>,
+    /// Messages on their way.
+    pub inbox: VecDeque<(Party, Party, Message)>,
+    /// Every message ever sent, in order.
+    pub log: Vec<(Party, Message)>,
+    pub events: Vec<(Party, Event)>,
+    /// Channels agreed by each party.
+    pub agreed: BTreeMap<(Party, u16), SlotChannel>,
+    pub discarded: Vec<(Party, u16)>,
+    pub activated: Vec<(Party, u16)>,
+    pub broadcast: Vec<Transaction>,
+    pub released: Vec<Txid>,
+    /// Rewrites what a party sends; `None` loses it.
+    pub tamper: Box<dyn FnMut(Party, Message) -> Option<Message>>,
+}
+
+impl World {
+    pub fn new(members: u16) -> World {
+        World::with(plan(members))
+    }
+
+    pub fn with(plan: FactoryPlan) -> World {
+        World {
+            plan,
+            lsp: None,
+            members: BTreeMap::new(),
+            journal: BTreeMap::new(),
+            inbox: VecDeque::new(),
+            log: Vec::new(),
+            events: Vec::new(),
+            agreed: BTreeMap::new(),
+            discarded: Vec::new(),
+            activated: Vec::new(),
+            broadcast: Vec::new(),
+            released: Vec::new(),
+            tamper: Box::new(|_, message| Some(message)),
+        }
+    }
+
+    /// Invites everyone and lets the ceremony run until nothing is left to say.
+    pub fn run(&mut self) {
+        self.start();
+        self.deliver();
+    }
+
+    pub fn start(&mut self) {
+        let secrets = LspSecrets::new(
+            &bytes("lsp seed", 0),
+            bytes("lsp salt", u64::from(self.plan.attempt.number)),
+            bytes("lsp nonces", u64::from(self.plan.attempt.number)),
+        );
+        let seats = self.plan.seats.len() as u64;
+        let keys = (0..seats).map(|slot| key("lsp funding", slot)).collect();
+        let (lsp, effects) = Coordinator::start(&self.plan, secrets, keys, TIP).unwrap();
+        self.lsp = Some(lsp);
+        self.act(Party::Lsp, effects);
+    }
+
+    pub fn deliver(&mut self) {
+        while let Some((from, to, message)) = self.inbox.pop_front() {
+            self.hand_over(from, to, message);
+        }
+    }
+
+    pub fn hand_over(&mut self, from: Party, to: Party, message: Message) {
+        let effects = match (to, from) {
+            (Party::Lsp, Party::Member(slot)) => {
+                let Some(lsp) = &mut self.lsp else { return };
+                lsp.handle(coordinator::Input::Message {
+                    from: self.plan.seats[usize::from(slot)].peer,
+                    message,
+                })
+            }
+            (Party::Member(slot), _) => match (self.members.get_mut(&slot), message) {
+                (None, Message::Invite(invite)) => {
+                    let number = u64::from(slot) + 1_000 * u64::from(invite.header.attempt);
+                    let joined = Member::join(
+                        key("node", 0),
+                        invite,
+                        &WalletLimits::standard(Network::Regtest),
+                        JoinSecrets {
+                            seed: &bytes("member seed", u64::from(slot)),
+                            salt: bytes("member salt", number),
+                            nonce_randomness: bytes("member nonces", number),
+                        },
+                        payout(u64::from(slot) + 1),
+                        key("member funding", u64::from(slot)),
+                        TIP,
+                    );
+                    let (member, effects) = joined.unwrap();
+                    self.members.insert(slot, member);
+                    effects
+                }
+                (None, _) => return,
+                (Some(member), message) => member.handle(member::Input::Message(message)),
+            },
+            _ => unreachable!("the LSP does not write to itself"),
+        };
+        self.act(to, effects);
+    }
+
+    pub fn act(&mut self, who: Party, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Persist(record) => self.journal.entry(who).or_default().push(record),
+                Effect::Send { to, message } => self.send(who, to, message),
+                Effect::Fund(output) => {
+                    let funding = Transaction {
+                        version: Version::TWO,
+                        lock_time: LockTime::ZERO,
+                        input: vec![TxIn {
+                            previous_output: OutPoint::new(Txid::from_byte_array([1; 32]), 0),
+                            script_sig: ScriptBuf::new(),
+                            sequence: Sequence::MAX,
+                            witness: Witness::new(),
+                        }],
+                        output: vec![output],
+                    };
+                    let lsp = self.lsp.as_mut().unwrap();
+                    let effects = lsp.handle(coordinator::Input::Funded {
+                        tx: funding,
+                        vout: 0,
+                    });
+                    self.act(who, effects);
+                }
+                Effect::ReleaseFunding(txid) => self.released.push(txid),
+                Effect::Agree(channel) => {
+                    self.agreed.insert((who, channel.slot.slot), channel);
+                }
+                Effect::Open(slot) => self.open(slot.slot),
+                Effect::Activate(slot) => self.activated.push((who, slot.slot)),
+                Effect::Suspend(slot) => {
+                    self.activated.retain(|open| *open != (who, slot.slot));
+                }
+                Effect::Discard(slot) => self.discarded.push((who, slot.slot)),
+                Effect::Watch(_) => {}
+                Effect::Broadcast(tx) => self.broadcast.push(tx),
+                Effect::Emit(event) => self.events.push((who, event)),
+                other => panic!("an effect this world does not know: {other:?}"),
+            }
+        }
+    }
+
+    /// Confirms the funding at `height` for everyone and tells everyone that this is the tip.
+    pub fn confirm_funding(&mut self, height: u32) {
+        let tx = self.broadcast.last().unwrap().clone();
+        if let Some(lsp) = &mut self.lsp {
+            let mut effects = lsp.handle(coordinator::Input::Height(height));
+            effects.extend(lsp.handle(coordinator::Input::FundingConfirmed { height }));
+            self.act(Party::Lsp, effects);
+        }
+        for slot in self.members.keys().copied().collect::<Vec<_>>() {
+            let member = self.members.get_mut(&slot).unwrap();
+            let mut effects = member.handle(member::Input::Height(height));
+            let tx = tx.clone();
+            effects.extend(member.handle(member::Input::FundingConfirmed { tx, height }));
+            self.act(Party::Member(slot), effects);
+        }
+    }
+
+    fn send(&mut self, from: Party, to: PublicKey, message: Message) {
+        let Some(message) = (self.tamper)(from, message) else {
+            return;
+        };
+        let mut assembler = Assembler::default();
+        let mut arrived = None;
+        for frame in wire::frames(&message) {
+            arrived = assembler.receive(&frame).unwrap();
+        }
+        assert_eq!(arrived.as_ref(), Some(&message), "the wire is lossless");
+        self.log.push((from, message.clone()));
+        let to = match self.plan.seats.iter().position(|seat| seat.peer == to) {
+            None => Party::Lsp,
+            Some(slot) => Party::Member(slot as u16),
+        };
+        self.inbox.push_back((from, to, message));
+    }
+
+    /// Both sides hold the channel if they agreed to the same one.
+    fn open(&mut self, slot: u16) {
+        // The member acts on NodeSigs, which precede the open on the same connection.
+        self.deliver();
+        let (Some(ours), Some(theirs)) = (
+            self.agreed.get(&(Party::Lsp, slot)),
+            self.agreed.get(&(Party::Member(slot), slot)),
+        ) else {
+            return;
+        };
+        let same = ours.outpoint == theirs.outpoint
+            && ours.capacity == theirs.capacity
+            && ours.push_msat == theirs.push_msat
+            && ours.script_pubkey == theirs.script_pubkey;
+        if !same {
+            return;
+        }
+        let lsp = self.lsp.as_mut().unwrap();
+        let effects = lsp.handle(coordinator::Input::ChannelHeld(slot));
+        self.act(Party::Lsp, effects);
+        let member = self.members.get_mut(&slot).unwrap();
+        let effects = member.handle(member::Input::ChannelHeld);
+        self.act(Party::Member(slot), effects);
+    }
+}

@@ -1,0 +1,79 @@
+//! The last known feerates, readable without waiting, as LDK's fee estimator needs them.
+//!
+//! A rate given out is never below what the source's mempool takes, and there always is one: before
+//! the first refresh, and where a source cannot estimate (regtest), the fallback.
+
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
+
+use bitcoin::FeeRate;
+
+use super::{ChainError, ChainSource};
+
+/// The confirmation targets asked for, in blocks: next, one hour, half a day, a day, a week.
+const TARGETS: [u16; 5] = [2, 6, 72, 144, 1008];
+
+/// Cached feerates.
+#[derive(Debug)]
+pub struct FeeRates {
+    fallback: FeeRate,
+    known: RwLock<Known>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    /// By target in blocks.
+    estimates: BTreeMap<u16, FeeRate>,
+    mempool_minimum: FeeRate,
+}
+
+impl FeeRates {
+    /// Nothing known yet: every answer is `fallback`.
+    pub fn new(fallback: FeeRate) -> Self {
+        let known = Known {
+            estimates: BTreeMap::new(),
+            mempool_minimum: FeeRate::BROADCAST_MIN,
+        };
+        Self {
+            fallback,
+            known: RwLock::new(known),
+        }
+    }
+
+    /// The feerate that should confirm within `target_blocks`.
+    pub fn within(&self, target_blocks: u16) -> FeeRate {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        // The estimate for the longest target that is not slower than asked, else the fastest.
+        let estimate = known
+            .estimates
+            .range(..=target_blocks)
+            .next_back()
+            .or_else(|| known.estimates.first_key_value())
+            .map_or(self.fallback, |(_, feerate)| *feerate);
+        estimate.max(known.mempool_minimum)
+    }
+
+    /// The feerate below which the source's mempool took nothing when last asked.
+    pub fn mempool_minimum(&self) -> FeeRate {
+        self.known
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .mempool_minimum
+    }
+
+    /// Asks the source again. On an error everything stays as it was.
+    pub async fn refresh(&self, source: &dyn ChainSource) -> Result<(), ChainError> {
+        let mempool_minimum = source.mempool_minimum().await?;
+        let mut estimates = BTreeMap::new();
+        for target in TARGETS {
+            if let Some(feerate) = source.estimate_feerate(target).await? {
+                estimates.insert(target, feerate);
+            }
+        }
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Known {
+            estimates,
+            mempool_minimum,
+        };
+        Ok(())
+    }
+}

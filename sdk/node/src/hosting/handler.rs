@@ -1,0 +1,419 @@
+//! LDK's events, one by one.
+//!
+//! What always holds: an event is answered with `Ok` only when what it says is on disk or in the
+//! sink's hands, otherwise LDK repeats it; so every arm can run twice.
+
+use bitcoin::secp256k1::PublicKey;
+use lightning::events::{ClosureReason, Event, PaymentPurpose, ReplayEvent};
+use lightning::ln::channelmanager::{InterceptId, TrustedChannelFeatures};
+use lightning::ln::types::ChannelId;
+use lightning::types::payment::PaymentHash;
+use lightning::util::errors::APIError;
+
+use super::config::slot_overrides;
+use super::delays;
+use super::events::{EventRefused, HostEvent};
+use super::host::Host;
+use super::htlc::{HtlcRefusal, check_forward, check_receive, matching_incoming};
+use super::opens::{OpenRefusal, OpenRequest, OpenVerdict, judge};
+use super::slot::{SlotId, SlotRole};
+use super::slots::{SlotError, SlotPhase};
+
+impl Host {
+    pub(super) fn handle_ldk(&self, event: Event) -> Result<(), ReplayEvent> {
+        self.handle(event).map_err(|error| {
+            tracing::error!(%error, "event will be repeated");
+            ReplayEvent()
+        })
+    }
+
+    fn handle(&self, event: Event) -> Result<(), HandleError> {
+        match event {
+            Event::OpenChannelRequest {
+                temporary_channel_id,
+                counterparty_node_id,
+                funding_satoshis,
+                channel_negotiation_type,
+                channel_type,
+                is_announced,
+                params,
+            } => self.answer_open(&OpenRequest {
+                temporary_channel_id,
+                peer: counterparty_node_id,
+                funding_sat: funding_satoshis,
+                funds: &channel_negotiation_type,
+                channel_type: &channel_type,
+                is_announced,
+                params: &params,
+            }),
+            Event::FundingGenerationReady {
+                temporary_channel_id,
+                counterparty_node_id,
+                channel_value_satoshis,
+                output_script,
+                user_channel_id,
+            } => match self.parts.slots.by_user_channel_id(user_channel_id) {
+                Some(slot) => {
+                    self.give_outpoint(&slot, temporary_channel_id, &output_script);
+                    Ok(())
+                }
+                None => self.tell(HostEvent::OrdinaryFundingNeeded {
+                    channel: temporary_channel_id,
+                    peer: counterparty_node_id,
+                    amount_sat: channel_value_satoshis,
+                    script: output_script,
+                }),
+            },
+            Event::ChannelReady {
+                channel_id,
+                user_channel_id,
+                counterparty_node_id,
+                ..
+            } => {
+                match self.parts.slots.by_user_channel_id(user_channel_id) {
+                    Some(slot) if slot.phase == SlotPhase::Committed => {
+                        // The chain monitor is deferred: manager and monitor are on disk, or
+                        // this message would not have been exchanged.
+                        let slot = slot.channel.slot;
+                        self.parts.slots.set_phase(&slot, SlotPhase::Held)?;
+                        self.tell(HostEvent::ChannelHeld { slot })
+                    }
+                    Some(_) => Ok(()),
+                    None => self.tell(HostEvent::OrdinaryChannelReady {
+                        channel: channel_id,
+                        peer: counterparty_node_id,
+                    }),
+                }
+            }
+            Event::ChannelClosed {
+                channel_id,
+                user_channel_id,
+                reason,
+                last_local_balance_msat,
+                ..
+            } => self.closed(channel_id, user_channel_id, reason, last_local_balance_msat),
+            Event::HTLCIntercepted {
+                intercept_id,
+                requested_next_hop_scid,
+                payment_hash,
+                inbound_amount_msat,
+                expected_outbound_amount_msat,
+                outgoing_htlc_expiry_block_height,
+            } => {
+                self.forward_or_fail(&Intercepted {
+                    id: intercept_id,
+                    scid: requested_next_hop_scid,
+                    payment_hash,
+                    inbound_amount_msat,
+                    outbound_amount_msat: expected_outbound_amount_msat,
+                    outgoing_expiry: outgoing_htlc_expiry_block_height,
+                });
+                Ok(())
+            }
+            Event::PaymentClaimable {
+                payment_hash,
+                purpose,
+                receiving_channel_ids,
+                claim_deadline,
+                ..
+            } => {
+                let channels = receiving_channel_ids
+                    .iter()
+                    .filter_map(|(_, user_id)| *user_id);
+                self.claim_or_fail(payment_hash, &purpose, channels, claim_deadline)
+            }
+            Event::PaymentClaimed {
+                payment_hash,
+                amount_msat,
+                ..
+            } => self.tell(HostEvent::PaymentReceived {
+                payment_hash: payment_hash.0,
+                amount_msat,
+            }),
+            Event::PaymentSent {
+                payment_preimage,
+                payment_hash,
+                fee_paid_msat,
+                ..
+            } => self.tell(HostEvent::PaymentSent {
+                payment_hash: payment_hash.0,
+                preimage: payment_preimage.0,
+                fee_msat: fee_paid_msat,
+            }),
+            Event::PaymentFailed {
+                payment_hash,
+                reason,
+                ..
+            } => self.tell(HostEvent::PaymentFailed {
+                payment_hash: payment_hash.map(|hash| hash.0),
+                reason: reason.map_or_else(|| "unknown".into(), |reason| format!("{reason:?}")),
+            }),
+            Event::PaymentForwarded {
+                prev_htlcs,
+                next_htlcs,
+                total_fee_earned_msat,
+                outbound_amount_forwarded_msat,
+                ..
+            } => {
+                let from = prev_htlcs.first().and_then(|htlc| htlc.user_channel_id);
+                let to = next_htlcs.first().and_then(|htlc| htlc.user_channel_id);
+                self.tell(HostEvent::PaymentForwarded {
+                    from: from.and_then(|id| self.slot_id(id)),
+                    to: to.and_then(|id| self.slot_id(id)),
+                    amount_msat: outbound_amount_forwarded_msat,
+                    fee_msat: total_fee_earned_msat,
+                })
+            }
+            Event::SpendableOutputs {
+                outputs,
+                channel_id,
+                counterparty_node_id,
+            } => self
+                .parts
+                .sweeper
+                .track_spendable_outputs(outputs, channel_id, counterparty_node_id, false, None)
+                .map_err(|()| HandleError::Sweeper),
+            // Nothing to do: told by other events, or part of features we do not offer.
+            _ => Ok(()),
+        }
+    }
+
+    fn answer_open(&self, open: &OpenRequest<'_>) -> Result<(), HandleError> {
+        let channels = &self.parts.channels;
+        let (id, peer) = (&open.temporary_channel_id, &open.peer);
+        let refused = match judge(&self.parts.role, &self.parts.slots, open) {
+            Ok(OpenVerdict::Slot(slot)) => channels.accept_inbound_channel_from_trusted_peer(
+                id,
+                peer,
+                slot.channel.slot.user_channel_id(),
+                TrustedChannelFeatures::ZeroConf,
+                Some(slot_overrides(&slot.channel)),
+            ),
+            Ok(OpenVerdict::Ordinary) => {
+                channels.accept_inbound_channel(id, peer, self.fresh_user_channel_id(), None)
+            }
+            Err(reason) => return self.refuse_open(open, reason),
+        };
+        match refused {
+            Ok(()) => Ok(()),
+            Err(error) => self.refuse_open(open, OpenRefusal::Ldk(format!("{error:?}"))),
+        }
+    }
+
+    fn refuse_open(&self, open: &OpenRequest<'_>, reason: OpenRefusal) -> Result<(), HandleError> {
+        // Gone already if LDK itself refused.
+        let _ = self.parts.channels.force_close_broadcasting_latest_txn(
+            &open.temporary_channel_id,
+            &open.peer,
+            reason.to_string(),
+        );
+        self.tell(HostEvent::OpenRefused {
+            peer: open.peer,
+            reason,
+        })
+    }
+
+    fn closed(
+        &self,
+        channel: ChannelId,
+        user_channel_id: u128,
+        reason: ClosureReason,
+        last_balance_msat: Option<u64>,
+    ) -> Result<(), HandleError> {
+        let reason_text = reason.to_string();
+        let Some(slot) = self.parts.slots.by_user_channel_id(user_channel_id) else {
+            // A refused open is closed under the same event, without an id of ours.
+            return match user_channel_id {
+                0 => Ok(()),
+                _ => self.tell(HostEvent::OrdinaryChannelClosed {
+                    channel,
+                    reason: reason_text,
+                }),
+            };
+        };
+        let id = slot.channel.slot;
+        match slot.phase {
+            SlotPhase::Agreed | SlotPhase::Signable => self.tell(HostEvent::OpenFailed {
+                slot: id,
+                reason: reason_text,
+            }),
+            SlotPhase::Retired | SlotPhase::Closed => Ok(()),
+            _ => {
+                self.parts.slots.set_phase(&id, SlotPhase::Closed)?;
+                self.tell(HostEvent::SlotClosed {
+                    slot: id,
+                    reason: reason_text,
+                    last_balance_msat,
+                })
+            }
+        }
+    }
+
+    /// Forwards an intercepted HTLC if the LSP's own rule allows it.
+    fn forward_or_fail(&self, htlc: &Intercepted) {
+        let channels = &self.parts.channels;
+        let done = match self.next_channel(htlc) {
+            Ok((channel, peer)) => channels.forward_intercepted_htlc(
+                htlc.id,
+                &channel,
+                peer,
+                htlc.outbound_amount_msat,
+            ),
+            Err(refusal) => {
+                let hash = htlc.payment_hash;
+                tracing::info!(%hash, reason = refusal.map(|r| r.to_string()), "HTLC failed back");
+                channels.fail_intercepted_htlc(htlc.id)
+            }
+        };
+        if let Err(error) = done {
+            // Its time ran out, or the channel went away meanwhile.
+            tracing::debug!(?error, "intercepted HTLC");
+            let _: Result<(), APIError> = channels.fail_intercepted_htlc(htlc.id);
+        }
+    }
+
+    fn next_channel(
+        &self,
+        htlc: &Intercepted,
+    ) -> Result<(ChannelId, PublicKey), Option<HtlcRefusal>> {
+        let channels = self.parts.channels.list_channels();
+        let next = channels
+            .iter()
+            .find(|channel| {
+                channel.outbound_scid_alias == Some(htlc.scid)
+                    || channel.short_channel_id == Some(htlc.scid)
+            })
+            .ok_or(None)?;
+        let with_slots = channels.iter().map(|channel| {
+            (
+                channel,
+                self.parts.slots.by_user_channel_id(channel.user_channel_id),
+            )
+        });
+        let incoming = matching_incoming(with_slots, htlc.payment_hash, htlc.inbound_amount_msat);
+        let outgoing = self.parts.slots.by_user_channel_id(next.user_channel_id);
+        check_forward(
+            &incoming,
+            outgoing.as_ref(),
+            htlc.outgoing_expiry,
+            self.height(),
+        )
+        .map_err(Some)?;
+        Ok((next.channel_id, next.counterparty.node_id))
+    }
+
+    /// Claims a payment to us, unless one of its parts came too early or too late.
+    fn claim_or_fail(
+        &self,
+        payment_hash: PaymentHash,
+        purpose: &PaymentPurpose,
+        channels: impl Iterator<Item = u128>,
+        claim_deadline: Option<u32>,
+    ) -> Result<(), HandleError> {
+        // LDK's deadline is its own margin before the earliest expiry of all parts.
+        let expiry = claim_deadline.map(|deadline| deadline + delays::LDK_FAIL_BACK_BLOCKS);
+        let height = self.height();
+        for slot in channels.filter_map(|id| self.parts.slots.by_user_channel_id(id)) {
+            if let Err(reason) = check_receive(&slot, expiry.unwrap_or(0), height) {
+                tracing::info!(%payment_hash, %reason, "payment failed back");
+                self.parts.channels.fail_htlc_backwards(&payment_hash);
+                return Ok(());
+            }
+        }
+        let Some(preimage) = purpose.preimage() else {
+            // Only a payment to a hash of somebody else's choosing; none are issued yet.
+            self.parts.channels.fail_htlc_backwards(&payment_hash);
+            return Ok(());
+        };
+        // On disk first: from the claim on, the deadline to go on chain must never be missed.
+        self.claimed
+            .insert(payment_hash, expiry.unwrap_or(height))?;
+        self.parts.channels.claim_funds(preimage);
+        Ok(())
+    }
+
+    pub(super) fn slot_closed(
+        &self,
+        slot: &SlotId,
+        reason: String,
+        last_balance_msat: Option<u64>,
+    ) {
+        if let Err(error) = self.parts.slots.set_phase(slot, SlotPhase::Closed) {
+            tracing::error!(%error, %slot, "cannot record the close");
+        }
+        let slot = *slot;
+        self.parts.sink.deliver_lossy(HostEvent::SlotClosed {
+            slot,
+            reason,
+            last_balance_msat,
+        });
+    }
+
+    fn slot_id(&self, user_channel_id: u128) -> Option<SlotId> {
+        self.parts
+            .slots
+            .by_user_channel_id(user_channel_id)
+            .map(|slot| slot.channel.slot)
+    }
+
+    fn tell(&self, event: HostEvent) -> Result<(), HandleError> {
+        Ok(self.parts.sink.deliver(event)?)
+    }
+
+    /// Gives LDK the agreed outpoint, if LDK computed the agreed script.
+    fn give_outpoint(
+        &self,
+        slot: &super::Slot,
+        temporary_channel_id: ChannelId,
+        script: &bitcoin::ScriptBuf,
+    ) {
+        let agreed = &slot.channel;
+        let channels = &self.parts.channels;
+        let ready = agreed.role == SlotRole::Funder
+            && slot.phase == SlotPhase::Signable
+            && *script == agreed.funding_script;
+        let done = if ready {
+            let funding = lightning::chain::transaction::OutPoint {
+                txid: agreed.outpoint.txid,
+                // Checked when it was agreed.
+                index: u16::try_from(agreed.outpoint.vout).unwrap_or(u16::MAX),
+            };
+            channels.unsafe_manual_funding_transaction_generated(
+                temporary_channel_id,
+                agreed.peer,
+                funding,
+            )
+        } else {
+            channels.force_close_broadcasting_latest_txn(
+                &temporary_channel_id,
+                &agreed.peer,
+                "the funding script is not the agreed one".into(),
+            )
+        };
+        if let Err(error) = done {
+            // The channel is gone; LDK closes it with an event of its own.
+            tracing::warn!(?error, slot = %agreed.slot, "cannot fund");
+        }
+    }
+}
+
+struct Intercepted {
+    id: InterceptId,
+    scid: u64,
+    payment_hash: PaymentHash,
+    inbound_amount_msat: u64,
+    outbound_amount_msat: u64,
+    outgoing_expiry: Option<u32>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum HandleError {
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    #[error(transparent)]
+    Sink(#[from] EventRefused),
+    #[error("cannot store")]
+    Store(#[from] lightning::io::Error),
+    #[error("cannot track outputs to sweep")]
+    Sweeper,
+}

@@ -1,0 +1,399 @@
+//! The running host: event loop, connections, blocks.
+//!
+//! What always holds: a leaf's confirmation is recorded before LDK sees the block it is in, and a
+//! host that stopped has persisted its state.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bitcoin::block::Header;
+use bitcoin::secp256k1::PublicKey;
+use lightning::chain::transaction::TransactionData;
+use lightning::chain::{BlockLocator, Listen};
+use lightning::types::payment::PaymentHash;
+use lightning_background_processor::{
+    GossipSync, NO_LIQUIDITY_MANAGER, NO_ONION_MESSENGER, process_events_async_with_kv_store_sync,
+};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::Store;
+use super::config::Role;
+use super::events::{HostEvent, SharedSink};
+use super::htlc::exit_reason;
+use super::ldk::{Channels, Gate, Keys, Log, Monitors, Peers, SharedScorer, Sweeper};
+use super::load::{LoadError, unix_time};
+use super::messages::{FactoryMessage, Messages, SendError};
+use super::payments::Claimed;
+use super::slot::SlotId;
+use super::slots::{SharedSlots, SlotPhase};
+
+/// How long a connection may take to finish its handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Why a peer could not be reached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// No connection, or the handshake failed.
+    #[error("cannot connect to {peer} at {address}")]
+    Unreachable {
+        /// Its node id.
+        peer: PublicKey,
+        /// Its address.
+        address: SocketAddr,
+    },
+}
+
+/// What [`LoadedHost`](super::LoadedHost) puts together.
+pub(super) struct HostParts {
+    pub(super) network: bitcoin::Network,
+    pub(super) role: Role,
+    pub(super) store: Store,
+    pub(super) slots: SharedSlots,
+    pub(super) keys: Keys,
+    pub(super) gate: Gate,
+    pub(super) monitors: Arc<Monitors>,
+    pub(super) channels: Arc<Channels>,
+    pub(super) messages: Arc<Messages>,
+    pub(super) peers: Arc<Peers>,
+    pub(super) sweeper: Arc<Sweeper>,
+    pub(super) scorer: SharedScorer,
+    pub(super) log: Log,
+    pub(super) sink: SharedSink,
+}
+
+/// A running Lightning node whose channels may stand on virtual outputs.
+pub struct Host {
+    pub(super) parts: HostParts,
+    pub(super) claimed: Claimed,
+    exits_told: Mutex<HashSet<SlotId>>,
+    listening: Mutex<Option<SocketAddr>>,
+    stop: watch::Sender<bool>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Host {
+    pub(super) fn new(parts: HostParts) -> Result<Arc<Self>, LoadError> {
+        let claimed = Claimed::load(Arc::clone(&parts.store))?;
+        Ok(Arc::new(Self {
+            parts,
+            claimed,
+            exits_told: Mutex::default(),
+            listening: Mutex::default(),
+            stop: watch::channel(false).0,
+            tasks: Mutex::default(),
+        }))
+    }
+
+    pub(super) fn sweeper(&self) -> &Sweeper {
+        &self.parts.sweeper
+    }
+
+    pub(super) fn monitors(&self) -> &Monitors {
+        &self.parts.monitors
+    }
+
+    pub(super) async fn run(self: &Arc<Self>, listen: Option<SocketAddr>) -> Result<(), LoadError> {
+        self.reconcile();
+        if let Some(address) = listen {
+            self.accept_connections(address).await?;
+        }
+        self.process_events();
+        self.keep_peers_alive();
+        Ok(())
+    }
+
+    /// Our node id.
+    pub fn node_id(&self) -> PublicKey {
+        self.parts.channels.get_our_node_id()
+    }
+
+    /// Where we accept connections; the port is real also if 0 was asked for.
+    pub fn listen_address(&self) -> Option<SocketAddr> {
+        *lock(&self.listening)
+    }
+
+    /// Height of the last block LDK has seen.
+    pub fn height(&self) -> u32 {
+        self.parts.channels.current_best_block().height
+    }
+
+    /// What must be given every block from the tip on, after [`start`](super::LoadedHost::start).
+    pub fn follower(self: &Arc<Self>) -> ChainFollower {
+        ChainFollower {
+            host: Arc::clone(self),
+            started: true,
+        }
+    }
+
+    /// Connects to a peer, or keeps the connection there is.
+    pub async fn connect(&self, peer: PublicKey, address: SocketAddr) -> Result<(), ConnectError> {
+        let unreachable = || ConnectError::Unreachable { peer, address };
+        if self.is_connected(&peer) {
+            return Ok(());
+        }
+        let peers = Arc::clone(&self.parts.peers);
+        let closed = lightning_net_tokio::connect_outbound(peers, peer, address)
+            .await
+            .ok_or_else(unreachable)?;
+        let mut closed = std::pin::pin!(closed);
+        let handshake = async {
+            while !self.is_connected(&peer) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            _ = &mut closed => Err(unreachable()),
+            done = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => done.map_err(|_| unreachable()),
+        }
+    }
+
+    /// Closes the connection to a peer.
+    pub fn disconnect(&self, peer: &PublicKey) {
+        self.parts.peers.disconnect_by_node_id(*peer);
+    }
+
+    /// Whether a peer is connected and has told its features.
+    pub fn is_connected(&self, peer: &PublicKey) -> bool {
+        self.parts.peers.peer_by_node_id(peer).is_some()
+    }
+
+    /// Sends a message of the factory protocol.
+    pub fn send_message(&self, peer: PublicKey, message: FactoryMessage) -> Result<(), SendError> {
+        self.parts.messages.send(peer, message)?;
+        self.parts.peers.process_events();
+        Ok(())
+    }
+
+    /// Closes all connections, persists everything and returns when it is done.
+    pub async fn stop(&self) {
+        self.stop.send_replace(true);
+        let tasks: Vec<_> = std::mem::take(&mut *lock(&self.tasks));
+        for task in tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a task of the host failed");
+            }
+        }
+        self.parts.peers.disconnect_all_peers();
+    }
+
+    async fn accept_connections(self: &Arc<Self>, address: SocketAddr) -> Result<(), LoadError> {
+        let failed = |source| LoadError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        *lock(&self.listening) = Some(listener.local_addr().map_err(failed)?);
+        let peers = Arc::clone(&self.parts.peers);
+        let mut stop = self.stop.subscribe();
+        self.spawn(async move {
+            loop {
+                let accepted = tokio::select! {
+                    accepted = listener.accept() => accepted,
+                    _ = stop.changed() => return,
+                };
+                // A failed accept is the peer's trouble, or the system is out of sockets.
+                match accepted.and_then(|(stream, _)| stream.into_std()) {
+                    Ok(stream) => {
+                        tokio::spawn(lightning_net_tokio::setup_inbound(
+                            Arc::clone(&peers),
+                            stream,
+                        ));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// LDK's background loop: events, persistence, timers.
+    fn process_events(self: &Arc<Self>) {
+        let host = Arc::clone(self);
+        let stop = self.stop.subscribe();
+        let sleeper = move |duration| {
+            let mut stop = stop.clone();
+            Box::pin(async move {
+                tokio::select! {
+                    _ = tokio::time::sleep(duration) => false,
+                    _ = stop.wait_for(|stopped| *stopped) => true,
+                }
+            })
+        };
+        self.spawn(async move {
+            let parts = &host.parts;
+            let done = process_events_async_with_kv_store_sync(
+                Arc::clone(&parts.store),
+                |event| {
+                    let host = Arc::clone(&host);
+                    async move { host.handle_ldk(event) }
+                },
+                Arc::clone(&parts.monitors),
+                Arc::clone(&parts.channels),
+                NO_ONION_MESSENGER,
+                GossipSync::none(),
+                Arc::clone(&parts.peers),
+                NO_LIQUIDITY_MANAGER,
+                Some(Arc::clone(&parts.sweeper)),
+                Arc::clone(&parts.log),
+                Some(Arc::clone(&parts.scorer)),
+                sleeper,
+                false,
+                || Some(unix_time()),
+            )
+            .await;
+            if let Err(error) = done {
+                tracing::error!(%error, "cannot persist: the host has stopped");
+            }
+        });
+    }
+
+    /// LDK wants its peers' queues looked at whenever something may be waiting.
+    fn keep_peers_alive(self: &Arc<Self>) {
+        let peers = Arc::clone(&self.parts.peers);
+        let mut stop = self.stop.subscribe();
+        self.spawn(async move {
+            let mut ticks = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                tokio::select! {
+                    _ = ticks.tick() => peers.process_events(),
+                    _ = stop.changed() => return,
+                }
+            }
+        });
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        lock(&self.tasks).push(tokio::spawn(task));
+    }
+
+    /// Compares the register with what LDK loaded, after a restart.
+    fn reconcile(&self) {
+        let known: HashSet<u128> = self
+            .parts
+            .channels
+            .list_channels()
+            .iter()
+            .filter(|channel| channel.funding_txo.is_some())
+            .map(|channel| channel.user_channel_id)
+            .collect();
+        let lost = self.parts.slots.matching(|slot| {
+            matches!(
+                slot.phase,
+                SlotPhase::Committed | SlotPhase::Held | SlotPhase::Active | SlotPhase::Frozen
+            ) && !known.contains(&slot.channel.slot.user_channel_id())
+        });
+        for slot in lost {
+            let id = slot.channel.slot;
+            // LDK reports the channels it closed on loading; this one it never had on disk.
+            tracing::warn!(slot = %id, phase = ?slot.phase, "LDK has no channel for this slot");
+            if slot.phase == SlotPhase::Committed {
+                self.slot_closed(&id, "lost before it was stored".into(), None);
+            }
+        }
+    }
+
+    fn leaves_confirmed(&self, txdata: &TransactionData<'_>, height: u32) -> bool {
+        let mut any = false;
+        for (_, tx) in txdata {
+            for slot in self.parts.slots.with_leaf(&tx.compute_txid()) {
+                any = true;
+                let id = slot.channel.slot;
+                if let Err(error) = self.parts.slots.set_leaf_height(&id, Some(height)) {
+                    tracing::error!(%error, slot = %id, "cannot record the leaf");
+                    continue;
+                }
+                self.parts.gate.release(&slot);
+                self.parts
+                    .sink
+                    .deliver_lossy(HostEvent::LeafConfirmed { slot: id, height });
+            }
+        }
+        any
+    }
+
+    fn leaves_disconnected(&self, fork_height: u32) {
+        let gone = |height: Option<u32>| height.is_some_and(|height| height > fork_height);
+        for slot in self.parts.slots.matching(|slot| gone(slot.leaf_height)) {
+            if let Err(error) = self.parts.slots.set_leaf_height(&slot.channel.slot, None) {
+                tracing::error!(%error, slot = %slot.channel.slot, "cannot record the reorg");
+            }
+        }
+    }
+
+    /// Tells, once per slot and run, which channels must go on chain at `height`.
+    fn check_deadlines(&self, height: u32) {
+        let claimed: HashSet<PaymentHash> = self.claimed.hashes();
+        for channel in self.parts.channels.list_channels() {
+            let Some(slot) = self.parts.slots.by_user_channel_id(channel.user_channel_id) else {
+                continue;
+            };
+            let Some(reason) = exit_reason(&channel, &slot, &claimed, height) else {
+                continue;
+            };
+            let id = slot.channel.slot;
+            if lock(&self.exits_told).insert(id) {
+                self.parts
+                    .sink
+                    .deliver_lossy(HostEvent::ExitNeeded { slot: id, reason });
+            }
+        }
+        self.claimed.forget_expired(height);
+    }
+}
+
+/// Passes blocks to everything in a host that follows the chain.
+pub struct ChainFollower {
+    host: Arc<Host>,
+    /// Before the start LDK's monitors and sweeper are brought to the tip one by one.
+    started: bool,
+}
+
+impl ChainFollower {
+    pub(super) fn before_start(host: Arc<Host>) -> Self {
+        Self {
+            host,
+            started: false,
+        }
+    }
+}
+
+impl Listen for ChainFollower {
+    fn filtered_block_connected(&self, header: &Header, txdata: &TransactionData<'_>, height: u32) {
+        let parts = &self.host.parts;
+        let leaf = self.host.leaves_confirmed(txdata, height);
+        parts
+            .channels
+            .filtered_block_connected(header, txdata, height);
+        if self.started {
+            parts
+                .monitors
+                .filtered_block_connected(header, txdata, height);
+            parts
+                .sweeper
+                .filtered_block_connected(header, txdata, height);
+            if leaf {
+                parts.monitors.rebroadcast_pending_claims();
+            }
+            self.host.check_deadlines(height);
+        }
+    }
+
+    fn blocks_disconnected(&self, fork_point: BlockLocator) {
+        let parts = &self.host.parts;
+        self.host.leaves_disconnected(fork_point.height);
+        parts.channels.blocks_disconnected(fork_point);
+        if self.started {
+            parts.monitors.blocks_disconnected(fork_point);
+            parts.sweeper.blocks_disconnected(fork_point);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,198 @@
+//! The HTLC gate's rules, as pure functions over what LDK reports.
+//!
+//! What always holds: an HTLC is received or forwarded only while there is time to bring the
+//! leaf, the commitment and the claim on chain; both edges of a forward are judged, because LDK
+//! itself applies only the outgoing channel's delta.
+
+use std::collections::HashSet;
+
+use lightning::ln::channel_state::{ChannelDetails, InboundHTLCDetails};
+use lightning::types::payment::PaymentHash;
+
+use super::delays::{
+    HTLC_TIMEOUT_GRACE_BLOCKS, MAX_CLTV_AWAY_BLOCKS, forward_delta_blocks, outgoing_expiry_blocks,
+};
+use super::events::ExitReason;
+use super::slots::{Slot, SlotPhase};
+
+/// Why an HTLC was failed back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HtlcRefusal {
+    /// A factory channel on its way is not active.
+    #[error("slot is {0:?}")]
+    NotActive(SlotPhase),
+    /// No received HTLC has this hash and amount.
+    #[error("no incoming HTLC found")]
+    NoIncoming,
+    /// Incoming and outgoing expiry are too close.
+    #[error("incoming expiry {incoming} minus outgoing {outgoing} is below {needed} blocks")]
+    DeltaTooSmall {
+        /// Smallest matching incoming expiry.
+        incoming: u32,
+        /// Outgoing expiry.
+        outgoing: u32,
+        /// Blocks needed between them.
+        needed: u16,
+    },
+    /// The outgoing HTLC expires too soon to be resolved on chain.
+    #[error("expiry {expiry} is less than {needed} blocks after height {height}")]
+    ExpiresTooSoon {
+        /// Its expiry.
+        expiry: u32,
+        /// Current height.
+        height: u32,
+        /// Blocks needed.
+        needed: u16,
+    },
+    /// LDK did not say when the outgoing HTLC expires.
+    #[error("outgoing expiry unknown")]
+    NoOutgoingExpiry,
+    /// It would expire further away than any node accepts.
+    #[error("expiry {expiry} is too far after height {height}")]
+    ExpiresTooLate {
+        /// Its expiry.
+        expiry: u32,
+        /// Current height.
+        height: u32,
+    },
+}
+
+/// One end of a forward.
+#[derive(Clone, Debug)]
+pub(super) struct Incoming {
+    pub(super) expiry: u32,
+    /// `None` for an ordinary channel.
+    pub(super) slot: Option<Slot>,
+}
+
+/// Every received HTLC that may be the one LDK intercepted: hash and amount are all it tells.
+pub(super) fn matching_incoming<'a>(
+    channels: impl IntoIterator<Item = (&'a ChannelDetails, Option<Slot>)>,
+    payment_hash: PaymentHash,
+    amount_msat: u64,
+) -> Vec<Incoming> {
+    let is_it = |htlc: &&InboundHTLCDetails| {
+        htlc.payment_hash == payment_hash && htlc.amount_msat == amount_msat
+    };
+    channels
+        .into_iter()
+        .flat_map(|(channel, slot)| {
+            channel
+                .pending_inbound_htlcs
+                .iter()
+                .filter(is_it)
+                .map(move |htlc| Incoming {
+                    expiry: htlc.cltv_expiry,
+                    slot: slot.clone(),
+                })
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// The LSP's own rule for every forward from or to a factory channel. A forward between ordinary
+/// channels is left to LDK's checks.
+pub(super) fn check_forward(
+    incoming: &[Incoming],
+    outgoing_slot: Option<&Slot>,
+    outgoing_expiry: Option<u32>,
+    height: u32,
+) -> Result<(), HtlcRefusal> {
+    let touched: Vec<&Slot> = incoming
+        .iter()
+        .filter_map(|end| end.slot.as_ref())
+        .chain(outgoing_slot)
+        .collect();
+    let Some(exit_delay) = touched
+        .iter()
+        .map(|slot| slot.channel.exit_delay_blocks)
+        .max()
+    else {
+        // Ordinary to ordinary, unless nobody knows where it came from.
+        return if incoming.is_empty() {
+            Err(HtlcRefusal::NoIncoming)
+        } else {
+            Ok(())
+        };
+    };
+    if let Some(slot) = touched.iter().find(|slot| slot.phase != SlotPhase::Active) {
+        return Err(HtlcRefusal::NotActive(slot.phase));
+    }
+    let outgoing = outgoing_expiry.ok_or(HtlcRefusal::NoOutgoingExpiry)?;
+    // The peer chooses hash and amount of all candidates: assume the worst.
+    let incoming = incoming
+        .iter()
+        .map(|end| end.expiry)
+        .min()
+        .ok_or(HtlcRefusal::NoIncoming)?;
+    let needed = forward_delta_blocks(exit_delay);
+    if incoming < outgoing.saturating_add(needed.into()) {
+        return Err(HtlcRefusal::DeltaTooSmall {
+            incoming,
+            outgoing,
+            needed,
+        });
+    }
+    if incoming > height.saturating_add(MAX_CLTV_AWAY_BLOCKS) {
+        return Err(HtlcRefusal::ExpiresTooLate {
+            expiry: incoming,
+            height,
+        });
+    }
+    if let Some(slot) = outgoing_slot {
+        let needed = outgoing_expiry_blocks(slot.channel.exit_delay_blocks);
+        if outgoing < height.saturating_add(needed.into()) {
+            return Err(HtlcRefusal::ExpiresTooSoon {
+                expiry: outgoing,
+                height,
+                needed,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a payment to us that arrived over `slot` may be claimed.
+pub(super) fn check_receive(slot: &Slot, expiry: u32, height: u32) -> Result<(), HtlcRefusal> {
+    if slot.phase != SlotPhase::Active {
+        return Err(HtlcRefusal::NotActive(slot.phase));
+    }
+    let needed = slot.channel.blocks_early;
+    if expiry < height.saturating_add(needed.into()) {
+        return Err(HtlcRefusal::ExpiresTooSoon {
+            expiry,
+            height,
+            needed,
+        });
+    }
+    Ok(())
+}
+
+/// Whether an HTLC of `channel` forces it on chain at `height`. Dust is left alone: it has no
+/// output to claim.
+pub(super) fn exit_reason(
+    channel: &ChannelDetails,
+    slot: &Slot,
+    claimed: &HashSet<PaymentHash>,
+    height: u32,
+) -> Option<ExitReason> {
+    let exit_delay = u32::from(slot.channel.exit_delay_blocks);
+    let claim = channel
+        .pending_inbound_htlcs
+        .iter()
+        .filter(|htlc| !htlc.is_dust && claimed.contains(&htlc.payment_hash))
+        .map(|htlc| htlc.cltv_expiry)
+        .filter(|expiry| height.saturating_add(exit_delay) >= *expiry)
+        .min()
+        .map(|expiry_height| ExitReason::ClaimDeadline { expiry_height });
+    let timed_out = channel
+        .pending_outbound_htlcs
+        .iter()
+        .filter(|htlc| !htlc.is_dust)
+        .map(|htlc| htlc.cltv_expiry)
+        .filter(|expiry| height >= expiry.saturating_add(HTLC_TIMEOUT_GRACE_BLOCKS))
+        .min()
+        .map(|expiry_height| ExitReason::TimedOut { expiry_height });
+    claim.or(timed_out)
+}

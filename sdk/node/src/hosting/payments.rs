@@ -1,0 +1,263 @@
+//! Invoices and payments.
+//!
+//! What always holds: an invoice names only channels that are active, and asks for an expiry far
+//! enough away to claim on chain; the hash of a payment we claim is on disk before LDK learns
+//! that we claim it.
+
+use std::collections::{HashMap, HashSet};
+use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bitcoin::hashes::Hash;
+use lightning::ln::channel_state::ChannelDetails;
+use lightning::ln::channelmanager::{OptionalBolt11PaymentParams, PaymentId};
+use lightning::ln::outbound_payment::{Bolt11PaymentError, RetryableSendFailure};
+use lightning::sign::{NodeSigner, Recipient};
+use lightning::types::payment::PaymentHash;
+use lightning_invoice::{Bolt11Invoice, Currency, InvoiceBuilder, RouteHint, RouteHintHop};
+use lightning_types::routing::RoutingFees;
+
+use super::Store;
+use super::delays::min_final_cltv_expiry_blocks;
+use super::host::Host;
+use super::load::unix_time;
+use super::slots::SlotPhase;
+
+const PRIMARY: &str = "superscalar";
+const SECONDARY: &str = "claimed_payments";
+/// LDK writes this much more into an invoice than it enforces, for blocks found meanwhile.
+const INVOICE_BLOCK_BUFFER: u16 = 3;
+/// BOLT 11 has no limit; longer descriptions make unusable codes.
+const MAX_DESCRIPTION_BYTES: usize = 639;
+
+/// Why no invoice could be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvoiceError {
+    /// No active channel could receive.
+    #[error("no active channel can receive")]
+    NoActiveChannel,
+    /// The description is too long.
+    #[error("description of {bytes} bytes exceeds {MAX_DESCRIPTION_BYTES}")]
+    DescriptionTooLong {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The amount is impossible.
+    #[error("amount of {0} msat cannot be invoiced")]
+    InvalidAmount(u64),
+    /// The invoice could not be put together.
+    #[error("cannot build the invoice: {0}")]
+    Build(String),
+}
+
+/// Why a payment was not begun.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PayError {
+    /// Not an invoice.
+    #[error("not a BOLT 11 invoice: {0}")]
+    InvalidInvoice(String),
+    /// For another chain.
+    #[error("the invoice is for {0}")]
+    WrongNetwork(Currency),
+    /// The invoice asks for no amount and none was given, or both disagree.
+    #[error("the amount is missing or not the invoice's")]
+    InvalidAmount,
+    /// This invoice is paid or being paid.
+    #[error("this invoice was paid or is being paid")]
+    Duplicate,
+    /// No route, or LDK's other reasons.
+    #[error("cannot send: {0}")]
+    Ldk(String),
+}
+
+impl Host {
+    /// An invoice payable over our active channels.
+    pub fn invoice(
+        &self,
+        amount_msat: Option<u64>,
+        description: &str,
+        expiry_secs: u32,
+    ) -> Result<Bolt11Invoice, InvoiceError> {
+        if description.len() > MAX_DESCRIPTION_BYTES {
+            return Err(InvoiceError::DescriptionTooLong {
+                bytes: description.len(),
+            });
+        }
+        let (hints, blocks_early) = self.receiving_hints()?;
+        let min_final = min_final_cltv_expiry_blocks(blocks_early);
+        let channels = &self.parts.channels;
+        let (hash, secret, metadata) = channels
+            .create_inbound_payment(amount_msat, expiry_secs, Some(min_final), None)
+            .map_err(|()| InvoiceError::InvalidAmount(amount_msat.unwrap_or(0)))?;
+        let mut builder = InvoiceBuilder::new(self.currency())
+            .description(description.into())
+            .duration_since_epoch(unix_time())
+            .payee_pub_key(self.node_id())
+            .payment_hash(hash)
+            .payment_secret(secret)
+            .basic_mpp()
+            .min_final_cltv_expiry_delta(u64::from(min_final + INVOICE_BLOCK_BUFFER))
+            .expiry_time(Duration::from_secs(expiry_secs.into()));
+        if let Some(amount) = amount_msat {
+            builder = builder.amount_milli_satoshis(amount);
+        }
+        for hint in hints {
+            builder = builder.private_route(hint);
+        }
+        let raw = match metadata {
+            Some(metadata) => builder.payment_metadata(metadata).build_raw(),
+            None => builder.build_raw(),
+        };
+        let raw = raw.map_err(|error| InvoiceError::Build(error.to_string()))?;
+        let signature = self.parts.keys.sign_invoice(&raw, Recipient::Node);
+        let signed = raw
+            .sign(|_| signature)
+            .map_err(|()| InvoiceError::Build("signer".into()))?;
+        Bolt11Invoice::from_signed(signed).map_err(|error| InvoiceError::Build(error.to_string()))
+    }
+
+    /// Pays an invoice. `amount_msat` is for invoices without one. Success or failure follow as
+    /// events; the returned hash names the payment.
+    pub fn pay(&self, invoice: &str, amount_msat: Option<u64>) -> Result<[u8; 32], PayError> {
+        let invoice = Bolt11Invoice::from_str(invoice)
+            .map_err(|error| PayError::InvalidInvoice(error.to_string()))?;
+        if invoice.currency() != self.currency() {
+            return Err(PayError::WrongNetwork(invoice.currency()));
+        }
+        let hash = invoice.payment_hash();
+        let params = OptionalBolt11PaymentParams::default();
+        self.parts
+            .channels
+            .pay_for_bolt11_invoice(&invoice, PaymentId(hash.0), amount_msat, params)
+            .map_err(|error| match error {
+                Bolt11PaymentError::InvalidAmount => PayError::InvalidAmount,
+                Bolt11PaymentError::SendingFailed(RetryableSendFailure::DuplicatePayment) => {
+                    PayError::Duplicate
+                }
+                Bolt11PaymentError::SendingFailed(reason) => PayError::Ldk(format!("{reason:?}")),
+            })?;
+        self.parts.peers.process_events();
+        Ok(hash.0)
+    }
+
+    /// Hints over every channel that may receive, and the longest `blocks_early` among them.
+    /// A hint is left out where the peer has not announced its terms yet.
+    fn receiving_hints(&self) -> Result<(Vec<RouteHint>, u16), InvoiceError> {
+        let mut hints = Vec::new();
+        let mut blocks_early = 0;
+        let mut any = false;
+        for channel in self.parts.channels.list_usable_channels() {
+            match self.parts.slots.by_user_channel_id(channel.user_channel_id) {
+                Some(slot) if slot.phase != SlotPhase::Active => continue,
+                Some(slot) => blocks_early = blocks_early.max(slot.channel.blocks_early),
+                None => {}
+            }
+            if channel.is_announced {
+                any = true;
+            } else if let Some(hint) = hint(&channel) {
+                any = true;
+                hints.push(hint);
+            }
+        }
+        if !any {
+            return Err(InvoiceError::NoActiveChannel);
+        }
+        Ok((hints, blocks_early))
+    }
+
+    fn currency(&self) -> Currency {
+        self.parts.network.into()
+    }
+}
+
+fn hint(channel: &ChannelDetails) -> Option<RouteHint> {
+    let terms = channel.counterparty.forwarding_info.as_ref()?;
+    Some(RouteHint(vec![RouteHintHop {
+        src_node_id: channel.counterparty.node_id,
+        short_channel_id: channel.get_inbound_payment_scid()?,
+        fees: RoutingFees {
+            base_msat: terms.fee_base_msat,
+            proportional_millionths: terms.fee_proportional_millionths,
+        },
+        cltv_expiry_delta: terms.cltv_expiry_delta,
+        htlc_minimum_msat: channel.inbound_htlc_minimum_msat,
+        htlc_maximum_msat: channel.inbound_htlc_maximum_msat,
+    }]))
+}
+
+/// Payments whose preimage we have given to LDK: their HTLCs must be claimed, on chain if need be.
+pub(super) struct Claimed {
+    store: Store,
+    expiries: Mutex<HashMap<PaymentHash, u32>>,
+}
+
+impl Claimed {
+    pub(super) fn load(store: Store) -> Result<Self, lightning::io::Error> {
+        let mut expiries = HashMap::new();
+        for key in store.list(PRIMARY, SECONDARY)? {
+            let bytes = store.read(PRIMARY, SECONDARY, &key)?;
+            let hash = bitcoin::hashes::sha256::Hash::from_str(&key);
+            let expiry = <[u8; 4]>::try_from(bytes);
+            match (hash, expiry) {
+                (Ok(hash), Ok(expiry)) => expiries.insert(
+                    PaymentHash(hash.to_byte_array()),
+                    u32::from_be_bytes(expiry),
+                ),
+                _ => {
+                    let kind = lightning::io::ErrorKind::InvalidData;
+                    return Err(lightning::io::Error::new(kind, "claimed payment"));
+                }
+            };
+        }
+        Ok(Self {
+            store,
+            expiries: Mutex::new(expiries),
+        })
+    }
+
+    pub(super) fn insert(
+        &self,
+        hash: PaymentHash,
+        expiry_height: u32,
+    ) -> Result<(), lightning::io::Error> {
+        let mut expiries = self.lock();
+        let bytes = expiry_height.to_be_bytes().to_vec();
+        self.store
+            .write(PRIMARY, SECONDARY, &hash.to_string(), bytes)?;
+        expiries.insert(hash, expiry_height);
+        Ok(())
+    }
+
+    pub(super) fn hashes(&self) -> HashSet<PaymentHash> {
+        self.lock().keys().copied().collect()
+    }
+
+    /// Past its expiry, and the longest delay, an HTLC is settled one way or the other.
+    pub(super) fn forget_expired(&self, height: u32) {
+        let mut expiries = self.lock();
+        let old: Vec<PaymentHash> = expiries
+            .iter()
+            .filter(|(_, expiry)| {
+                expiry.saturating_add(super::delays::MAX_CLTV_AWAY_BLOCKS) < height
+            })
+            .map(|(hash, _)| *hash)
+            .collect();
+        for hash in old {
+            // Left behind if it fails, and tried again at the next block.
+            if self
+                .store
+                .remove(PRIMARY, SECONDARY, &hash.to_string(), true)
+                .is_ok()
+            {
+                expiries.remove(&hash);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PaymentHash, u32>> {
+        self.expiries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,314 @@
+//! The durable register of agreed slots: what LDK is held to.
+//!
+//! Signer, open gate, HTLC gate and broadcaster gate all ask it. What always holds: an entry is
+//! on disk before anything is done because of it, a phase only moves as [`SlotPhase`] says, and
+//! no two entries share keys, ids or a funding outpoint.
+
+use std::collections::HashMap;
+use std::io::Cursor;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bitcoin::{OutPoint, Txid};
+use lightning::util::ser::{Readable, Writeable};
+
+use super::Store;
+use super::slot::{SlotChannel, SlotId};
+
+const PRIMARY: &str = "superscalar";
+const SECONDARY: &str = "slots";
+
+/// How far a slot's channel has come.
+///
+/// ```text
+/// Agreed ─ Signable ─ Committed ─ Held ─ Active ⇄ Frozen
+///    └─────────┴──────────┴────────┴───────┴────────┴─ Retired, Closed
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SlotPhase {
+    /// Registered. No channel may be opened on it yet.
+    Agreed,
+    /// The path's final signatures are stored: the channel may be opened.
+    Signable,
+    /// A commitment signature of ours may have left. The slot's keys are never used for another
+    /// channel from here on.
+    Committed,
+    /// Both commitments are exchanged and our monitor and channel state are on disk.
+    Held,
+    /// The factory exists: payments pass.
+    Active,
+    /// No payment passes while the state above changes.
+    Frozen,
+    /// A channel on a newer outpoint has replaced it: its commitment is never broadcast, unless
+    /// its own leaf appears on chain.
+    Retired,
+    /// LDK closed the channel, or it was never opened and never will be.
+    Closed,
+}
+
+impl SlotPhase {
+    fn may_become(self, next: Self) -> bool {
+        use SlotPhase::*;
+        match next {
+            Agreed => false,
+            Signable => self == Agreed,
+            Committed => self == Signable,
+            Held => self == Committed,
+            Active => matches!(self, Held | Frozen),
+            Frozen => matches!(self, Held | Active),
+            Retired => matches!(self, Committed | Held | Active | Frozen),
+            Closed => self != Closed,
+        }
+    }
+
+    /// Whether this side may still sign new commitments.
+    pub(super) fn may_sign(self) -> bool {
+        matches!(
+            self,
+            Self::Committed | Self::Held | Self::Active | Self::Frozen
+        )
+    }
+}
+
+/// One agreed slot and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// What was agreed.
+    pub channel: SlotChannel,
+    /// How far it has come.
+    pub phase: SlotPhase,
+    /// Height of the block which confirmed the leaf; `None` while the leaf is virtual.
+    pub leaf_height: Option<u32>,
+}
+
+/// Why the register refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SlotError {
+    /// A field is outside what any channel could have.
+    #[error("slot {slot}: field {field} is out of range")]
+    Invalid {
+        /// The slot.
+        slot: SlotId,
+        /// The field's name.
+        field: &'static str,
+    },
+    /// The slot, its ids or its outpoint are taken by different terms.
+    #[error("slot {slot} conflicts with slot {other} already agreed")]
+    Conflict {
+        /// The refused slot.
+        slot: SlotId,
+        /// The one in its way.
+        other: SlotId,
+    },
+    /// Nothing was agreed for this slot.
+    #[error("slot {0} was never agreed")]
+    Unknown(SlotId),
+    /// The slot is not in a phase from which this is possible.
+    #[error("slot {slot} is {now:?} and cannot become {wanted:?}")]
+    WrongPhase {
+        /// The slot.
+        slot: SlotId,
+        /// Its phase.
+        now: SlotPhase,
+        /// The phase asked for.
+        wanted: SlotPhase,
+    },
+    /// The store failed; nothing changed.
+    #[error("cannot store slot")]
+    Store(#[from] lightning::io::Error),
+    /// An entry of the store cannot be read.
+    #[error("stored slot {key} is damaged")]
+    Damaged {
+        /// The entry's name.
+        key: String,
+    },
+}
+
+/// The register. Cheap to share behind an [`Arc`].
+pub(super) struct Slots {
+    store: Store,
+    entries: RwLock<Entries>,
+}
+
+#[derive(Default)]
+struct Entries {
+    by_id: HashMap<SlotId, Slot>,
+    by_user_channel_id: HashMap<u128, SlotId>,
+    by_keys_id: HashMap<[u8; 32], SlotId>,
+    by_outpoint: HashMap<OutPoint, SlotId>,
+}
+
+impl Slots {
+    pub(super) fn load(store: Store) -> Result<Self, SlotError> {
+        let mut entries = Entries::default();
+        for key in store.list(PRIMARY, SECONDARY)? {
+            let bytes = store.read(PRIMARY, SECONDARY, &key)?;
+            let slot = Slot::read(&mut Cursor::new(bytes))
+                .map_err(|_| SlotError::Damaged { key: key.clone() })?;
+            if slot.channel.slot.store_key() != key || slot.channel.validate().is_err() {
+                return Err(SlotError::Damaged { key });
+            }
+            entries.insert(slot);
+        }
+        Ok(Self {
+            store,
+            entries: RwLock::new(entries),
+        })
+    }
+
+    /// Registers a slot. Agreeing to the same terms again changes nothing.
+    pub(super) fn agree(&self, channel: SlotChannel) -> Result<(), SlotError> {
+        let slot = channel.slot;
+        channel
+            .validate()
+            .map_err(|field| SlotError::Invalid { slot, field })?;
+        let mut entries = self.write();
+        if let Some(known) = entries.by_id.get(&slot) {
+            return match known.channel == channel {
+                true => Ok(()),
+                false => Err(SlotError::Conflict { slot, other: slot }),
+            };
+        }
+        // The instance is the LSP's choice: it could search for colliding ids.
+        let taken = [
+            entries.by_user_channel_id.get(&slot.user_channel_id()),
+            entries
+                .by_keys_id
+                .get(&super::signer::channel_keys_id(&slot)),
+            entries.by_outpoint.get(&channel.outpoint),
+        ];
+        if let Some(other) = taken.into_iter().flatten().next() {
+            return Err(SlotError::Conflict {
+                slot,
+                other: *other,
+            });
+        }
+        let entry = Slot {
+            channel,
+            phase: SlotPhase::Agreed,
+            leaf_height: None,
+        };
+        self.persist(&entry)?;
+        entries.insert(entry);
+        Ok(())
+    }
+
+    /// Moves a slot to `next`; already being there changes nothing.
+    pub(super) fn set_phase(&self, slot: &SlotId, next: SlotPhase) -> Result<(), SlotError> {
+        self.update(slot, |entry| {
+            if entry.phase != next && !entry.phase.may_become(next) {
+                return Err(SlotError::WrongPhase {
+                    slot: *slot,
+                    now: entry.phase,
+                    wanted: next,
+                });
+            }
+            entry.phase = next;
+            Ok(())
+        })
+    }
+
+    /// Records that the leaf is in the block at `height`, or no longer in any.
+    pub(super) fn set_leaf_height(
+        &self,
+        slot: &SlotId,
+        height: Option<u32>,
+    ) -> Result<(), SlotError> {
+        self.update(slot, |entry| {
+            entry.leaf_height = height;
+            Ok(())
+        })
+    }
+
+    pub(super) fn get(&self, slot: &SlotId) -> Option<Slot> {
+        self.read().by_id.get(slot).cloned()
+    }
+
+    pub(super) fn by_user_channel_id(&self, id: u128) -> Option<Slot> {
+        let entries = self.read();
+        entries
+            .by_user_channel_id
+            .get(&id)
+            .and_then(|slot| entries.by_id.get(slot))
+            .cloned()
+    }
+
+    pub(super) fn by_keys_id(&self, id: &[u8; 32]) -> Option<Slot> {
+        let entries = self.read();
+        entries
+            .by_keys_id
+            .get(id)
+            .and_then(|slot| entries.by_id.get(slot))
+            .cloned()
+    }
+
+    pub(super) fn by_outpoint(&self, outpoint: &OutPoint) -> Option<Slot> {
+        let entries = self.read();
+        entries
+            .by_outpoint
+            .get(outpoint)
+            .and_then(|slot| entries.by_id.get(slot))
+            .cloned()
+    }
+
+    /// Slots whose leaf is the transaction `txid`.
+    pub(super) fn with_leaf(&self, txid: &Txid) -> Vec<Slot> {
+        self.matching(|slot| slot.channel.outpoint.txid == *txid)
+    }
+
+    pub(super) fn matching(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<Slot> {
+        self.read()
+            .by_id
+            .values()
+            .filter(|slot| wanted(slot))
+            .cloned()
+            .collect()
+    }
+
+    fn update(
+        &self,
+        slot: &SlotId,
+        change: impl FnOnce(&mut Slot) -> Result<(), SlotError>,
+    ) -> Result<(), SlotError> {
+        let mut entries = self.write();
+        let entry = entries
+            .by_id
+            .get_mut(slot)
+            .ok_or(SlotError::Unknown(*slot))?;
+        let mut changed = entry.clone();
+        change(&mut changed)?;
+        if changed != *entry {
+            self.persist(&changed)?;
+            *entry = changed;
+        }
+        Ok(())
+    }
+
+    fn persist(&self, entry: &Slot) -> Result<(), SlotError> {
+        let key = entry.channel.slot.store_key();
+        Ok(self.store.write(PRIMARY, SECONDARY, &key, entry.encode())?)
+    }
+
+    // A panic while the lock was held left the map as it was: entries change by whole values.
+    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entries {
+    fn insert(&mut self, entry: Slot) {
+        let slot = entry.channel.slot;
+        self.by_user_channel_id.insert(slot.user_channel_id(), slot);
+        self.by_keys_id
+            .insert(super::signer::channel_keys_id(&slot), slot);
+        self.by_outpoint.insert(entry.channel.outpoint, slot);
+        self.by_id.insert(slot, entry);
+    }
+}
+
+/// Shared by everything LDK calls.
+pub(super) type SharedSlots = Arc<Slots>;

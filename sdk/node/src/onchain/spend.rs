@@ -1,0 +1,138 @@
+//! Ordinary payments, and children that speed a slow transaction up.
+
+use bdk_wallet::KeychainKind;
+use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
+
+use super::{OnchainError, OnchainWallet, State};
+
+impl OnchainWallet {
+    /// Pays `amount` to `script` from confirmed coins and own change, and publishes it. Refused by
+    /// the network, the transaction is forgotten; not reached, it is published again later.
+    pub async fn send(
+        &self,
+        script: ScriptBuf,
+        amount: Amount,
+        feerate: FeeRate,
+    ) -> Result<Transaction, OnchainError> {
+        let tx = self.build_payment(script, amount, feerate)?;
+        self.hand_over(&tx).await?;
+        Ok(tx)
+    }
+
+    fn build_payment(
+        &self,
+        script: ScriptBuf,
+        amount: Amount,
+        feerate: FeeRate,
+    ) -> Result<Transaction, OnchainError> {
+        let mut state = self.state();
+        let excluded = state.excluded(|own, confirmed| own || confirmed);
+        let mut builder = state.wallet.build_tx();
+        builder
+            .add_recipient(script, amount)
+            .fee_rate(feerate)
+            .unspendable(excluded);
+        let psbt = builder.finish()?;
+        let tx = self.sign(&state.wallet, psbt)?;
+        self.remember(&mut state, &tx)?;
+        Ok(tx)
+    }
+
+    /// Publishes a child that spends an unconfirmed output of ours in `parent`, so that both
+    /// together pay `feerate`. Confirmed coins are added when that output is worth too little.
+    pub async fn bump_by_cpfp(
+        &self,
+        parent: Txid,
+        feerate: FeeRate,
+    ) -> Result<Transaction, OnchainError> {
+        let child = self.build_child(parent, feerate)?;
+        self.hand_over(&child).await?;
+        Ok(child)
+    }
+
+    fn build_child(&self, parent: Txid, feerate: FeeRate) -> Result<Transaction, OnchainError> {
+        let mut state = self.state();
+        let nothing = || OnchainError::NothingToBump { txid: parent };
+        let coin = state
+            .wallet
+            .list_unspent()
+            .filter(|coin| coin.outpoint.txid == parent && state.confirmed_at(coin).is_none())
+            .max_by_key(|coin| coin.txout.value)
+            .ok_or_else(nothing)?
+            .outpoint;
+        let tx = state.wallet.get_tx(parent).ok_or_else(nothing)?.tx_node.tx;
+        let parent_fee = state.wallet.calculate_fee(&tx).map_err(|_| nothing())?;
+        let wanted = |weight| feerate.fee_wu(weight).unwrap_or(Amount::MAX_MONEY);
+        if parent_fee >= wanted(tx.weight()) {
+            return Err(OnchainError::FeerateReached { txid: parent });
+        }
+        // The child's weight depends on the coins it needs, these on the fee, the fee on the
+        // weight: begin with the parent's shortfall and add the child's own share until it holds.
+        let mut fee = wanted(tx.weight()) - parent_fee;
+        let child = loop {
+            let psbt = state.child(coin, tx.version.0, fee)?;
+            let child = self.sign(&state.wallet, psbt)?;
+            let needed = wanted(tx.weight() + child.weight()) - parent_fee;
+            if fee >= needed {
+                break child;
+            }
+            fee = needed;
+        };
+        self.remember(&mut state, &child)?;
+        Ok(child)
+    }
+
+    /// Takes an own transaction into the wallet as unconfirmed, durably, before it is published.
+    pub(super) fn remember(&self, state: &mut State, tx: &Transaction) -> Result<(), OnchainError> {
+        let moment = state.moment();
+        state.wallet.apply_unconfirmed_txs([(tx.clone(), moment)]);
+        Ok(self.save(state)?)
+    }
+}
+
+impl State {
+    /// Coins that may not be used, by `allowed(own_change, confirmed)`.
+    pub(super) fn excluded(&self, allowed: impl Fn(bool, bool) -> bool) -> Vec<OutPoint> {
+        self.wallet
+            .list_unspent()
+            .filter(|coin| {
+                let own = coin.keychain == KeychainKind::Internal;
+                !allowed(own, self.confirmed_at(coin).is_some())
+            })
+            .map(|coin| coin.outpoint)
+            .collect()
+    }
+
+    /// One input, all of it back to us less `fee`; with more confirmed coins only if it must be.
+    fn child(
+        &mut self,
+        coin: OutPoint,
+        version: i32,
+        fee: Amount,
+    ) -> Result<bitcoin::Psbt, OnchainError> {
+        let change = self
+            .wallet
+            .next_unused_address(KeychainKind::Internal)
+            .script_pubkey();
+        let not_ours = |_| OnchainError::CoinNotSpendable { outpoint: coin };
+        let mut alone = self.wallet.build_tx();
+        alone.add_utxo(coin).map_err(not_ours)?;
+        alone
+            .manually_selected_only()
+            .version(version)
+            .drain_to(change.clone())
+            .fee_absolute(fee);
+        if let Ok(psbt) = alone.finish() {
+            return Ok(psbt);
+        }
+        let excluded = self.excluded(|_, confirmed| confirmed);
+        let mut helped = self.wallet.build_tx();
+        helped.add_utxo(coin).map_err(not_ours)?;
+        helped
+            .unspendable(excluded)
+            .version(version)
+            .drain_to(change)
+            .fee_absolute(fee);
+        Ok(helped.finish()?)
+    }
+}

@@ -1,0 +1,131 @@
+//! LDK's key-value trait on the `kv` table: channel monitors, the channel manager, the graph.
+//!
+//! Every call is one transaction, so the "consistent total order per key" LDK asks for is the order
+//! of the calls. A lazy removal is done at once: cheaper than remembering it.
+
+use lightning::io::{self, ErrorKind};
+use lightning::util::persist::{
+    KVSTORE_NAMESPACE_KEY_ALPHABET, KVSTORE_NAMESPACE_KEY_MAX_LEN, KVStoreSync,
+    MigratableKVStoreSync,
+};
+use rusqlite::{OptionalExtension, params};
+
+use super::{Store, StoreError};
+
+impl KVStoreSync for Store {
+    fn read(&self, primary: &str, secondary: &str, key: &str) -> Result<Vec<u8>, io::Error> {
+        check_key(primary, secondary, key)?;
+        self.connection()
+            .prepare_cached(
+                "SELECT value FROM kv WHERE primary_ns = ?1 AND secondary_ns = ?2 AND key = ?3",
+            )
+            .and_then(|mut select| {
+                select
+                    .query_row(params![primary, secondary, key], |row| row.get(0))
+                    .optional()
+            })
+            .map_err(into_io)?
+            .ok_or_else(|| {
+                let path = format!("no value for {primary}/{secondary}/{key}");
+                io::Error::new(ErrorKind::NotFound, path)
+            })
+    }
+
+    fn write(
+        &self,
+        primary: &str,
+        secondary: &str,
+        key: &str,
+        value: Vec<u8>,
+    ) -> Result<(), io::Error> {
+        check_key(primary, secondary, key)?;
+        self.connection()
+            .prepare_cached(
+                "INSERT INTO kv (primary_ns, secondary_ns, key, value) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (primary_ns, secondary_ns, key) DO UPDATE SET value = excluded.value",
+            )
+            .and_then(|mut upsert| upsert.execute(params![primary, secondary, key, value]))
+            .map(drop)
+            .map_err(into_io)
+    }
+
+    fn remove(
+        &self,
+        primary: &str,
+        secondary: &str,
+        key: &str,
+        _lazy: bool,
+    ) -> Result<(), io::Error> {
+        check_key(primary, secondary, key)?;
+        self.connection()
+            .prepare_cached(
+                "DELETE FROM kv WHERE primary_ns = ?1 AND secondary_ns = ?2 AND key = ?3",
+            )
+            .and_then(|mut delete| delete.execute(params![primary, secondary, key]))
+            .map(drop)
+            .map_err(into_io)
+    }
+
+    fn list(&self, primary: &str, secondary: &str) -> Result<Vec<String>, io::Error> {
+        check_namespace(primary, secondary)?;
+        let connection = self.connection();
+        let mut select = connection
+            .prepare_cached("SELECT key FROM kv WHERE primary_ns = ?1 AND secondary_ns = ?2")
+            .map_err(into_io)?;
+        let keys = select
+            .query_map(params![primary, secondary], |row| row.get(0))
+            .map_err(into_io)?;
+        keys.collect::<Result<_, _>>().map_err(into_io)
+    }
+}
+
+impl MigratableKVStoreSync for Store {
+    fn list_all_keys(&self) -> Result<Vec<(String, String, String)>, io::Error> {
+        let connection = self.connection();
+        let mut select = connection
+            .prepare("SELECT primary_ns, secondary_ns, key FROM kv")
+            .map_err(into_io)?;
+        let keys = select
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .map_err(into_io)?;
+        keys.collect::<Result<_, _>>().map_err(into_io)
+    }
+}
+
+fn check_key(primary: &str, secondary: &str, key: &str) -> Result<(), io::Error> {
+    check_namespace(primary, secondary)?;
+    if key.is_empty() {
+        return Err(invalid("the key is empty"));
+    }
+    check_name("key", key)
+}
+
+fn check_namespace(primary: &str, secondary: &str) -> Result<(), io::Error> {
+    if primary.is_empty() && !secondary.is_empty() {
+        return Err(invalid("a secondary namespace needs a primary one"));
+    }
+    check_name("primary namespace", primary)?;
+    check_name("secondary namespace", secondary)
+}
+
+fn check_name(what: &str, name: &str) -> Result<(), io::Error> {
+    if name.len() > KVSTORE_NAMESPACE_KEY_MAX_LEN {
+        let limit = KVSTORE_NAMESPACE_KEY_MAX_LEN;
+        return Err(invalid(&format!("the {what} is longer than {limit}")));
+    }
+    if !name
+        .chars()
+        .all(|c| KVSTORE_NAMESPACE_KEY_ALPHABET.contains(c))
+    {
+        return Err(invalid(&format!("the {what} {name:?} leaves the alphabet")));
+    }
+    Ok(())
+}
+
+fn invalid(message: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidInput, message.to_owned())
+}
+
+fn into_io(error: rusqlite::Error) -> io::Error {
+    io::Error::new(ErrorKind::Other, StoreError::from(error).to_string())
+}
