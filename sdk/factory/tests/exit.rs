@@ -1,6 +1,8 @@
 //! The exit planner on a simulated chain: every goal, every way others can interfere, restarts and
 //! reorgs. Factories are really signed; a [`SignedPath`] would not exist otherwise.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,8 @@
 //! Everyone signs the same terms: whatever the LSP tells one member differently, that member
 //! refuses its path, or its partial signatures fit nobody else's.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use bitcoin::{Amount, Network};

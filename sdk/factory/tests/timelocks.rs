@@ -3,6 +3,8 @@
 //! At every height Core is asked twice, as mempool and as judge of a block made by hand, and both
 //! answers must be the evaluator's. A transaction that is refused leaves the chain as it was.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use bitcoin::{Amount, OutPoint, Transaction};

@@ -5,6 +5,8 @@
 //! passes Bitcoin Core's script check and the timelock evaluator (which `timelocks.rs` pins to
 //! Core by real blocks) at exactly the height it should.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use std::collections::BTreeSet;
