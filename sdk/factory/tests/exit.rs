@@ -473,6 +473,14 @@ fn a_stored_path_that_is_not_whole_is_refused() {
         assert!(result.is_err(), "{result:?}");
     };
     let whole = path.nodes().to_vec();
+    let mut backwards = whole.clone();
+    backwards.reverse();
+    refused(backwards);
+    let mut with_a_stranger = whole.clone();
+    let mut stranger = whole[2].clone();
+    stranger.kickoff.input[0].previous_output.vout = 9;
+    with_a_stranger.push(stranger);
+    refused(with_a_stranger);
     assert_eq!(
         SignedPath::from_bytes(&stored(&path, whole.clone()), "path"),
         Ok(path.clone())
