@@ -1,6 +1,13 @@
 //! A world of one LSP and its members in one process: effects are carried out in order, messages
 //! travel as wire frames, channels open by themselves and blocks come when a test says so.
-#![allow(dead_code, unreachable_pub)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "shared by several test programs, none of which uses all of it; a world that cannot \
+              be set up ends its test"
+)]
 
 use std::collections::{BTreeMap, VecDeque};
 
