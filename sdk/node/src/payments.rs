@@ -92,7 +92,8 @@ impl Payments {
     pub(crate) fn record(&self, payment: &Payment) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(payment).map_err(StoreError::corrupt)?;
         let key = &payment.payment_hash;
-        KVStoreSync::write(&*self.store, PRIMARY, SECONDARY, key, bytes).map_err(StoreError::corrupt)
+        KVStoreSync::write(&*self.store, PRIMARY, SECONDARY, key, bytes)
+            .map_err(StoreError::corrupt)
     }
 
     pub(crate) fn get(&self, payment_hash: &str) -> Result<Option<Payment>, StoreError> {

@@ -51,7 +51,8 @@ impl Engine {
                 let channel = bridge::channel(&channel, self.parts.is_lsp);
                 let slot = channel.slot;
                 let host = &self.parts.host;
-                host.agree_slot(channel).map_err(|error| error.to_string())?;
+                host.agree_slot(channel)
+                    .map_err(|error| error.to_string())?;
                 let phase = host.slot(&slot).map(|slot| slot.phase);
                 if phase == Some(SlotPhase::Agreed) {
                     host.allow_signing(&slot)
@@ -148,7 +149,11 @@ impl Engine {
             Ok(()) => tracing::info!(%txid, "published"),
             Err(error) => tracing::warn!(%txid, %error, "not published yet"),
         }
-        if !self.publishing.iter().any(|known| known.compute_txid() == txid) {
+        if !self
+            .publishing
+            .iter()
+            .any(|known| known.compute_txid() == txid)
+        {
             self.publishing.push(tx);
         }
     }

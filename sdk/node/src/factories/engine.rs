@@ -18,14 +18,15 @@ use tokio::time::Instant;
 
 use super::bridge;
 use super::exits::Exits;
-use super::info::{BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo};
+use super::info::{
+    BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo,
+};
 use crate::chain::{Chain, Tip};
 use crate::event::EventLog;
 use crate::hosting::{Host, HostEvent};
 use crate::keys::Secret32;
 use crate::node::StartError;
 use crate::onchain::OnchainWallet;
-use crate::payments::Payments;
 use crate::store::Store;
 use superscalar_factory::codec::Decode as _;
 
@@ -39,10 +40,10 @@ pub(crate) struct EngineParts {
     pub(crate) onchain: Arc<OnchainWallet>,
     pub(crate) host: Arc<Host>,
     pub(crate) events: Arc<EventLog>,
-    pub(crate) payments: Arc<Payments>,
 }
 
 /// What the application asks for.
+#[cfg_attr(not(feature = "lsp"), allow(dead_code, reason = "some only an LSP asks for"))]
 pub(crate) enum Command {
     Seek {
         lsp: PublicKey,

@@ -190,7 +190,11 @@ impl Engine {
         self.settle().await;
     }
 
-    pub(super) fn member(&mut self, attempt: Attempt, input: impl FnOnce(&Member) -> member::Input) {
+    pub(super) fn member(
+        &mut self,
+        attempt: Attempt,
+        input: impl FnOnce(&Member) -> member::Input,
+    ) {
         if let Some(role) = self.members.get_mut(&attempt) {
             let input = input(role);
             let effects = role.handle(input);
@@ -214,7 +218,11 @@ impl Engine {
             } else if let Some(role) = self.members.get(&attempt) {
                 let seconds = u64::from(role.invite().round_seconds) * MEMBER_PATIENCE_ROUNDS;
                 let phase = role.phase();
-                (phase, matches!(phase, "joined" | "signed" | "opening"), seconds)
+                (
+                    phase,
+                    matches!(phase, "joined" | "signed" | "opening"),
+                    seconds,
+                )
             } else {
                 continue;
             };
@@ -305,7 +313,11 @@ impl Engine {
 
     fn connected(&mut self, peer: PublicKey) {
         for attempt in self.attempts() {
-            if self.members.get(&attempt).is_some_and(|it| it.lsp() == peer) {
+            if self
+                .members
+                .get(&attempt)
+                .is_some_and(|it| it.lsp() == peer)
+            {
                 self.member(attempt, |_| member::Input::Connected);
             }
             self.coordinator(attempt, coordinator::Input::Connected(peer));

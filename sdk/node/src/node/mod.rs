@@ -68,7 +68,6 @@ pub enum StartError {
 /// A running node.
 pub(crate) struct Node {
     pub(crate) keys: Arc<WalletKeys>,
-    pub(crate) store: Arc<Store>,
     pub(crate) chain: Arc<Chain>,
     pub(crate) onchain: Arc<OnchainWallet>,
     pub(crate) host: Arc<Host>,
@@ -102,8 +101,7 @@ impl Node {
         )?);
         let events = Arc::new(EventLog::new(Arc::clone(&store)));
         let payments = Arc::new(Payments::new(Arc::clone(&store)));
-        let (publisher, publishing) =
-            Publisher::start(Arc::clone(&source), Arc::clone(&onchain));
+        let (publisher, publishing) = Publisher::start(Arc::clone(&source), Arc::clone(&onchain));
         let (sink, inbox) = Sink::new(Arc::clone(&events), Arc::clone(&payments));
         let is_lsp = matches!(config.role, Role::Lsp(_));
         let loaded = LoadedHost::load(HostConfig {
@@ -139,14 +137,12 @@ impl Node {
                 onchain: Arc::clone(&onchain),
                 host: Arc::clone(&host),
                 events: Arc::clone(&events),
-                payments: Arc::clone(&payments),
             },
             inbox,
         )
         .await?;
         Ok(Arc::new(Node {
             keys,
-            store,
             chain,
             onchain,
             host,

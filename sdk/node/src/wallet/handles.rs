@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitcoin::address::NetworkUnchecked;
 use bitcoin::secp256k1::PublicKey;
@@ -52,7 +53,10 @@ impl Lightning {
         description: &str,
         expiry_secs: u32,
     ) -> Result<String, WalletError> {
-        let invoice = self.node.host.invoice(amount_msat, description, expiry_secs)?;
+        let invoice = self
+            .node
+            .host
+            .invoice(amount_msat, description, expiry_secs)?;
         let hash = hex::encode(invoice.payment_hash().0);
         let text = invoice.to_string();
         let payment = Payment::begin(hash, Direction::Inbound, amount_msat, Some(text.clone()));
@@ -75,10 +79,10 @@ impl Lightning {
             amount_msat,
             payee: invoice.get_payee_pub_key().to_string(),
             description: invoice.description().to_string(),
-            expires_in_secs: match invoice.is_expired() {
-                true => 0,
-                false => invoice.duration_until_expiry().as_secs(),
-            },
+            expires_in_secs: invoice
+                .expires_at()
+                .and_then(|end| end.checked_sub(now()))
+                .map_or(0, |left| left.as_secs()),
             affordable: super::Balance::of(&self.node).spendable_msat >= amount_msat,
         })
     }
@@ -131,6 +135,11 @@ impl Lightning {
     pub fn payments(&self) -> Result<Vec<Payment>, WalletError> {
         Ok(self.node.payments.all()?)
     }
+}
+
+fn now() -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default()
 }
 
 fn parse(invoice: &str) -> Result<Bolt11Invoice, WalletError> {
@@ -239,7 +248,10 @@ impl Factories {
     /// The own path of a factory, node by node.
     pub async fn tree(&self, factory: &str) -> Result<Vec<TreeNodeInfo>, WalletError> {
         let factory = factory.to_owned();
-        let asked = self.node.engine.ask(|answer| Command::Tree { factory, answer });
+        let asked = self
+            .node
+            .engine
+            .ask(|answer| Command::Tree { factory, answer });
         Ok(asked.await??)
     }
 }

@@ -19,7 +19,7 @@ use crate::chain::{BitcoindAuth, BitcoindConfig};
 use crate::event::EventPage;
 use crate::hosting::{ChannelState, Role, SlotPhase};
 use crate::keys::Mnemonic;
-use crate::node::{Node, NodeConfig, StartError};
+use crate::node::{Node, NodeConfig};
 
 pub use error::WalletError;
 pub use handles::{Exit, Factories, Lightning, Onchain, OnchainCoins, SendQuote};
@@ -105,7 +105,7 @@ impl WalletBuilder {
     /// runtime.
     ///
     /// # Errors
-    /// [`WalletError::Incomplete`] names a setting that is missing; [`StartError`] says why the
+    /// [`WalletError::Incomplete`] names a setting that is missing; [`WalletError::Start`] says why the
     /// wallet could not start. Nothing is left running then.
     pub async fn start(self) -> Result<Arc<Wallet>, WalletError> {
         let incomplete = |setting| WalletError::Incomplete { setting };
