@@ -43,7 +43,10 @@ pub(crate) struct EngineParts {
 }
 
 /// What the application asks for.
-#[cfg_attr(not(feature = "lsp"), allow(dead_code, reason = "some only an LSP asks for"))]
+#[cfg_attr(
+    not(feature = "lsp"),
+    allow(dead_code, reason = "some only an LSP asks for")
+)]
 pub(crate) enum Command {
     Seek {
         lsp: PublicKey,
