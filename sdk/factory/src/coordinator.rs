@@ -403,9 +403,13 @@ impl Coordinator {
 
     fn partial_sigs(&mut self, slot: u16, sigs: PartialSigs) -> Vec<Effect> {
         let peer = self.peers[usize::from(slot)];
-        let Phase::Signing { built, signing, .. } = &mut self.phase else {
+        let (built, signing) = match &mut self.phase {
+            Phase::Signing { built, signing, .. } => (built, signing),
+            Phase::Gathering { .. } | Phase::Funding { .. } => {
+                return self.refuse(peer, RefusalCode::Unexpected, "partials");
+            }
             // Everyone's are in; a reconnecting member just repeats its own.
-            return Vec::new();
+            _ => return Vec::new(),
         };
         let wanted = built.tree.signing_order(slot).len() - 1;
         if sigs.partials.len() != wanted {
@@ -532,8 +536,14 @@ impl Coordinator {
 
     fn root_ack(&mut self, slot: u16) -> Vec<Effect> {
         let members = self.peers.len();
-        let Phase::Acking { built, acked } = &mut self.phase else {
-            return Vec::new();
+        let (built, acked) = match &mut self.phase {
+            Phase::Acking { built, acked } => (built, acked),
+            Phase::Published { .. } => return Vec::new(),
+            // Nobody can have what is not signed: such an acknowledgement counts for nothing.
+            _ => {
+                let peer = self.peers[usize::from(slot)];
+                return self.refuse(peer, RefusalCode::Unexpected, "signature");
+            }
         };
         acked.insert(slot);
         if acked.len() < members {
