@@ -4,7 +4,9 @@
 //! when every member has acknowledged the complete path; the LSP's own partial signatures never
 //! leave; whoever is silent or signs badly is named, and no coin was committed.
 
+mod built;
 mod plan;
+mod replay;
 mod signing;
 
 use std::collections::BTreeSet;
@@ -13,18 +15,17 @@ use bitcoin::secp256k1::{PublicKey, schnorr};
 use bitcoin::{OutPoint, Transaction, Txid};
 
 use crate::effect::{Effect, Event, SlotChannel, SlotRef, depth};
-use crate::journal::{
-    Activated, Ended, LspGathering, LspNodes, LspPublished, LspRoot, LspTerms, Record, ReplayError,
-};
+use crate::journal::{Activated, Ended, LspGathering, LspNodes, LspPublished, LspRoot, LspTerms};
 use crate::member::PROTOCOL;
 use crate::message::{
     Attempt, Identity, Invite, Join, Message, NodeSigs, PartialSigs, Refusal, RefusalCode, RootAck,
     RootPartial, RootSig, TermsMessage,
 };
 use crate::terms::Terms;
-use crate::tree::{Blueprint, Tree};
+use crate::tree::Blueprint;
 use signing::Signing;
 
+pub use built::Built;
 pub use plan::{FactoryPlan, LspSecrets, PlanError, Seat, StockOutput, stock_preimage};
 
 /// Something that happened.
@@ -90,19 +91,19 @@ enum Phase {
     /// Waiting for the funding transaction.
     Funding {
         terms: Terms,
-        blueprint: Blueprint,
+        blueprint: Box<Blueprint>,
         joins: Vec<Join>,
     },
     /// Waiting for PartialSigs.
     Signing {
         built: Box<Built>,
-        signing: Signing,
+        signing: Box<Signing>,
         messages: Vec<TermsMessage>,
     },
     /// Waiting for channels and RootPartial.
     Opening {
         built: Box<Built>,
-        signing: Signing,
+        signing: Box<Signing>,
         held: BTreeSet<u16>,
     },
     /// Waiting for RootAck.
@@ -116,47 +117,6 @@ enum Phase {
         active: Option<u32>,
     },
     Ended(RefusalCode),
-}
-
-/// A factory whose terms and funding are fixed.
-#[derive(Debug, Clone)]
-pub struct Built {
-    /// The terms.
-    pub terms: Terms,
-    /// All transactions.
-    pub tree: Tree,
-    /// Final signatures in the order of the tree's transactions, the root kickoff's last; as many
-    /// as there are.
-    pub signatures: Vec<schnorr::Signature>,
-    /// The signed funding transaction.
-    pub funding: Transaction,
-}
-
-impl Built {
-    /// Whether every transaction is signed.
-    pub fn complete(&self) -> bool {
-        self.signatures.len() == self.tree.transactions().count()
-    }
-
-    /// Every transaction beside its final signature, as far as there are signatures.
-    pub fn signed(&self) -> impl Iterator<Item = Transaction> {
-        let names = signing::order(&self.tree);
-        names
-            .into_iter()
-            .zip(&self.signatures)
-            .filter_map(|(name, signature)| Some(self.tree.tx(name)?.signed(signature)))
-    }
-
-    /// The signatures a member at `slot` is sent: its path but the root kickoff's.
-    fn path_signatures(&self, slot: u16) -> Vec<schnorr::Signature> {
-        let order = signing::order(&self.tree);
-        let mut path = self.tree.signing_order(slot);
-        path.pop();
-        path.iter()
-            .filter_map(|name| order.iter().position(|other| other == name))
-            .filter_map(|position| self.signatures.get(position).copied())
-            .collect()
-    }
 }
 
 impl Coordinator {
@@ -202,88 +162,6 @@ impl Coordinator {
         Ok((coordinator, effects))
     }
 
-    /// The role a journal describes, and what to do now that it is back.
-    ///
-    /// Nonces do not survive: an attempt whose root kickoff was not signed ends here.
-    pub fn replay(
-        seed: &[u8; 32],
-        records: &[Record],
-        tip: u32,
-    ) -> Result<(Coordinator, Vec<Effect>), ReplayError> {
-        let gathering = match records.first() {
-            None => return Err(ReplayError::Empty),
-            Some(Record::LspGathering(gathering)) => gathering,
-            Some(_) => {
-                return Err(out_of_order(
-                    0,
-                    "an LSP's journal begins with its gathering",
-                ));
-            }
-        };
-        let Some(invite) = gathering.invites.first() else {
-            return Err(out_of_order(0, "nobody was invited"));
-        };
-        let mut coordinator = Coordinator {
-            attempt: invite.header.attempt(),
-            peers: gathering.peers.clone(),
-            invites: gathering.invites.clone(),
-            lsp_funding_keys: Vec::new(),
-            secrets: LspSecrets::restored(seed, gathering.salt),
-            phase: Phase::Ended(RefusalCode::Restarted),
-            tip,
-            funding_height: None,
-            open: false,
-        };
-        let mut built: Option<Box<Built>> = None;
-        let (mut published, mut active, mut ended) = (false, None, None);
-        for (position, record) in records.iter().enumerate().skip(1) {
-            let missing = out_of_order(position, "the terms are not known yet");
-            match record {
-                Record::LspTerms(body) => {
-                    built =
-                        Some(Box::new(rebuild(body).ok_or_else(|| {
-                            out_of_order(position, "the terms do not build")
-                        })?));
-                }
-                Record::LspNodes(body) => {
-                    built.as_mut().ok_or(missing)?.signatures = body.signatures.clone();
-                }
-                Record::LspRoot(body) => {
-                    let built = built.as_mut().ok_or(missing)?;
-                    built.signatures.push(body.signature);
-                }
-                Record::LspPublished(_) => published = true,
-                Record::Activated(body) => active = Some(body.height),
-                Record::Ended(body) => ended = Some(body.code),
-                _ => return Err(out_of_order(position, "not an LSP's record")),
-            }
-        }
-        let mut effects = Vec::new();
-        match (built, ended) {
-            (_, Some(code)) => coordinator.phase = Phase::Ended(code),
-            (Some(built), None) if built.complete() => {
-                for slot in 0..coordinator.members() {
-                    effects.push(Effect::Agree(coordinator.channel(&built, slot)));
-                }
-                effects.push(Effect::Watch(built.tree.funding));
-                if published {
-                    if active.is_none() {
-                        effects.push(Effect::Broadcast(built.funding.clone()));
-                    }
-                    coordinator.phase = Phase::Published { built, active };
-                } else {
-                    let acked = BTreeSet::new();
-                    coordinator.phase = Phase::Acking { built, acked };
-                }
-            }
-            (built, None) => {
-                let funding = built.map(|built| built.tree.funding.txid);
-                effects = coordinator.end_with(RefusalCode::Restarted, funding, &[]);
-            }
-        }
-        Ok((coordinator, effects))
-    }
-
     /// Tells the role what happened; what it wants done comes back in order.
     pub fn handle(&mut self, input: Input) -> Vec<Effect> {
         match input {
@@ -296,7 +174,10 @@ impl Coordinator {
             },
             Input::ChannelHeld(slot) => self.channel_held(slot),
             Input::ChannelLost(slot) => match self.phase {
-                Phase::Opening { .. } => self.end(RefusalCode::Channel, &[slot]),
+                // Until the funding is published nothing is lost by starting again.
+                Phase::Opening { .. } | Phase::Acking { .. } => {
+                    self.end(RefusalCode::Channel, &[slot])
+                }
                 _ => Vec::new(),
             },
             Input::TimedOut => self.timed_out(),
@@ -335,6 +216,14 @@ impl Coordinator {
             | Phase::Acking { built, .. }
             | Phase::Published { built, .. } => Some(built),
             _ => None,
+        }
+    }
+
+    /// The terms, once everyone has joined.
+    fn terms(&self) -> Option<&Terms> {
+        match &self.phase {
+            Phase::Funding { terms, .. } => Some(terms),
+            _ => self.built().map(|built| &built.terms),
         }
     }
 
@@ -381,8 +270,21 @@ impl Coordinator {
     }
 
     fn message(&mut self, from: PublicKey, message: Message) -> Vec<Effect> {
-        let Some(slot) = self.peers.iter().position(|peer| *peer == from) else {
-            return self.refuse(from, RefusalCode::Unknown, "");
+        // A refusal is never answered with another, or two parties could go on for ever.
+        let refusal = matches!(message, Message::Refusal(_));
+        let named = message.attempt().unwrap_or(self.attempt);
+        let slot = self.peers.iter().position(|peer| *peer == from);
+        let unknown = match slot {
+            None => Some(""),
+            Some(_) if named != self.attempt => Some("attempt"),
+            Some(_) if matches!(self.phase, Phase::Ended(_)) => Some(""),
+            Some(_) => None,
+        };
+        let (Some(slot), None) = (slot, unknown) else {
+            return match refusal {
+                true => Vec::new(),
+                false => refuse(named, from, RefusalCode::Unknown, unknown.unwrap_or("")),
+            };
         };
         let slot = slot as u16;
         match message {
@@ -397,10 +299,15 @@ impl Coordinator {
 
     fn join(&mut self, slot: u16, join: Join) -> Vec<Effect> {
         let peer = self.peers[usize::from(slot)];
-        let Phase::Gathering { joins } = &mut self.phase else {
-            return self.refuse(peer, RefusalCode::Unexpected, "join");
-        };
         let seat = usize::from(slot);
+        let Phase::Gathering { joins } = &mut self.phase else {
+            // Said again after a reconnect, as below.
+            let record = self.terms().and_then(|terms| terms.slots.get(seat));
+            return match record.is_some_and(|record| record.member_key == join.member_key) {
+                true => Vec::new(),
+                false => self.refuse(peer, RefusalCode::Key, "member_key"),
+            };
+        };
         if let Some(known) = &joins[seat] {
             // Said again after a reconnect: the same is fine, other keys are not.
             return match *known == join {
@@ -418,7 +325,7 @@ impl Coordinator {
         let joins: Vec<Join> = joins.drain(..).flatten().collect();
         let terms = plan::terms(&self.invites, &joins, &self.lsp_funding_keys, &self.secrets);
         let built = Blueprint::whole(&terms)
-            .and_then(|blueprint| Ok((blueprint.funding_output()?, blueprint)));
+            .and_then(|blueprint| Ok((blueprint.funding_output()?, Box::new(blueprint))));
         match built {
             Err(_) => self.end(RefusalCode::Terms, &[]),
             Ok((output, blueprint)) => {
@@ -454,7 +361,7 @@ impl Coordinator {
             Ok(tree) if tx.output.get(vout as usize) == wanted.as_ref() => tree,
             _ => return self.end_with(RefusalCode::Funding, Some(funding.txid), &[]),
         };
-        let Some(signing) = Signing::new(&tree, &joins, &mut self.secrets) else {
+        let Some(signing) = Signing::new(&tree, &joins, &mut self.secrets).map(Box::new) else {
             return self.end_with(RefusalCode::Nonce, Some(funding.txid), &[]);
         };
         let mut messages = Vec::with_capacity(self.peers.len());
@@ -496,9 +403,13 @@ impl Coordinator {
 
     fn partial_sigs(&mut self, slot: u16, sigs: PartialSigs) -> Vec<Effect> {
         let peer = self.peers[usize::from(slot)];
-        let Phase::Signing { built, signing, .. } = &mut self.phase else {
+        let (built, signing) = match &mut self.phase {
+            Phase::Signing { built, signing, .. } => (built, signing),
+            Phase::Gathering { .. } | Phase::Funding { .. } => {
+                return self.refuse(peer, RefusalCode::Unexpected, "partials");
+            }
             // Everyone's are in; a reconnecting member just repeats its own.
-            return Vec::new();
+            _ => return Vec::new(),
         };
         let wanted = built.tree.signing_order(slot).len() - 1;
         if sigs.partials.len() != wanted {
@@ -625,8 +536,14 @@ impl Coordinator {
 
     fn root_ack(&mut self, slot: u16) -> Vec<Effect> {
         let members = self.peers.len();
-        let Phase::Acking { built, acked } = &mut self.phase else {
-            return Vec::new();
+        let (built, acked) = match &mut self.phase {
+            Phase::Acking { built, acked } => (built, acked),
+            Phase::Published { .. } => return Vec::new(),
+            // Nobody can have what is not signed: such an acknowledgement counts for nothing.
+            _ => {
+                let peer = self.peers[usize::from(slot)];
+                return self.refuse(peer, RefusalCode::Unexpected, "signature");
+            }
         };
         acked.insert(slot);
         if acked.len() < members {
@@ -743,21 +660,7 @@ impl Coordinator {
     }
 
     fn refuse(&self, peer: PublicKey, code: RefusalCode, field: &'static str) -> Vec<Effect> {
-        let attempt = self.attempt;
-        let refusal = Refusal {
-            attempt,
-            code,
-            field: field.to_owned(),
-        };
-        vec![
-            send(peer, refusal),
-            Effect::Emit(Event::Refused {
-                attempt,
-                peer,
-                code,
-                field: field.to_owned(),
-            }),
-        ]
+        refuse(self.attempt, peer, code, field)
     }
 
     fn end(&mut self, code: RefusalCode, at_fault: &[u16]) -> Vec<Effect> {
@@ -821,18 +724,27 @@ impl Coordinator {
     }
 }
 
-fn rebuild(record: &LspTerms) -> Option<Built> {
-    let funding = OutPoint {
-        txid: record.funding.compute_txid(),
-        vout: record.vout,
+fn refuse(
+    attempt: Attempt,
+    peer: PublicKey,
+    code: RefusalCode,
+    field: &'static str,
+) -> Vec<Effect> {
+    let field = field.to_owned();
+    let refusal = Refusal {
+        attempt,
+        code,
+        field: field.clone(),
     };
-    let blueprint = Blueprint::whole(&record.terms).ok()?;
-    Some(Built {
-        tree: blueprint.tree(funding).ok()?,
-        terms: record.terms.clone(),
-        signatures: Vec::new(),
-        funding: record.funding.clone(),
-    })
+    vec![
+        send(peer, refusal),
+        Effect::Emit(Event::Refused {
+            attempt,
+            peer,
+            code,
+            field,
+        }),
+    ]
 }
 
 fn send(to: PublicKey, message: impl Into<Message>) -> Effect {
@@ -840,8 +752,4 @@ fn send(to: PublicKey, message: impl Into<Message>) -> Effect {
         to,
         message: message.into(),
     }
-}
-
-fn out_of_order(position: usize, what: &'static str) -> ReplayError {
-    ReplayError::Order { position, what }
 }

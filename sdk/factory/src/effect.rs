@@ -129,5 +129,5 @@ pub enum Event {
 
 /// How deep a confirmed transaction is when `tip` is the best height.
 pub(crate) fn depth(tip: u32, height: u32) -> u32 {
-    (tip + 1).saturating_sub(height)
+    tip.saturating_add(1).saturating_sub(height)
 }

@@ -6,6 +6,7 @@
 //! buried. A refused message changes nothing.
 
 mod limits;
+mod replay;
 mod verify;
 
 use bitcoin::secp256k1::{PublicKey, schnorr};
@@ -14,7 +15,6 @@ use bitcoin::{OutPoint, ScriptBuf, Transaction};
 use crate::effect::{Effect, Event, SlotChannel, SlotRef, depth};
 use crate::journal::{
     Activated, Ended, MemberJoined, MemberPath, MemberRootPartial, MemberRootSig, MemberSigned,
-    Record, ReplayError,
 };
 use crate::message::{
     Attempt, Identity, Invite, Join, Message, NodeSigs, PartialBytes, PartialSigs, Refusal,
@@ -24,7 +24,7 @@ use crate::scripts::tagged_hash;
 use crate::signing::{
     AggregateNonce, FactoryKey, NoncePool, ReservedNonces, SecretNonce, SigningSession, verify,
 };
-use crate::tree::{Blueprint, Tree};
+use crate::tree::Tree;
 
 pub use limits::WalletLimits;
 
@@ -163,24 +163,15 @@ impl Member {
         };
         let key = FactoryKey::derive(secrets.seed, &joined.salt);
         let nonces = reserve(&key, nonce_count, &secrets.nonce_randomness)?;
-        let attempt = joined.invite.header.attempt();
-        let join = Join {
-            attempt,
-            member_key: key.public(),
-            payout: joined.payout.clone(),
-            funding_key,
-            revocation_key: joined.revocation_key,
-            nonces: nonces.public().iter().map(|n| n.to_bytes()).collect(),
-        };
         let slot = SlotRef {
-            attempt,
+            attempt: joined.invite.header.attempt(),
             slot: joined.invite.slot,
         };
         let effects = vec![
             Effect::Persist(joined.clone().into()),
             Effect::Send {
                 to: lsp,
-                message: join.into(),
+                message: join_message(&joined, &key, &nonces).into(),
             },
             Effect::Emit(Event::Joined(slot)),
         ];
@@ -191,78 +182,6 @@ impl Member {
             tip,
             funding_height: None,
             open: false,
-        };
-        Ok((member, effects))
-    }
-
-    /// The role a journal describes, and what to do now that it is back.
-    ///
-    /// Nonces do not survive: an attempt whose root partial signature had not left ends here.
-    pub fn replay(
-        seed: &[u8; 32],
-        records: &[Record],
-        tip: u32,
-    ) -> Result<(Member, Vec<Effect>), ReplayError> {
-        let mut records = records.iter().enumerate();
-        let joined = match records.next() {
-            None => return Err(ReplayError::Empty),
-            Some((_, Record::MemberJoined(joined))) => joined.clone(),
-            Some(_) => return Err(out_of_order(0, "a member's journal begins with its join")),
-        };
-        let key = FactoryKey::derive(seed, &joined.salt);
-        let mut path: Option<Box<Path>> = None;
-        let mut partial: Option<PartialBytes> = None;
-        let mut active = None;
-        let mut ended = None;
-        for (position, record) in records {
-            let missing = out_of_order(position, "the path is not known yet");
-            match record {
-                Record::MemberSigned(body) => {
-                    let mismatch = out_of_order(position, "the terms do not build");
-                    let blueprint = Blueprint::path(&body.terms.header, &body.terms.facts);
-                    let blueprint = blueprint.map_err(|_| mismatch.clone())?;
-                    path = Some(Box::new(Path {
-                        tree: blueprint.tree(body.terms.funding).map_err(|_| mismatch)?,
-                        signatures: Vec::new(),
-                        terms: body.terms.clone(),
-                    }));
-                }
-                Record::MemberPath(body) => {
-                    path.as_mut().ok_or(missing)?.signatures = body.signatures.clone();
-                }
-                Record::MemberRootPartial(body) => partial = Some(body.partial),
-                Record::MemberRootSig(body) => {
-                    let path = path.as_mut().ok_or(missing)?;
-                    path.signatures.push(body.signature);
-                }
-                Record::Activated(body) => active = Some(body.height),
-                Record::Ended(body) => ended = Some(body.code),
-                _ => return Err(out_of_order(position, "not a member's record")),
-            }
-        }
-        let mut effects = Vec::new();
-        let mut member = Member {
-            phase: Phase::Ended(RefusalCode::Restarted),
-            joined,
-            key,
-            tip,
-            funding_height: None,
-            open: false,
-        };
-        member.phase = match (path, partial, ended) {
-            (_, _, Some(code)) => Phase::Ended(code),
-            (Some(path), Some(partial), None) => {
-                effects.push(Effect::Agree(member.channel(&path)));
-                effects.push(Effect::Watch(path.tree.funding));
-                match path.complete() {
-                    true => Phase::Complete { path, active },
-                    false => Phase::Committed { path, partial },
-                }
-            }
-            _ => {
-                effects = member.end(RefusalCode::Restarted);
-                return Ok((member, effects));
-            }
         };
         Ok((member, effects))
     }
@@ -346,7 +265,20 @@ impl Member {
     }
 
     fn message(&mut self, message: Message) -> Vec<Effect> {
+        // A refusal is never answered with another, or two parties could go on for ever.
+        let refusal = matches!(message, Message::Refusal(_));
+        let named = message.attempt().unwrap_or(self.attempt());
+        if named != self.attempt() {
+            return match refusal {
+                true => Vec::new(),
+                false => self.refuse(named, &Refused::new(RefusalCode::Unknown, "attempt")),
+            };
+        }
+        if matches!(self.phase, Phase::Ended(_)) && !refusal {
+            return self.refuse(named, &Refused::new(RefusalCode::Unknown, ""));
+        }
         let result = match message {
+            Message::Invite(invite) => self.invited_again(&invite),
             Message::Terms(terms) => self.terms(terms),
             Message::NodeSigs(sigs) => self.node_sigs(sigs),
             Message::Identity(identity) => self.identity(&identity),
@@ -354,12 +286,28 @@ impl Member {
             Message::Refusal(refusal) => Ok(self.refusal(&refusal)),
             _ => Err(Refused::new(RefusalCode::Unexpected, "")),
         };
-        result.unwrap_or_else(|refused| self.refuse(&refused))
+        result.unwrap_or_else(|refused| self.refuse(named, &refused))
+    }
+
+    /// The LSP repeats an invitation whose answer it did not get.
+    fn invited_again(&self, invite: &Invite) -> Result<Vec<Effect>, Refused> {
+        match *invite == self.joined.invite {
+            true if matches!(self.phase, Phase::Joined { .. }) => Ok(self.repeat()),
+            true => Ok(Vec::new()),
+            false => Err(Refused::new(RefusalCode::Unexpected, "invite")),
+        }
     }
 
     fn terms(&mut self, terms: TermsMessage) -> Result<Vec<Effect>, Refused> {
-        let Phase::Joined { nonces } = &mut self.phase else {
-            return Err(Refused::new(RefusalCode::Unexpected, "terms"));
+        let nonces = match &mut self.phase {
+            Phase::Joined { nonces } => nonces,
+            // Said again after a reconnect: the answer is the one already made, so that no nonce
+            // sees a second message.
+            Phase::Signed { path, .. } if path.terms == terms => return Ok(self.repeat()),
+            Phase::Committed { path, .. } | Phase::Complete { path, .. } if path.terms == terms => {
+                return Ok(Vec::new());
+            }
+            _ => return Err(Refused::new(RefusalCode::Unexpected, "terms")),
         };
         let tree = verify::terms(&self.joined, &self.key, &terms)?;
         let order = tree.signing_order(terms.facts.slot);
@@ -405,17 +353,20 @@ impl Member {
 
     fn node_sigs(&mut self, sigs: NodeSigs) -> Result<Vec<Effect>, Refused> {
         let slot = self.joined.invite.slot;
-        let Phase::Signed { path, .. } = &mut self.phase else {
-            return Err(Refused::new(RefusalCode::Unexpected, "signatures"));
+        let path = match &mut self.phase {
+            Phase::Signed { path, .. }
+            | Phase::Committed { path, .. }
+            | Phase::Complete { path, .. } => path,
+            _ => return Err(Refused::new(RefusalCode::Unexpected, "signatures")),
         };
-        if !path.signatures.is_empty() {
+        let order = path.tree.signing_order(slot);
+        if let Some(known) = path.signatures.get(..order.len() - 1) {
             // Said again after a reconnect: the same is fine, anything else is not.
-            return match path.signatures == sigs.signatures {
+            return match *known == sigs.signatures {
                 true => Ok(Vec::new()),
                 false => Err(Refused::new(RefusalCode::Signature, "signatures")),
             };
         }
-        let order = path.tree.signing_order(slot);
         if sigs.signatures.len() + 1 != order.len() {
             return Err(Refused::new(RefusalCode::Signature, "signatures"));
         }
@@ -442,7 +393,13 @@ impl Member {
     fn identity(&self, identity: &Identity) -> Result<Vec<Effect>, Refused> {
         let invite = &self.joined.invite;
         let mismatch = |field| Err(Refused::new(RefusalCode::Channel, field));
-        if !matches!(&self.phase, Phase::Signed { path, .. } if !path.signatures.is_empty()) {
+        let due = match &self.phase {
+            Phase::Signed { path, .. } => !path.signatures.is_empty(),
+            // Said again after a reconnect.
+            Phase::Committed { .. } | Phase::Complete { .. } => true,
+            _ => false,
+        };
+        if !due {
             return Err(Refused::new(RefusalCode::Unexpected, "factory_instance"));
         }
         if identity.protocol != PROTOCOL {
@@ -597,6 +554,9 @@ impl Member {
     fn repeat(&self) -> Vec<Effect> {
         let attempt = self.attempt();
         match &self.phase {
+            Phase::Joined { nonces } => {
+                vec![self.send(join_message(&self.joined, &self.key, nonces))]
+            }
             Phase::Signed { path, partials, .. } if path.signatures.is_empty() => {
                 let partials = partials.clone();
                 vec![self.send(PartialSigs { attempt, partials })]
@@ -610,8 +570,8 @@ impl Member {
         }
     }
 
-    fn refuse(&self, refused: &Refused) -> Vec<Effect> {
-        let (attempt, code) = (self.attempt(), refused.code);
+    fn refuse(&self, attempt: Attempt, refused: &Refused) -> Vec<Effect> {
+        let code = refused.code;
         let field = refused.field.to_owned();
         let event = Event::Refused {
             attempt,
@@ -698,6 +658,18 @@ impl Path {
     }
 }
 
+/// The same nonces each time it is said: they sign nothing until terms are verified.
+fn join_message(joined: &MemberJoined, key: &FactoryKey, nonces: &ReservedNonces) -> Join {
+    Join {
+        attempt: joined.invite.header.attempt(),
+        member_key: key.public(),
+        payout: joined.payout.clone(),
+        funding_key: joined.funding_key,
+        revocation_key: joined.revocation_key,
+        nonces: nonces.public().iter().map(|n| n.to_bytes()).collect(),
+    }
+}
+
 /// The key that takes stale stock of one factory.
 pub fn revocation_key(seed: &[u8; 32], salt: &[u8; 32]) -> FactoryKey {
     FactoryKey::derive(seed, &tagged_hash("superscalar/stock revocation", &[salt]))
@@ -718,8 +690,4 @@ pub(crate) fn reserve(
     let made = pool.refill(key, &randomness).ok();
     made.and_then(|()| pool.reserve(count).ok())
         .ok_or(Refused::new(RefusalCode::Nonce, "nonces"))
-}
-
-fn out_of_order(position: usize, what: &'static str) -> ReplayError {
-    ReplayError::Order { position, what }
 }

@@ -68,12 +68,8 @@ fn four_members_sign_six_transactions() {
         .collect();
     assert_eq!(besides.len(), 6);
     let signed_by = |count| {
-        let mut all = besides.iter();
-        let mut matching = 0;
-        while let Some(tx) = all.next() {
-            matching += usize::from(tx.key.signers().count() == count);
-        }
-        matching
+        let all = besides.iter();
+        all.filter(|tx| tx.key.signers().count() == count).count()
     };
     assert_eq!(signed_by(5), 2);
     assert_eq!(signed_by(3), 4);

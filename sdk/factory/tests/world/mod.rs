@@ -1,6 +1,13 @@
 //! A world of one LSP and its members in one process: effects are carried out in order, messages
 //! travel as wire frames, channels open by themselves and blocks come when a test says so.
-#![allow(dead_code, unreachable_pub)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "shared by several test programs, none of which uses all of it; a world that cannot \
+              be set up ends its test"
+)]
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -79,6 +86,8 @@ pub struct World {
     pub journal: BTreeMap<Party, Vec<Record>>,
     /// Messages on their way.
     pub inbox: VecDeque<(Party, Party, Message)>,
+    /// Channels the LSP is about to open.
+    pub opening: VecDeque<u16>,
     /// Every message ever sent, in order.
     pub log: Vec<(Party, Message)>,
     pub events: Vec<(Party, Event)>,
@@ -88,6 +97,10 @@ pub struct World {
     pub activated: Vec<(Party, u16)>,
     pub broadcast: Vec<Transaction>,
     pub released: Vec<Txid>,
+    /// Kills this party once its journal has this many records.
+    pub crash: Option<(Party, usize)>,
+    /// The party that was killed and is not back yet.
+    pub dead: Option<Party>,
     /// Rewrites what a party sends; `None` loses it.
     pub tamper: Box<dyn FnMut(Party, Message) -> Option<Message>>,
 }
@@ -104,6 +117,7 @@ impl World {
             members: BTreeMap::new(),
             journal: BTreeMap::new(),
             inbox: VecDeque::new(),
+            opening: VecDeque::new(),
             log: Vec::new(),
             events: Vec::new(),
             agreed: BTreeMap::new(),
@@ -111,6 +125,8 @@ impl World {
             activated: Vec::new(),
             broadcast: Vec::new(),
             released: Vec::new(),
+            crash: None,
+            dead: None,
             tamper: Box::new(|_, message| Some(message)),
         }
     }
@@ -135,8 +151,26 @@ impl World {
     }
 
     pub fn deliver(&mut self) {
-        while let Some((from, to, message)) = self.inbox.pop_front() {
-            self.hand_over(from, to, message);
+        let all = self.deliver_until(|_, _, _| false);
+        assert!(all.is_none());
+    }
+
+    /// Delivers until `wanted` (from, to, message) is the next message, and gives a copy of it.
+    pub fn deliver_until(
+        &mut self,
+        wanted: impl Fn(Party, Party, &Message) -> bool,
+    ) -> Option<Message> {
+        loop {
+            while let Some((from, to, message)) = self.inbox.front() {
+                if wanted(*from, *to, message) {
+                    return Some(message.clone());
+                }
+                let (from, to, message) = self.inbox.pop_front()?;
+                self.hand_over(from, to, message);
+            }
+            // The member acts on NodeSigs, which precede the open on the same connection.
+            let slot = self.opening.pop_front()?;
+            self.open(slot);
         }
     }
 
@@ -179,8 +213,17 @@ impl World {
 
     pub fn act(&mut self, who: Party, effects: Vec<Effect>) {
         for effect in effects {
+            if self.dead == Some(who) {
+                return;
+            }
             match effect {
-                Effect::Persist(record) => self.journal.entry(who).or_default().push(record),
+                Effect::Persist(record) => {
+                    let records = self.journal.entry(who).or_default();
+                    records.push(record);
+                    if self.crash == Some((who, records.len())) {
+                        self.kill(who);
+                    }
+                }
                 Effect::Send { to, message } => self.send(who, to, message),
                 Effect::Fund(output) => {
                     let funding = Transaction {
@@ -194,7 +237,7 @@ impl World {
                         }],
                         output: vec![output],
                     };
-                    let lsp = self.lsp.as_mut().unwrap();
+                    let Some(lsp) = &mut self.lsp else { return };
                     let effects = lsp.handle(coordinator::Input::Funded {
                         tx: funding,
                         vout: 0,
@@ -205,7 +248,7 @@ impl World {
                 Effect::Agree(channel) => {
                     self.agreed.insert((who, channel.slot.slot), channel);
                 }
-                Effect::Open(slot) => self.open(slot.slot),
+                Effect::Open(slot) => self.opening.push_back(slot.slot),
                 Effect::Activate(slot) => self.activated.push((who, slot.slot)),
                 Effect::Suspend(slot) => {
                     self.activated.retain(|open| *open != (who, slot.slot));
@@ -228,11 +271,27 @@ impl World {
             self.act(Party::Lsp, effects);
         }
         for slot in self.members.keys().copied().collect::<Vec<_>>() {
-            let member = self.members.get_mut(&slot).unwrap();
+            let Some(member) = self.members.get_mut(&slot) else {
+                continue;
+            };
             let mut effects = member.handle(member::Input::Height(height));
             let tx = tx.clone();
             effects.extend(member.handle(member::Input::FundingConfirmed { tx, height }));
             self.act(Party::Member(slot), effects);
+        }
+    }
+
+    /// Tells everyone the best chain's height.
+    pub fn height(&mut self, tip: u32) {
+        if let Some(lsp) = &mut self.lsp {
+            let effects = lsp.handle(coordinator::Input::Height(tip));
+            self.act(Party::Lsp, effects);
+        }
+        for slot in self.members.keys().copied().collect::<Vec<_>>() {
+            if let Some(member) = self.members.get_mut(&slot) {
+                let effects = member.handle(member::Input::Height(tip));
+                self.act(Party::Member(slot), effects);
+            }
         }
     }
 
@@ -255,9 +314,7 @@ impl World {
     }
 
     /// Both sides hold the channel if they agreed to the same one.
-    fn open(&mut self, slot: u16) {
-        // The member acts on NodeSigs, which precede the open on the same connection.
-        self.deliver();
+    pub fn open(&mut self, slot: u16) {
         let (Some(ours), Some(theirs)) = (
             self.agreed.get(&(Party::Lsp, slot)),
             self.agreed.get(&(Party::Member(slot), slot)),
@@ -271,11 +328,66 @@ impl World {
         if !same {
             return;
         }
-        let lsp = self.lsp.as_mut().unwrap();
-        let effects = lsp.handle(coordinator::Input::ChannelHeld(slot));
-        self.act(Party::Lsp, effects);
-        let member = self.members.get_mut(&slot).unwrap();
-        let effects = member.handle(member::Input::ChannelHeld);
-        self.act(Party::Member(slot), effects);
+        if let Some(lsp) = &mut self.lsp {
+            let effects = lsp.handle(coordinator::Input::ChannelHeld(slot));
+            self.act(Party::Lsp, effects);
+        }
+        if let Some(member) = self.members.get_mut(&slot) {
+            let effects = member.handle(member::Input::ChannelHeld);
+            self.act(Party::Member(slot), effects);
+        }
+    }
+
+    /// Drops everything the party has in memory.
+    fn kill(&mut self, who: Party) {
+        self.crash = None;
+        self.dead = Some(who);
+        match who {
+            Party::Lsp => self.lsp = None,
+            Party::Member(slot) => drop(self.members.remove(&slot)),
+        }
+    }
+
+    /// Brings a killed party back from its journal. What it says while nobody is connected is
+    /// lost; then everyone reconnects.
+    pub fn restart(&mut self, tip: u32) {
+        let Some(who) = self.dead.take() else { return };
+        let records = &self.journal[&who];
+        let effects = match who {
+            Party::Lsp => {
+                let replayed = Coordinator::replay(&bytes("lsp seed", 0), records, tip);
+                let (lsp, effects) = replayed.unwrap();
+                self.lsp = Some(lsp);
+                effects
+            }
+            Party::Member(slot) => {
+                let seed = bytes("member seed", u64::from(slot));
+                let (member, effects) = Member::replay(&seed, records, tip).unwrap();
+                self.members.insert(slot, member);
+                effects
+            }
+        };
+        self.act(who, effects);
+        match who {
+            Party::Lsp => (0..self.plan.seats.len() as u16).for_each(|slot| self.reconnect(slot)),
+            Party::Member(slot) => self.reconnect(slot),
+        }
+    }
+
+    /// The connection between LSP and member breaks, with all that is on its way, and is back.
+    pub fn reconnect(&mut self, slot: u16) {
+        let end = Party::Member(slot);
+        self.inbox
+            .retain(|(from, to, _)| *from != end && *to != end);
+        self.opening.retain(|open| *open != slot);
+        if let Some(lsp) = &mut self.lsp {
+            let peer = self.plan.seats[usize::from(slot)].peer;
+            let effects = lsp.handle(coordinator::Input::Connected(peer));
+            self.act(Party::Lsp, effects);
+        }
+        if let Some(member) = self.members.get_mut(&slot) {
+            let effects = member.handle(member::Input::Connected);
+            self.act(end, effects);
+        }
     }
 }

@@ -93,6 +93,10 @@ impl Host {
         &self.parts.sweeper
     }
 
+    pub(super) fn keys(&self) -> &Keys {
+        &self.parts.keys
+    }
+
     pub(super) fn monitors(&self) -> &Monitors {
         &self.parts.monitors
     }

@@ -1,0 +1,130 @@
+//! A member's role back from its journal.
+//!
+//! What always holds: records that no run of the role could have written in this order are an
+//! error that names the record; nothing is guessed, and a journal never makes this code panic.
+
+use super::{Member, Path, Phase};
+use crate::effect::Effect;
+use crate::journal::{Record, ReplayError};
+use crate::message::{PartialBytes, RefusalCode};
+use crate::signing::FactoryKey;
+use crate::tree::Blueprint;
+
+impl Member {
+    /// The role a journal describes, and what to do now that it is back.
+    ///
+    /// Nonces do not survive: an attempt whose root partial signature had not left ends here.
+    ///
+    /// # Errors
+    /// The records are not those of one member's place, in the order in which it wrote them.
+    pub fn replay(
+        seed: &[u8; 32],
+        records: &[Record],
+        tip: u32,
+    ) -> Result<(Member, Vec<Effect>), ReplayError> {
+        let joined = match records.first() {
+            None => return Err(ReplayError::Empty),
+            Some(Record::MemberJoined(joined)) => joined.clone(),
+            Some(_) => return Err(refuse(0, "a member's journal begins with its join")),
+        };
+        let mut so_far = SoFar::default();
+        for (position, record) in records.iter().enumerate().skip(1) {
+            so_far
+                .add(joined.invite.slot, record)
+                .map_err(|what| refuse(position, what))?;
+        }
+        let mut member = Member {
+            key: FactoryKey::derive(seed, &joined.salt),
+            phase: Phase::Ended(RefusalCode::Restarted),
+            joined,
+            tip,
+            funding_height: None,
+            open: false,
+        };
+        let SoFar {
+            path,
+            partial,
+            active,
+            ended,
+        } = so_far;
+        let effects = match (path, partial, ended) {
+            (_, _, Some(code)) => {
+                member.phase = Phase::Ended(code);
+                Vec::new()
+            }
+            (Some(path), Some(partial), None) => {
+                let effects = vec![
+                    Effect::Agree(member.channel(&path)),
+                    Effect::Watch(path.tree.funding),
+                ];
+                member.phase = match path.complete() {
+                    true => Phase::Complete { path, active },
+                    false => Phase::Committed { path, partial },
+                };
+                effects
+            }
+            _ => member.end(RefusalCode::Restarted),
+        };
+        Ok((member, effects))
+    }
+}
+
+/// What the records read until now say.
+#[derive(Default)]
+struct SoFar {
+    path: Option<Box<Path>>,
+    partial: Option<PartialBytes>,
+    active: Option<u32>,
+    ended: Option<RefusalCode>,
+}
+
+impl SoFar {
+    fn add(&mut self, slot: u16, record: &Record) -> Result<(), &'static str> {
+        if self.ended.is_some() {
+            return Err("the attempt has ended");
+        }
+        match (record, &mut self.path) {
+            (Record::MemberSigned(body), None) => {
+                let facts = &body.terms.facts;
+                let blueprint = Blueprint::path(&body.terms.header, facts);
+                let tree = blueprint.and_then(|blueprint| blueprint.tree(body.terms.funding));
+                if facts.slot != slot {
+                    return Err("the terms are for another slot");
+                }
+                self.path = Some(Box::new(Path {
+                    tree: tree.map_err(|_| "the terms do not build")?,
+                    signatures: Vec::new(),
+                    terms: body.terms.clone(),
+                }));
+            }
+            (Record::MemberPath(body), Some(path)) if path.signatures.is_empty() => {
+                if body.signatures.len() + 1 != path.tree.signing_order(slot).len() {
+                    return Err("not one signature per transaction of the path");
+                }
+                path.signatures = body.signatures.clone();
+            }
+            (Record::MemberRootPartial(body), Some(path))
+                if !path.signatures.is_empty() && self.partial.is_none() =>
+            {
+                self.partial = Some(body.partial);
+            }
+            (Record::MemberRootSig(body), Some(path))
+                if self.partial.is_some() && !path.complete() =>
+            {
+                path.signatures.push(body.signature);
+            }
+            (Record::Activated(body), Some(path)) if path.complete() => {
+                self.active = Some(body.height);
+            }
+            (Record::Ended(body), path) if !path.as_ref().is_some_and(|path| path.complete()) => {
+                self.ended = Some(body.code);
+            }
+            _ => return Err("not what a member writes next"),
+        }
+        Ok(())
+    }
+}
+
+fn refuse(position: usize, what: &'static str) -> ReplayError {
+    ReplayError::Order { position, what }
+}

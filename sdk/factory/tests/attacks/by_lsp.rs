@@ -1,0 +1,251 @@
+//! What a hostile LSP tries on one member.
+
+use bitcoin::secp256k1::schnorr;
+use superscalar_factory::effect::Effect;
+use superscalar_factory::journal::Record;
+use superscalar_factory::member::{self, JoinSecrets, Member, WalletLimits};
+use superscalar_factory::message::*;
+
+use crate::world::{Party, TIP, World, bytes, key, payout};
+use crate::{
+    IDENTITY, NODE_SIGS, ROOT_SIG, TERMS, VICTIM, at_fault, completes, refusal, tables,
+    world_before,
+};
+
+#[test]
+fn a_member_refuses_terms_that_are_not_the_agreed_ones() {
+    let rows = tables::terms();
+    let (mut world, honest) = world_before(Party::Lsp, Party::Member(VICTIM), TERMS);
+    for (name, forge, code, field) in rows {
+        let Message::Terms(mut terms) = honest.clone() else {
+            unreachable!()
+        };
+        forge(&mut terms);
+        assert_ne!(
+            Message::from(terms.clone()),
+            honest,
+            "{name} changes nothing"
+        );
+        member_refuses(name, &mut world, terms.into(), code, field);
+    }
+    completes("terms", world);
+}
+
+#[test]
+fn a_member_refuses_offers_outside_its_limits() {
+    let rows = tables::invites();
+    let mut world = World::new(4);
+    world.start();
+    let Some(Message::Invite(honest)) = world.deliver_until(|_, to, _| to == Party::Member(VICTIM))
+    else {
+        panic!("members are invited first")
+    };
+    let join = |invite: Invite| {
+        Member::join(
+            key("node", 0),
+            invite,
+            &WalletLimits::standard(bitcoin::Network::Regtest),
+            JoinSecrets {
+                seed: &bytes("member seed", 1),
+                salt: [1; 32],
+                nonce_randomness: [2; 32],
+            },
+            payout(1),
+            key("member funding", 1),
+            TIP,
+        )
+    };
+    assert!(join(honest.clone()).is_ok());
+    for (name, forge, code, field) in rows {
+        let mut invite = honest.clone();
+        forge(&mut invite);
+        let refused = join(invite)
+            .err()
+            .map(|refused| (refused.code, refused.field));
+        assert_eq!(refused, Some((code, field)), "{name}");
+    }
+}
+
+#[test]
+fn a_member_refuses_signatures_and_identities_that_are_not_its_own() {
+    use RefusalCode::{Signature, Unexpected};
+    let rows = tables::node_sigs();
+    let (mut world, honest) = world_before(Party::Lsp, Party::Member(VICTIM), NODE_SIGS);
+    for (name, forge, code, field) in rows {
+        let Message::NodeSigs(mut sigs) = honest.clone() else {
+            unreachable!()
+        };
+        forge(&mut sigs);
+        member_refuses(name, &mut world, sigs.into(), code, field);
+    }
+    let attempt = world.plan.attempt;
+    let identity = Identity {
+        attempt,
+        protocol: member::PROTOCOL,
+        slot: VICTIM,
+        blocks_early: world.plan.timing.blocks_early,
+    };
+    let early = ("identity before signatures", "factory_instance");
+    member_refuses(early.0, &mut world, identity.into(), Unexpected, early.1);
+    let signature = match &honest {
+        Message::NodeSigs(sigs) => sigs.signatures[0],
+        _ => unreachable!(),
+    };
+    let early = RootSig { attempt, signature };
+    member_refuses(
+        "root before all",
+        &mut world,
+        early.into(),
+        Unexpected,
+        "signature",
+    );
+    completes("node signatures", world);
+
+    let rows = tables::identities();
+    let (mut world, honest) = world_before(Party::Lsp, Party::Member(VICTIM), IDENTITY);
+    for (name, forge, code, field) in rows {
+        let Message::Identity(mut identity) = honest.clone() else {
+            unreachable!()
+        };
+        forge(&mut identity);
+        member_refuses(name, &mut world, identity.into(), code, field);
+    }
+    completes("identity", world);
+
+    let rows = tables::root_sigs();
+    let (mut world, honest) = world_before(Party::Lsp, Party::Member(VICTIM), ROOT_SIG);
+    for (name, forge, code, field) in rows {
+        let Message::RootSig(mut sig) = honest.clone() else {
+            unreachable!()
+        };
+        forge(&mut sig);
+        member_refuses(name, &mut world, sig.into(), code, field);
+    }
+    // A valid signature, but of another transaction of the same path.
+    let signature = world.lsp.as_ref().unwrap().built().unwrap().signatures[0];
+    let other = RootSig { attempt, signature };
+    member_refuses(
+        "of the root state",
+        &mut world,
+        other.into(),
+        Signature,
+        "signature",
+    );
+    completes("root signature", world);
+}
+
+/// Once a member has signed, other terms cannot make its nonces sign again; the same terms are
+/// answered with the same bytes.
+#[test]
+fn nonces_sign_one_set_of_terms() {
+    let (mut world, honest) = world_before(Party::Lsp, Party::Member(VICTIM), TERMS);
+    let member = world.members.get_mut(&VICTIM).unwrap();
+    let first = member.handle(member::Input::Message(honest.clone()));
+    let Some(Effect::Send { message, .. }) = first.get(1) else {
+        panic!("the partial signatures leave after the record: {first:?}")
+    };
+    let again = member.handle(member::Input::Message(honest.clone()));
+    assert!(matches!(&again[..], [Effect::Send { message: m, .. }] if m == message));
+    let Message::Terms(mut other) = honest else {
+        unreachable!()
+    };
+    other.funding.vout += 1;
+    let code = RefusalCode::Unexpected;
+    member_refuses(
+        "other terms",
+        &mut world,
+        other.clone().into(),
+        code,
+        "terms",
+    );
+    other.funding.vout -= 1;
+    other.nonces.reverse();
+    member_refuses("other nonces", &mut world, other.into(), code, "terms");
+    world.act(Party::Member(VICTIM), first);
+    // The Terms still on their way are the same ones.
+    completes("nonces", world);
+}
+
+/// What one member cannot see because it concerns others: it signs, but nothing comes of it. The
+/// sighash or the tweak differs, so its partial signatures do not fit the others'.
+#[test]
+fn different_terms_for_different_members_never_aggregate() {
+    let rows = tables::unseen_terms();
+    for (name, forge) in rows {
+        let mut world = World::new(4);
+        world.tamper = Box::new(move |_, message| match message {
+            Message::Terms(mut terms) if terms.facts.slot == VICTIM => {
+                forge(&mut terms);
+                Some(terms.into())
+            }
+            other => Some(other),
+        });
+        world.run();
+        assert!(world.broadcast.is_empty(), "{name}");
+        assert_eq!(at_fault(&world), Some(vec![VICTIM]), "{name}");
+        assert!(world.agreed.is_empty(), "{name}: no channel was agreed to");
+        assert!(
+            world.members.values().all(|m| m.ended().is_some()),
+            "{name}"
+        );
+        assert_eq!(world.released.len(), 1, "{name}");
+    }
+}
+
+#[test]
+fn without_the_root_signature_there_is_no_factory() {
+    let mut world = World::new(4);
+    world.tamper = Box::new(|_, message| match message {
+        Message::RootSig(_) => None,
+        other => Some(other),
+    });
+    world.run();
+    // The LSP publishes the funding all the same, and it is buried.
+    let funding = world.lsp.as_ref().unwrap().built().unwrap().funding.clone();
+    world.broadcast.push(funding);
+    world.confirm_funding(TIP + 1);
+    for member in world.members.values_mut() {
+        assert_eq!(member.phase(), "committed");
+        assert!(member.path().is_none() && !member.is_active());
+        // A round too long changes nothing: the LSP may still complete.
+        assert_eq!(member.handle(member::Input::TimedOut), []);
+    }
+    assert!(world.activated.is_empty());
+    let refused = Refusal {
+        attempt: world.plan.attempt,
+        code: RefusalCode::Silence,
+        field: String::new(),
+    };
+    for member in world.members.values_mut() {
+        let effects = member.handle(member::Input::Message(refused.clone().into()));
+        let ended = Record::Ended(superscalar_factory::journal::Ended {
+            code: RefusalCode::Silence,
+        });
+        assert_eq!(effects[0], Effect::Persist(ended));
+        assert!(matches!(effects[1], Effect::Discard(_)));
+        assert_eq!(member.ended(), Some(RefusalCode::Silence));
+    }
+}
+
+/// Lets the LSP send `forged` to the victim, expects this refusal and nothing else to happen.
+fn member_refuses(
+    name: &str,
+    world: &mut World,
+    forged: Message,
+    code: RefusalCode,
+    field: &'static str,
+) {
+    let member = world.members.get_mut(&VICTIM).unwrap();
+    let phase = member.phase();
+    let effects = member.handle(member::Input::Message(forged));
+    let met = refusal(&effects).map(|(_, code, field)| (code, field));
+    assert_eq!(met, Some((code, field)), "{name}: {effects:?}");
+    assert_eq!(member.phase(), phase, "{name}");
+}
+
+/// Flips one bit, so that the bytes are still of the right length.
+pub(crate) fn flip(signature: &schnorr::Signature) -> schnorr::Signature {
+    let mut bytes = signature.serialize();
+    bytes[40] ^= 1;
+    schnorr::Signature::from_slice(&bytes).unwrap()
+}
