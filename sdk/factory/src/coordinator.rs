@@ -26,7 +26,9 @@ use crate::tree::Blueprint;
 use signing::Signing;
 
 pub use built::Built;
-pub use plan::{FactoryPlan, LspSecrets, PlanError, Seat, StockOutput, stock_preimage};
+pub use plan::{
+    FactoryPlan, LspSecrets, PlanError, Seat, StockOutput, group_sizes, stock_preimage,
+};
 
 /// Something that happened.
 #[derive(Debug, Clone)]
@@ -349,7 +351,13 @@ impl Coordinator {
             } => (terms, blueprint, joins),
             other => {
                 self.phase = other;
-                return Vec::new();
+                // Came when nobody waited for it any more: its coins must not stay reserved.
+                let txid = tx.compute_txid();
+                let used = self.built().map(|built| built.tree.funding.txid);
+                return match used == Some(txid) {
+                    true => Vec::new(),
+                    false => vec![Effect::ReleaseFunding(txid)],
+                };
             }
         };
         let funding = OutPoint {
@@ -478,7 +486,10 @@ impl Coordinator {
     }
 
     fn channel_held(&mut self, slot: u16) -> Vec<Effect> {
-        if let Phase::Opening { held, .. } = &mut self.phase {
+        let members = self.members();
+        if let Phase::Opening { held, .. } = &mut self.phase
+            && slot < members
+        {
             held.insert(slot);
         }
         self.try_root()

@@ -230,8 +230,14 @@ fn a_wallet_that_funds_something_else_ends_the_attempt() {
             script_pubkey: payout(0),
         }],
     };
+    let late = tx.clone();
     let effects = lsp.handle(coordinator::Input::Funded { tx, vout: 0 });
     world.act(Party::Lsp, effects);
+    world.deliver();
+    // A transaction that comes after the end is not kept either.
+    let freed = Effect::ReleaseFunding(late.compute_txid());
+    let late = coordinator::Input::Funded { tx: late, vout: 0 };
+    assert_eq!(world.lsp.as_mut().unwrap().handle(late), [freed]);
     world.deliver();
     assert_eq!(
         world.lsp.as_ref().unwrap().ended(),
