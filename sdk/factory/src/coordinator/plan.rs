@@ -135,6 +135,15 @@ impl FactoryPlan {
             fee_rules: FeeRules::OperatorKeeps,
         };
         header.validate(self.seats.len())?;
+        let mut total = Amount::ZERO;
+        for seat in &self.seats {
+            SlotRecord::validate_amounts(seat.capacity, seat.push_msat, seat.stock)?;
+            let place = seat.capacity.checked_add(seat.stock);
+            total = place
+                .and_then(|place| total.checked_add(place))
+                .filter(|total| *total <= Amount::MAX_MONEY)
+                .ok_or(TermsError::Overflow)?;
+        }
         for (position, seat) in self.seats.iter().enumerate() {
             let before = &self.seats[..position];
             if before.iter().any(|other| other.peer == seat.peer) {
