@@ -9,7 +9,7 @@ use bitcoin::Network;
 use serde::{Deserialize, Serialize};
 
 use crate::event::EventPage;
-use crate::factories::{BuildRequest, Command, FactoryInfo, TreeNodeInfo};
+use crate::factories::{BuildRequest, Command, ExitInfo, FactoryInfo, TreeNodeInfo};
 use crate::hosting::{LspPolicy, Role};
 use crate::keys::Mnemonic;
 use crate::node::{Node, NodeConfig};
@@ -168,6 +168,11 @@ impl Lsp {
             .engine
             .ask(|answer| Command::Tree { factory, answer });
         Ok(asked.await??)
+    }
+
+    /// All exits that were begun.
+    pub async fn exits(&self) -> Result<Vec<ExitInfo>, WalletError> {
+        Ok(self.node.engine.ask(Command::Exits).await??)
     }
 
     /// All channels, ordinary ones included.
