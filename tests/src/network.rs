@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use bitcoin::{Amount, Network};
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::{
-    BitcoindAuth, BuildRequest, ChainConfig, ExitInfo, FactoryInfo, Lsp, LspBuilder, LspUri,
-    Mnemonic, PaymentStatus, Wallet, WalletBuilder, WordCount,
+    BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp, LspBuilder,
+    LspUri, Mnemonic, PaymentStatus, Wallet, WalletBuilder, WordCount,
 };
 use tempfile::TempDir;
 
@@ -199,6 +199,42 @@ impl TestNetwork {
             status == Some(PaymentStatus::Succeeded)
         })
         .await;
+    }
+
+    /// Everything a member has in channels, reserves included, in msat.
+    pub fn balance_msat(&self, member: usize) -> u64 {
+        let balance = self.wallet(member).balance();
+        balance.spendable_msat + balance.reserved_msat
+    }
+
+    /// The LSP's side of a member's channel.
+    pub fn channel(&self, member: usize) -> ChannelInfo {
+        let peer = self.wallet(member).node_id();
+        let channels = self.lsp().channels();
+        let ours = channels.into_iter().find(|it| it.peer == peer);
+        ours.expect("the member has a channel")
+    }
+
+    /// Waits until no payment is on its way and both sides of every channel agree.
+    pub async fn settle(&self) {
+        self.wait("all channels to settle", async || {
+            let still = |member| {
+                let channel = self.channel(member);
+                let whole_msat = channel.capacity_sat * 1_000;
+                channel.inbound_htlcs + channel.outbound_htlcs == 0
+                    && channel.balance_msat + self.balance_msat(member) == whole_msat
+            };
+            (0..self.members.len()).all(still)
+        })
+        .await;
+    }
+
+    /// Stops everybody.
+    pub async fn stop(mut self) {
+        self.lose_lsp().await;
+        for member in &self.members {
+            member.wallet.stop().await;
+        }
     }
 
     /// The exit of a member.
