@@ -44,6 +44,8 @@ tlv! {
 pub struct Bytes(pub Vec<u8>);
 
 impl Encode for Bytes {
+    const SELF_DELIMITING: bool = false;
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.0);
     }

@@ -18,6 +18,7 @@ use bitcoin::transaction::Version;
 use bitcoin::{
     Amount, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, Txid, WPubkeyHash, Witness,
 };
+use superscalar_factory::codec::{Decode as _, Encode as _};
 use superscalar_factory::coordinator::{self, Coordinator, FactoryPlan, LspSecrets, Seat};
 use superscalar_factory::effect::{Effect, Event, SlotChannel};
 use superscalar_factory::journal::Record;
@@ -218,6 +219,8 @@ impl World {
             }
             match effect {
                 Effect::Persist(record) => {
+                    let read = Record::from_bytes(&record.to_bytes(), "Record");
+                    assert_eq!(read.as_ref(), Ok(&record), "the journal is lossless");
                     let records = self.journal.entry(who).or_default();
                     records.push(record);
                     if self.crash == Some((who, records.len())) {
