@@ -12,6 +12,8 @@ use superscalar_sdk::{
 };
 use tempfile::TempDir;
 
+use crate::wire::Wire;
+
 /// How long anything may take on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
@@ -19,8 +21,11 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 pub struct Member {
     /// The running wallet.
     pub wallet: Arc<Wallet>,
+    /// What it is connected to the LSP by.
+    pub wire: Wire,
     mnemonic: String,
     directory: TempDir,
+    uri: LspUri,
 }
 
 /// A chain, an LSP with coins, and wallets without.
@@ -31,8 +36,8 @@ pub struct TestNetwork {
     pub lsp: Option<Arc<Lsp>>,
     /// The wallets, in the order in which they were started.
     pub members: Vec<Member>,
-    lsp_uri: LspUri,
-    _lsp_directory: TempDir,
+    lsp_mnemonic: String,
+    lsp_directory: TempDir,
 }
 
 impl TestNetwork {
@@ -40,36 +45,33 @@ impl TestNetwork {
     pub async fn start(members: usize) -> TestNetwork {
         let chain = RegtestNode::new().unwrap();
         let lsp_directory = TempDir::new().unwrap();
-        let lsp = LspBuilder::new(Network::Regtest, mnemonic())
-            .storage_dir(lsp_directory.path())
-            .chain_source(chain_config(&chain))
-            .listen("127.0.0.1:0".parse().unwrap())
-            .poll_interval(Duration::from_millis(200))
-            .start()
-            .await
-            .unwrap();
+        let lsp_mnemonic = mnemonic().phrase().to_string();
+        let lsp = open_lsp(&chain, &lsp_mnemonic, lsp_directory.path()).await;
         let address: bitcoin::Address<_> = lsp.onchain().address().unwrap().parse().unwrap();
         let script = address.assume_checked().script_pubkey();
         chain
             .fund(&script, Amount::from_sat(1_000_000_000))
             .unwrap();
-        let lsp_uri: LspUri = lsp.uri().unwrap().parse().unwrap();
         let mut network = TestNetwork {
             chain,
             lsp: Some(lsp),
             members: Vec::new(),
-            lsp_uri,
-            _lsp_directory: lsp_directory,
+            lsp_mnemonic,
+            lsp_directory,
         };
         for _ in 0..members {
             let mnemonic = mnemonic().phrase().to_string();
             let directory = TempDir::new().unwrap();
-            let wallet = network.open(&mnemonic, &directory).await;
+            let wire = Wire::to(network.lsp_address()).await;
+            let uri = network.uri_over(&wire);
+            let wallet = open(&network.chain, &uri, &mnemonic, directory.path()).await;
             wallet.factories().join(500_000).await.unwrap();
             network.members.push(Member {
                 wallet,
+                wire,
                 mnemonic,
                 directory,
+                uri,
             });
         }
         network.sync().await;
@@ -115,10 +117,12 @@ impl TestNetwork {
         let factory = self.lsp().create_factory(request).await.unwrap();
         self.wait("the funding to be published", async || {
             let infos = self.lsp().factories().await.unwrap();
-            if let Some(ended) = infos.iter().find_map(|info| info.ended.clone()) {
-                panic!("the factory ended: {ended}");
-            }
-            infos.iter().any(|info| info.phase == "published")
+            let mut ours = infos.iter().filter(|info| info.factory == factory);
+            ours.any(|info| {
+                let ended = info.ended.as_ref();
+                assert!(ended.is_none(), "the factory ended: {ended:?}");
+                info.phase == "published"
+            })
         })
         .await;
         factory
@@ -152,11 +156,9 @@ impl TestNetwork {
     /// Stops a member's wallet and opens it again on the same directory.
     pub async fn restart(&mut self, member: usize) {
         self.members[member].wallet.stop().await;
-        let (mnemonic, directory) = {
-            let member = &self.members[member];
-            (member.mnemonic.clone(), member.directory.path().to_owned())
-        };
-        let wallet = open(&self.chain, &self.lsp_uri, &mnemonic, &directory).await;
+        let known = &self.members[member];
+        let directory = known.directory.path();
+        let wallet = open(&self.chain, &known.uri, &known.mnemonic, directory).await;
         self.members[member].wallet = wallet;
     }
 
@@ -252,9 +254,36 @@ impl TestNetwork {
         }
     }
 
-    async fn open(&self, mnemonic: &str, directory: &TempDir) -> Arc<Wallet> {
-        open(&self.chain, &self.lsp_uri, mnemonic, directory.path()).await
+    /// Starts the LSP again on its directory; the wallets find it.
+    pub async fn restart_lsp(&mut self) {
+        self.lose_lsp().await;
+        let lsp = open_lsp(&self.chain, &self.lsp_mnemonic, self.lsp_directory.path()).await;
+        self.lsp = Some(lsp);
+        for member in &self.members {
+            member.wire.lead_to(self.lsp_address());
+        }
     }
+
+    fn lsp_address(&self) -> std::net::SocketAddr {
+        let uri = self.lsp().uri().unwrap();
+        uri.split_once('@').unwrap().1.parse().unwrap()
+    }
+
+    fn uri_over(&self, wire: &Wire) -> LspUri {
+        let uri = format!("{}@{}", self.lsp().node_id(), wire.address);
+        uri.parse().unwrap()
+    }
+}
+
+async fn open_lsp(chain: &RegtestNode, mnemonic: &str, directory: &std::path::Path) -> Arc<Lsp> {
+    LspBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
+        .storage_dir(directory)
+        .chain_source(chain_config(chain))
+        .listen("127.0.0.1:0".parse().unwrap())
+        .poll_interval(Duration::from_millis(200))
+        .start()
+        .await
+        .unwrap()
 }
 
 async fn open(
