@@ -6,6 +6,7 @@
 )]
 
 pub mod network;
+pub mod trail;
 
 pub use superscalar_regtest as regtest;
 
