@@ -2,6 +2,8 @@
 //! reorgs and the doings of others.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use bitcoin::Txid;
+use superscalar_regtest::Displaced;
 use superscalar_sdk::{BuildRequest, ExitMode, Preset};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::trail::ExitPath;
@@ -68,4 +70,154 @@ async fn mainnet_delays_are_kept_to_the_block() {
     let vsize: u64 = path.steps.iter().map(|tx| tx.info.vsize).sum();
     assert_eq!((fees, vsize + 181), (plan.fees_sat, plan.vsize));
     assert_eq!(plan.coins_needed_sat, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_at_every_stage_changes_nothing() {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(2).await;
+    let factory = network.build(pair()).await;
+    network.lsp_pays(0, 120_000_000).await;
+    network.quiet().await;
+    let balance_msat = network.channel_msat(0);
+    network.lose_lsp().await;
+    let path = ExitPath::of(network.wallet(0), &factory).await;
+    let start = network.chain.height().unwrap();
+    let exit = network.wallet(0).exit();
+    exit.start(&factory, ExitMode::Leave).await.unwrap();
+
+    let mut parent = start;
+    for step in &path.steps {
+        let allowed = parent + step.info.delay_blocks.max(1);
+        // While it waits for a delay, where there is one.
+        if step.info.delay_blocks > 1 {
+            network.block(&[0]).await;
+            network.restart(0).await;
+            let exit = network.exit(0).await;
+            assert_eq!((exit.stage.as_str(), exit.of), ("tree", 4));
+        }
+        while network.chain.height().unwrap() + 1 < allowed {
+            network.block(&[0]).await;
+        }
+        // Published and not confirmed.
+        assert_eq!(network.chain.mempool().unwrap(), [step.txid]);
+        network.restart(0).await;
+        // The block comes while nobody looks.
+        network.members[0].wallet.stop().await;
+        network.chain.mine(1).unwrap();
+        network.restart(0).await;
+        parent = network.chain.confirmed_at(step.txid).unwrap().unwrap();
+        assert_eq!(parent, allowed, "{}", step.role);
+    }
+    path.check_tree(&network);
+
+    // After the leaf, with the commitment released and not confirmed.
+    let commitment = network.spent(path.channel).await;
+    network.restart(0).await;
+    assert_eq!(network.exit(0).await.stage, "closing");
+    let height = network.confirm(commitment, &[0]).await;
+    assert_eq!(height, parent + 1);
+    // In the middle of the delay on the balance, and again just before the sweep.
+    let (own, delay) = network.commitment(&path, commitment, height, balance_msat);
+    network.chain.mine(delay / 2).unwrap();
+    network.restart(0).await;
+    assert_eq!(network.exit(0).await.pending_sat, balance_msat / 1_000);
+    network.members[0].wallet.stop().await;
+    let blocks = height + delay - 1 - network.chain.height().unwrap();
+    network.chain.mine(blocks).unwrap();
+    network.restart(0).await;
+    let sweep = network.spent(own).await;
+    network.restart(0).await;
+    assert_eq!(network.confirm(sweep, &[0]).await, height + delay);
+    let closed = network
+        .settled_exit(0, &path, own, (commitment, height))
+        .await;
+    assert_eq!(closed.own_sat, 120_000);
+
+    // When all is over a restart finds nothing to do.
+    network.restart(0).await;
+    network.block(&[0]).await;
+    assert_eq!(network.exit(0).await.stage, "done");
+    let coins = network.wallet(0).balance().onchain_sat;
+    assert_eq!(coins, closed.own_sat - closed.sweep_fee_sat);
+}
+
+/// Reorgs of this depth, at each transaction of an exit, then the rest of the way.
+async fn reorgs_at_every_stage(depth: u32, displaced: Displaced) {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(2).await;
+    let factory = network.build(pair()).await;
+    network.lsp_pays(0, 130_000_000).await;
+    network.quiet().await;
+    let balance_msat = network.channel_msat(0);
+    network.lose_lsp().await;
+    // The funding itself stays where it is.
+    for _ in 0..depth {
+        network.block(&[0]).await;
+    }
+    let path = ExitPath::of(network.wallet(0), &factory).await;
+    let exit = network.wallet(0).exit();
+    exit.start(&factory, ExitMode::Leave).await.unwrap();
+
+    let reorg = async |txid: Txid| {
+        let before = network.confirm(txid, &[0]).await;
+        network.chain.reorg(depth, displaced).unwrap();
+        network.follow(&[0]).await;
+        let now = network.chain.confirmed_at(txid).unwrap();
+        match displaced {
+            Displaced::MinedAgain => assert_eq!(now, Some(before)),
+            _ => assert_eq!(now, None),
+        }
+        before
+    };
+    for step in &path.steps {
+        reorg(step.txid).await;
+    }
+    let mut parent = 0;
+    for step in &path.steps {
+        let height = network.confirm(step.txid, &[0]).await;
+        assert!(height >= parent + step.info.delay_blocks, "{}", step.role);
+        parent = height;
+    }
+    path.check_tree(&network);
+    let commitment = network.spent(path.channel).await;
+    reorg(commitment).await;
+    // What came back is the same leaf and the same commitment.
+    network.confirm(path.channel.txid, &[0]).await;
+    assert_eq!(network.spent(path.channel).await, commitment);
+    let height = network.confirm(commitment, &[0]).await;
+    let (own, delay) = network.commitment(&path, commitment, height, balance_msat);
+    while network.chain.height().unwrap() + 1 < height + delay {
+        network.block(&[0]).await;
+    }
+    let sweep = network.spent(own).await;
+    reorg(sweep).await;
+    // A reorg may have taken the delay's last blocks: it is swept again when it may be.
+    let sweep = network.spent(own).await;
+    let swept_at = network.confirm(sweep, &[0]).await;
+    assert!(swept_at >= height + delay);
+    let closed = network
+        .settled_exit(0, &path, own, (commitment, height))
+        .await;
+    assert_eq!(closed.own_sat, 130_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorg_of_one_block_with_the_same_transactions() {
+    reorgs_at_every_stage(1, Displaced::MinedAgain).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorg_of_one_block_without_them() {
+    reorgs_at_every_stage(1, Displaced::Unconfirmed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorg_of_six_blocks_with_the_same_transactions() {
+    reorgs_at_every_stage(6, Displaced::MinedAgain).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorg_of_six_blocks_without_them() {
+    reorgs_at_every_stage(6, Displaced::Unconfirmed).await;
 }
