@@ -8,9 +8,11 @@ use bitcoin::{Amount, Network};
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::{
     BitcoindAuth, BuildRequest, ChainConfig, ExitInfo, FactoryInfo, Lsp, LspBuilder, LspUri,
-    Mnemonic, PaymentStatus, Wallet, WalletBuilder, WordCount,
+    Mnemonic, PaymentStatus, Wallet, WalletBuilder, WalletError, WordCount,
 };
 use tempfile::TempDir;
+
+use crate::meter::Meter;
 
 /// How long anything may take on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -23,6 +25,24 @@ pub struct Member {
     directory: TempDir,
 }
 
+/// How a [`TestNetwork`] is run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Whether bytes between wallets and LSP are counted.
+    pub metered: bool,
+    /// How often nodes look for blocks by themselves.
+    pub poll_interval: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            metered: false,
+            poll_interval: Duration::from_millis(200),
+        }
+    }
+}
+
 /// A chain, an LSP with coins, and wallets without.
 pub struct TestNetwork {
     /// The chain.
@@ -32,19 +52,26 @@ pub struct TestNetwork {
     /// The wallets, in the order in which they were started.
     pub members: Vec<Member>,
     lsp_uri: LspUri,
+    options: Options,
+    meter: Option<Meter>,
     _lsp_directory: TempDir,
 }
 
 impl TestNetwork {
     /// Starts everything and lets every wallet wait for a place.
     pub async fn start(members: usize) -> TestNetwork {
+        TestNetwork::start_with(members, Options::default()).await
+    }
+
+    /// Starts everything as `options` say.
+    pub async fn start_with(members: usize, options: Options) -> TestNetwork {
         let chain = RegtestNode::new().unwrap();
         let lsp_directory = TempDir::new().unwrap();
         let lsp = LspBuilder::new(Network::Regtest, mnemonic())
             .storage_dir(lsp_directory.path())
             .chain_source(chain_config(&chain))
             .listen("127.0.0.1:0".parse().unwrap())
-            .poll_interval(Duration::from_millis(200))
+            .poll_interval(options.poll_interval)
             .start()
             .await
             .unwrap();
@@ -53,12 +80,22 @@ impl TestNetwork {
         chain
             .fund(&script, Amount::from_sat(1_000_000_000))
             .unwrap();
-        let lsp_uri: LspUri = lsp.uri().unwrap().parse().unwrap();
+        let mut lsp_uri: LspUri = lsp.uri().unwrap().parse().unwrap();
+        let mut meter = None;
+        if options.metered {
+            let target = lsp_uri.address().to_owned();
+            let started = Meter::start(target).await.unwrap();
+            let through = format!("{}@{}", lsp_uri.node_id(), started.address());
+            lsp_uri = through.parse().unwrap();
+            meter = Some(started);
+        }
         let mut network = TestNetwork {
             chain,
             lsp: Some(lsp),
             members: Vec::new(),
             lsp_uri,
+            options,
+            meter,
             _lsp_directory: lsp_directory,
         };
         for _ in 0..members {
@@ -107,11 +144,7 @@ impl TestNetwork {
 
     /// Builds a factory of all members up to the published funding.
     pub async fn build_unconfirmed(&self, request: BuildRequest) -> String {
-        let wanted = usize::from(request.members);
-        self.wait("all members to wait for a place", async || {
-            self.lsp().waiting().await.unwrap().len() >= wanted
-        })
-        .await;
+        self.all_waiting(request.members).await;
         let factory = self.lsp().create_factory(request).await.unwrap();
         self.wait("the funding to be published", async || {
             let infos = self.lsp().factories().await.unwrap();
@@ -122,6 +155,19 @@ impl TestNetwork {
         })
         .await;
         factory
+    }
+
+    /// Waits until so many members are connected and want a place.
+    pub async fn all_waiting(&self, members: u16) {
+        self.wait("all members to wait for a place", async || {
+            self.lsp().waiting().await.unwrap().len() >= usize::from(members)
+        })
+        .await;
+    }
+
+    /// Bytes between wallets and LSP so far, both directions, if they are counted.
+    pub fn metered_bytes(&self) -> u64 {
+        self.meter.as_ref().map_or(0, Meter::bytes)
     }
 
     /// Brings everybody to the chain's tip.
@@ -151,13 +197,39 @@ impl TestNetwork {
 
     /// Stops a member's wallet and opens it again on the same directory.
     pub async fn restart(&mut self, member: usize) {
-        self.members[member].wallet.stop().await;
-        let (mnemonic, directory) = {
-            let member = &self.members[member];
-            (member.mnemonic.clone(), member.directory.path().to_owned())
+        self.restart_after(member, |_| ()).await;
+    }
+
+    /// Stops a member's wallet, lets something happen on the chain meanwhile, and opens it again on
+    /// the same directory.
+    pub async fn restart_after(&mut self, member: usize, meanwhile: impl FnOnce(&RegtestNode)) {
+        let Member {
+            wallet,
+            mnemonic,
+            directory,
+        } = self.members.remove(member);
+        wallet.stop().await;
+        // The last handle holds the directory's lock, and may be a task that was told to end.
+        let store = Arc::downgrade(&wallet);
+        drop(wallet);
+        assert_eq!(store.strong_count(), 0, "a test holds on to a wallet");
+        meanwhile(&self.chain);
+        let mut opened = None;
+        self.wait("the directory's lock", async || {
+            match self.try_open(&mnemonic, &directory).await {
+                Ok(wallet) => opened = Some(wallet),
+                Err(error) if error.code() == "storage_locked" => return false,
+                Err(error) => panic!("{error}"),
+            }
+            true
+        })
+        .await;
+        let member_again = Member {
+            wallet: opened.expect("opened"),
+            mnemonic,
+            directory,
         };
-        let wallet = open(&self.chain, &self.lsp_uri, &mnemonic, &directory).await;
-        self.members[member].wallet = wallet;
+        self.members.insert(member, member_again);
     }
 
     /// Pays `amount_msat` between members and waits until both sides say so.
@@ -212,29 +284,27 @@ impl TestNetwork {
         let until = Instant::now() + LIMIT;
         while !condition().await {
             assert!(Instant::now() < until, "waited in vain for {what}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
     async fn open(&self, mnemonic: &str, directory: &TempDir) -> Arc<Wallet> {
-        open(&self.chain, &self.lsp_uri, mnemonic, directory.path()).await
+        self.try_open(mnemonic, directory).await.unwrap()
     }
-}
 
-async fn open(
-    chain: &RegtestNode,
-    lsp: &LspUri,
-    mnemonic: &str,
-    directory: &std::path::Path,
-) -> Arc<Wallet> {
-    WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
-        .storage_dir(directory)
-        .chain_source(chain_config(chain))
-        .lsp(lsp.clone())
-        .poll_interval(Duration::from_millis(200))
-        .start()
-        .await
-        .unwrap()
+    async fn try_open(
+        &self,
+        mnemonic: &str,
+        directory: &TempDir,
+    ) -> Result<Arc<Wallet>, WalletError> {
+        WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
+            .storage_dir(directory.path())
+            .chain_source(chain_config(&self.chain))
+            .lsp(self.lsp_uri.clone())
+            .poll_interval(self.options.poll_interval)
+            .start()
+            .await
+    }
 }
 
 /// A request for a regtest factory of `members`.
@@ -252,7 +322,7 @@ pub fn regtest_factory(members: u16) -> BuildRequest {
     }
 }
 
-fn chain_config(chain: &RegtestNode) -> ChainConfig {
+pub(crate) fn chain_config(chain: &RegtestNode) -> ChainConfig {
     ChainConfig::Bitcoind {
         address: format!("{}:{}", chain.rpc_host(), chain.rpc_port()),
         auth: BitcoindAuth::UserPassword {

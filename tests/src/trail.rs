@@ -255,7 +255,7 @@ impl TestNetwork {
         height: u32,
         balance_msat: u64,
     ) -> (OutPoint, u32) {
-        assert!(height > self.chain.confirmed_at(path.channel.txid).unwrap().unwrap());
+        assert!(height >= self.chain.confirmed_at(path.channel.txid).unwrap().unwrap());
         let tx = self.chain.raw_tx(txid).unwrap().unwrap();
         assert_eq!(self.value_sat(path.channel), path.capacity_sat);
         assert!((180..=181).contains(&tx.vsize()), "{} vB", tx.vsize());

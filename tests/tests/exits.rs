@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bitcoin::Txid;
-use superscalar_regtest::Displaced;
+use superscalar_regtest::{Displaced, RegtestNode};
 use superscalar_sdk::{BuildRequest, ExitMode, Preset};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::trail::ExitPath;
@@ -103,9 +103,8 @@ async fn a_restart_at_every_stage_changes_nothing() {
         assert_eq!(network.chain.mempool().unwrap(), [step.txid]);
         network.restart(0).await;
         // The block comes while nobody looks.
-        network.members[0].wallet.stop().await;
-        network.chain.mine(1).unwrap();
-        network.restart(0).await;
+        let mine = |chain: &RegtestNode| drop(chain.mine(1).unwrap());
+        network.restart_after(0, mine).await;
         parent = network.chain.confirmed_at(step.txid).unwrap().unwrap();
         assert_eq!(parent, allowed, "{}", step.role);
     }
@@ -122,10 +121,9 @@ async fn a_restart_at_every_stage_changes_nothing() {
     network.chain.mine(delay / 2).unwrap();
     network.restart(0).await;
     assert_eq!(network.exit(0).await.pending_sat, balance_msat / 1_000);
-    network.members[0].wallet.stop().await;
     let blocks = height + delay - 1 - network.chain.height().unwrap();
-    network.chain.mine(blocks).unwrap();
-    network.restart(0).await;
+    let mine = |chain: &RegtestNode| drop(chain.mine(blocks).unwrap());
+    network.restart_after(0, mine).await;
     let sweep = network.spent(own).await;
     network.restart(0).await;
     assert_eq!(network.confirm(sweep, &[0]).await, height + delay);
