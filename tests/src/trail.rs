@@ -4,7 +4,7 @@
 //! blocks: amounts are summed here and never taken from the wallet that is being tested.
 
 use bitcoin::{OutPoint, Txid};
-use superscalar_sdk::{BuildRequest, TreeTxInfo, Wallet};
+use superscalar_sdk::{BuildRequest, ExitMode, TreeTxInfo, Wallet};
 
 use crate::network::TestNetwork;
 
@@ -125,6 +125,12 @@ impl TestNetwork {
             self.block(followers).await;
         }
         panic!("{txid} is in none of {PATIENCE_BLOCKS} blocks");
+    }
+
+    /// A member begins to leave.
+    pub async fn leave(&self, member: usize, factory: &str) {
+        let exit = self.wallet(member).exit();
+        exit.start(factory, ExitMode::Leave).await.unwrap();
     }
 
     /// Confirms a whole path and checks that no transaction comes later than it may.

@@ -83,8 +83,7 @@ async fn a_restart_at_every_stage_changes_nothing() {
     network.lose_lsp().await;
     let path = ExitPath::of(network.wallet(0), &factory).await;
     let start = network.chain.height().unwrap();
-    let exit = network.wallet(0).exit();
-    exit.start(&factory, ExitMode::Leave).await.unwrap();
+    network.leave(0, &factory).await;
 
     let mut parent = start;
     for step in &path.steps {
@@ -154,8 +153,7 @@ async fn reorgs_at_every_stage(depth: u32, displaced: Displaced) {
         network.block(&[0]).await;
     }
     let path = ExitPath::of(network.wallet(0), &factory).await;
-    let exit = network.wallet(0).exit();
-    exit.start(&factory, ExitMode::Leave).await.unwrap();
+    network.leave(0, &factory).await;
 
     let reorg = async |txid: Txid| {
         let before = network.confirm(txid, &[0]).await;
