@@ -35,6 +35,8 @@ pub struct ExitPath {
     pub channel: OutPoint,
     /// Its capacity in satoshi.
     pub capacity_sat: u64,
+    /// The stock beside it in satoshi.
+    pub stock_sat: u64,
     /// Height T.
     pub expiry: u32,
     /// Kickoffs and states, in the order in which they confirm.
@@ -67,6 +69,7 @@ impl ExitPath {
             funding: info.funding.as_ref().unwrap().parse().unwrap(),
             channel: info.seats[0].channel.as_ref().unwrap().parse().unwrap(),
             capacity_sat: info.seats[0].capacity_sat,
+            stock_sat: info.seats[0].stock_sat,
             expiry: info.expiry,
             steps,
             distributions,
@@ -279,7 +282,8 @@ impl TestNetwork {
         let vout = tx.output.iter().position(own).expect("the own output");
         let delay = match tx.output[vout].script_pubkey.is_p2wsh() {
             true => 144,
-            false => 1,
+            // LDK lets what the LSP's commitment pays us be buried before it sweeps.
+            false => 6,
         };
         (OutPoint::new(txid, vout as u32), delay)
     }
@@ -338,5 +342,52 @@ impl TestNetwork {
         if self.chain.raw_tx(step.txid).unwrap().is_none() {
             self.chain.submit(&tx).unwrap();
         }
+    }
+
+    /// The paths of all members.
+    pub async fn paths(&self, factory: &str) -> Vec<ExitPath> {
+        let mut paths = Vec::new();
+        for member in &self.members {
+            paths.push(ExitPath::of(&member.wallet, factory).await);
+        }
+        paths
+    }
+
+    /// From their leaves to their coins, several members at once; in their order.
+    pub async fn close_all(
+        &self,
+        members: &[usize],
+        paths: &[ExitPath],
+        balances_msat: &[u64],
+    ) -> Vec<Closed> {
+        let mut outputs = Vec::new();
+        for &member in members {
+            let path = &paths[member];
+            let leaf = self.confirm(path.channel.txid, members).await;
+            let txid = self.spent(path.channel).await;
+            let height = self.confirm(txid, members).await;
+            assert!(height > leaf);
+            let (own, delay) = self.commitment(path, txid, height, balances_msat[member]);
+            outputs.push((own, delay, (txid, height)));
+        }
+        let mut due: Vec<_> = outputs
+            .iter()
+            .map(|(own, delay, at)| (at.1 + delay, *own))
+            .collect();
+        due.sort();
+        for (allowed, own) in due {
+            while self.chain.height().unwrap() + 1 < allowed {
+                assert_eq!(self.chain.spender_of(own).unwrap(), None, "swept too early");
+                self.block(members).await;
+            }
+            let sweep = self.spent(own).await;
+            assert_eq!(self.confirm(sweep, members).await, allowed);
+        }
+        let mut closed = Vec::new();
+        for (&member, (own, _, commitment)) in members.iter().zip(outputs) {
+            let path = &paths[member];
+            closed.push(self.settled_exit(member, path, own, commitment).await);
+        }
+        closed
     }
 }

@@ -217,3 +217,193 @@ async fn a_reorg_of_six_blocks_with_the_same_transactions() {
 async fn a_reorg_of_six_blocks_without_them() {
     reorgs_at_every_stage(6, Displaced::Unconfirmed).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_opened_root_is_continued_by_who_leaves_and_ignored_by_who_stays() {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(4).await;
+    let factory = network.build(regtest_factory(4)).await;
+    for member in 0..4 {
+        network.lsp_pays(member, 110_000_000).await;
+    }
+    network.quiet().await;
+    let paths = network.paths(&factory).await;
+    // One per leaf leaves; the mate of each stays.
+    let (first, first_mate) = (0, mate(&paths, 0));
+    let second = (0..4).find(|it| ![first, first_mate].contains(it)).unwrap();
+    let second_mate = mate(&paths, second);
+    network.lose_lsp().await;
+
+    network.leave(first, &factory).await;
+    let root = &paths[first].steps[..2];
+    assert_eq!(root[1].txid, paths[second].steps[1].txid, "one root");
+    network.confirm(root[1].txid, &[first]).await;
+    network.follow(&[second]).await;
+    let plan = network.wallet(second).exit().plan(&factory).await.unwrap();
+    assert_eq!(plan.transactions, 2);
+    let rest = &paths[second].steps[2..];
+    let fees: u64 = rest.iter().map(|tx| tx.info.fee_sat).sum();
+    let vsize: u64 = rest.iter().map(|tx| tx.info.vsize).sum();
+    assert_eq!((plan.fees_sat, plan.vsize), (fees, vsize + 181));
+    // Whoever does not leave stays off chain.
+    for _ in 0..3 {
+        network.block(&[first, second]).await;
+    }
+    let leaf = rest[0].txid;
+    assert!(network.chain.raw_tx(leaf).unwrap().is_none());
+
+    let start = network.chain.height().unwrap();
+    network.leave(second, &factory).await;
+    let leaf = network.confirm(rest[1].txid, &[first, second]).await;
+    assert_eq!(leaf, start + plan.blocks_best);
+    let closed = network
+        .close_all(&[first, second], &paths, &[110_000_000; 4])
+        .await;
+    assert_eq!((closed[0].own_sat, closed[1].own_sat), (110_000, 110_000));
+    paths[first].check_tree(&network);
+    paths[second].check_tree(&network);
+    assert_eq!(
+        closed[1].own_sat - closed[1].sweep_fee_sat,
+        plan.arriving_sat
+    );
+    network.follow(&[first_mate, second_mate]).await;
+    for stays in [first_mate, second_mate] {
+        let wallet = network.wallet(stays);
+        assert_eq!(wallet.exit().status().await.unwrap(), []);
+        assert_eq!(network.channel_msat(stays), 110_000_000);
+        // Its channel is on chain because of its mate, and unspent.
+        assert_eq!(
+            network.chain.spender_of(paths[stays].channel).unwrap(),
+            None
+        );
+    }
+}
+
+/// Who shares a leaf with `member`.
+fn mate(paths: &[ExitPath], member: usize) -> usize {
+    let leaf = paths[member].channel.txid;
+    let others = paths.iter().enumerate();
+    let mut others = others.filter(|(it, path)| *it != member && path.channel.txid == leaf);
+    others.next().unwrap().0
+}
+
+/// A factory whose members are paid after T, and the height T.
+async fn abandoned(network: &mut TestNetwork) -> (String, Vec<ExitPath>, u32) {
+    let request = BuildRequest {
+        life_blocks: 300,
+        ..regtest_factory(4)
+    };
+    let factory = network.build(request).await;
+    network.lsp_pays(0, 50_000_000).await;
+    network.quiet().await;
+    let paths = network.paths(&factory).await;
+    network.lose_lsp().await;
+    let expiry = paths[0].expiry;
+    (factory, paths, expiry)
+}
+
+/// Mines without anybody's transaction to `height`.
+async fn quietly_to(network: &TestNetwork, height: u32, followers: &[usize]) {
+    let missing = height - network.chain.height().unwrap();
+    assert_eq!(network.chain.mempool().unwrap(), []);
+    network.chain.mine(missing).unwrap();
+    network.follow(followers).await;
+}
+
+/// Every wallet has capacity and stock on chain, and nothing else.
+async fn everyone_is_paid(network: &TestNetwork, paths: &[ExitPath]) {
+    let everyone: Vec<usize> = (0..paths.len()).collect();
+    network.follow(&everyone).await;
+    for (member, path) in paths.iter().enumerate() {
+        let balance = network.wallet(member).balance();
+        assert_eq!(balance.onchain_sat, path.capacity_sat + path.stock_sat);
+        assert_eq!(balance.onchain_sat, 600_000);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_expiry_the_root_distribution_pays_everyone() {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(4).await;
+    let (factory, paths, expiry) = abandoned(&mut network).await;
+    let exit = network.wallet(0).exit();
+    exit.start(&factory, ExitMode::Reclaim).await.unwrap();
+    quietly_to(&network, expiry - 1, &[0]).await;
+    assert_eq!(network.chain.mempool().unwrap(), [], "not before T");
+    network.block(&[0]).await;
+    let kickoff = &paths[0].steps[0];
+    let opened = network.confirm(kickoff.txid, &[0]).await;
+    assert_eq!(opened, expiry + 1);
+    let distribution = &paths[0].distributions[0];
+    let allowed = opened + distribution.info.delay_blocks;
+    while network.chain.height().unwrap() + 1 < allowed {
+        network.block(&[0]).await;
+    }
+    network.refused_one_block_earlier(distribution).await;
+    let height = network.confirm(distribution.txid, &[0]).await;
+    assert_eq!(height, allowed);
+    network.check_tree_tx(kickoff);
+    network.check_tree_tx(distribution);
+    everyone_is_paid(&network, &paths).await;
+    assert_eq!(network.exit(0).await.stage, "paid_out");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_opened_early_is_distributed_in_the_first_block_after_expiry() {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(4).await;
+    let (factory, paths, expiry) = abandoned(&mut network).await;
+    // Somebody publishes the kickoff and is never seen again.
+    network.leave(1, &factory).await;
+    network.members[1].wallet.stop().await;
+    network.confirm(paths[1].steps[0].txid, &[]).await;
+    let exit = network.wallet(0).exit();
+    exit.start(&factory, ExitMode::Reclaim).await.unwrap();
+    quietly_to(&network, expiry - 1, &[0]).await;
+    assert_eq!(network.chain.mempool().unwrap(), [], "not before T");
+    network.block(&[0]).await;
+    let distribution = &paths[0].distributions[0];
+    network.refused_one_block_earlier(distribution).await;
+    let height = network.confirm(distribution.txid, &[0]).await;
+    assert_eq!(height, expiry + 1);
+    network.check_tree_tx(distribution);
+    network.restart(1).await;
+    everyone_is_paid(&network, &paths).await;
+    for member in [0, 1] {
+        assert_eq!(network.exit(member).await.stage, "paid_out");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn below_an_opened_root_the_leaves_distribute() {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(4).await;
+    let (factory, paths, expiry) = abandoned(&mut network).await;
+    network.leave(0, &factory).await;
+    network.confirm(paths[0].steps[1].txid, &[0]).await;
+    // It opened the root's state, whose next kickoff is not mined any more.
+    network.members[0].wallet.stop().await;
+    let other = (1..4).find(|it| *it != mate(&paths, 0)).unwrap();
+    let leavers = [mate(&paths, 0), other];
+    for member in leavers {
+        network.follow(&[member]).await;
+        let exit = network.wallet(member).exit();
+        exit.start(&factory, ExitMode::Reclaim).await.unwrap();
+    }
+    network.chain.mine_empty_to_height(expiry).unwrap();
+    network.follow(&leavers).await;
+    for member in leavers {
+        let path = &paths[member];
+        let opened = network.confirm(path.steps[2].txid, &leavers).await;
+        assert_eq!(opened, expiry + 1);
+        let distribution = &path.distributions[1];
+        let height = network.confirm(distribution.txid, &leavers).await;
+        assert_eq!(height, opened + distribution.info.delay_blocks);
+        network.check_tree_tx(distribution);
+    }
+    network.restart(0).await;
+    everyone_is_paid(&network, &paths).await;
+    for member in leavers {
+        assert_eq!(network.exit(member).await.stage, "paid_out");
+    }
+}
