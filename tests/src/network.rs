@@ -148,7 +148,8 @@ impl TestNetwork {
         let factory = self.lsp().create_factory(request).await.unwrap();
         self.wait("the funding to be published", async || {
             let infos = self.lsp().factories().await.unwrap();
-            if let Some(ended) = infos.iter().find_map(|info| info.ended.clone()) {
+            let ours = infos.iter().find(|info| info.factory == factory);
+            if let Some(ended) = ours.and_then(|info| info.ended.clone()) {
                 panic!("the factory ended: {ended}");
             }
             infos.iter().any(|info| info.phase == "published")

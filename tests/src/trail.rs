@@ -360,12 +360,24 @@ impl TestNetwork {
         paths: &[ExitPath],
         balances_msat: &[u64],
     ) -> Vec<Closed> {
+        self.close_beside(members, members, paths, balances_msat)
+            .await
+    }
+
+    /// [`close_all`](Self::close_all), with these members following.
+    pub async fn close_beside(
+        &self,
+        members: &[usize],
+        followers: &[usize],
+        paths: &[ExitPath],
+        balances_msat: &[u64],
+    ) -> Vec<Closed> {
         let mut outputs = Vec::new();
         for &member in members {
             let path = &paths[member];
-            let leaf = self.confirm(path.channel.txid, members).await;
+            let leaf = self.confirm(path.channel.txid, followers).await;
             let txid = self.spent(path.channel).await;
-            let height = self.confirm(txid, members).await;
+            let height = self.confirm(txid, followers).await;
             assert!(height > leaf);
             let (own, delay) = self.commitment(path, txid, height, balances_msat[member]);
             outputs.push((own, delay, (txid, height)));
@@ -378,10 +390,10 @@ impl TestNetwork {
         for (allowed, own) in due {
             while self.chain.height().unwrap() + 1 < allowed {
                 assert_eq!(self.chain.spender_of(own).unwrap(), None, "swept too early");
-                self.block(members).await;
+                self.block(followers).await;
             }
             let sweep = self.spent(own).await;
-            assert_eq!(self.confirm(sweep, members).await, allowed);
+            assert_eq!(self.confirm(sweep, followers).await, allowed);
         }
         let mut closed = Vec::new();
         for (&member, (own, _, commitment)) in members.iter().zip(outputs) {
@@ -389,5 +401,17 @@ impl TestNetwork {
             closed.push(self.settled_exit(member, path, own, commitment).await);
         }
         closed
+    }
+
+    /// Mines until a confirmed transaction spends `outpoint`.
+    pub async fn mined_spend(&self, outpoint: OutPoint, followers: &[usize]) -> u32 {
+        for _ in 0..PATIENCE_BLOCKS {
+            let spend = self.chain.spender_of(outpoint).unwrap();
+            if let Some(height) = spend.and_then(|spend| spend.height) {
+                return height;
+            }
+            self.block(followers).await;
+        }
+        panic!("{outpoint} is not spent in {PATIENCE_BLOCKS} blocks");
     }
 }

@@ -2,9 +2,9 @@
 //! reorgs and the doings of others.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use bitcoin::Txid;
+use bitcoin::{OutPoint, Txid};
 use superscalar_regtest::{Displaced, RegtestNode};
-use superscalar_sdk::{BuildRequest, ExitMode, Preset};
+use superscalar_sdk::{BuildRequest, Event, ExitMode, Preset, StoredEvent};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::trail::ExitPath;
 
@@ -406,4 +406,167 @@ async fn below_an_opened_root_the_leaves_distribute() {
     for member in leavers {
         assert_eq!(network.exit(member).await.stage, "paid_out");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_of_one_leaf_leave_at_once_and_the_others_keep_paying() {
+    superscalar_tests::log_to_stderr();
+    let network = TestNetwork::start(4).await;
+    let factory = network.build(regtest_factory(4)).await;
+    let paths = network.paths(&factory).await;
+    let leavers = [0, mate(&paths, 0)];
+    let stay: Vec<usize> = (0..4).filter(|it| !leavers.contains(it)).collect();
+    leave_beside(&network, &factory, &paths, &leavers, &stay).await;
+    // Their leaf is still off chain.
+    let kickoff = paths[stay[0]].steps[2].txid;
+    assert!(network.chain.raw_tx(kickoff).unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_of_different_leaves_leave_at_once_and_their_mates_keep_paying() {
+    superscalar_tests::log_to_stderr();
+    let network = TestNetwork::start(4).await;
+    let factory = network.build(regtest_factory(4)).await;
+    let paths = network.paths(&factory).await;
+    let first_mate = mate(&paths, 0);
+    let second = (1..4).find(|it| *it != first_mate).unwrap();
+    let stay = [first_mate, mate(&paths, second)];
+    leave_beside(&network, &factory, &paths, &[0, second], &stay).await;
+    // Their channels are ordinary ones now: on chain, unspent, and leaving is one transaction.
+    for member in stay {
+        let channel = paths[member].channel;
+        assert!(network.chain.confirmed_at(channel.txid).unwrap().is_some());
+        assert_eq!(network.chain.spender_of(channel).unwrap(), None);
+    }
+    let member = stay[0];
+    let balance_msat = network.channel_msat(member);
+    network.leave(member, &factory).await;
+    let path = &paths[member];
+    let everyone = [0, 1, 2, 3];
+    let closed = network
+        .close_with(member, path, balance_msat, &everyone)
+        .await;
+    assert_eq!(closed.own_sat, balance_msat / 1_000);
+}
+
+/// `leavers` leave while the LSP lives: they and the LSP get theirs, and `stay` keep paying each
+/// other all the time.
+async fn leave_beside(
+    network: &TestNetwork,
+    factory: &str,
+    paths: &[ExitPath],
+    leavers: &[usize],
+    stay: &[usize],
+) {
+    let mut balances = [0; 4];
+    for (member, balance) in balances.iter_mut().enumerate() {
+        *balance = 100_000_000 + 7_000_001 * member as u64;
+        network.lsp_pays(member, *balance).await;
+    }
+    network.quiet().await;
+    let lsp_sat = || network.lsp().balance().onchain_sat;
+    let lsp_before = lsp_sat();
+    for member in leavers {
+        network.leave(*member, factory).await;
+    }
+    network.pay(stay[0], stay[1], 3_000_000).await;
+    let everyone = [0, 1, 2, 3];
+    for member in leavers {
+        let leaf = paths[*member].channel.txid;
+        network.confirm(leaf, &everyone).await;
+        network.pay(stay[1], stay[0], 1_000_000).await;
+    }
+    let closed = network
+        .close_beside(leavers, &everyone, paths, &balances)
+        .await;
+    network.pay(stay[0], stay[1], 2_000_000).await;
+    for (member, closed) in leavers.iter().zip(&closed) {
+        paths[*member].check_tree(network);
+        assert_eq!(closed.own_sat, balances[*member] / 1_000);
+    }
+    // The LSP's part of each commitment has come to its wallet, minus what sweeping cost.
+    let mut due = 0;
+    let mut sweeps = std::collections::BTreeSet::new();
+    for closed in &closed {
+        let tx = network.chain.raw_tx(closed.commitment.0).unwrap().unwrap();
+        let output = tx.output.iter();
+        let vout = output
+            .map(|out| out.value.to_sat())
+            .position(|value| value == closed.other_sat)
+            .unwrap();
+        due += closed.other_sat;
+        let outpoint = OutPoint::new(closed.commitment.0, vout as u32);
+        network.mined_spend(outpoint, &everyone).await;
+        sweeps.insert(network.chain.spender_of(outpoint).unwrap().unwrap().txid);
+    }
+    let fees: u64 = sweeps.iter().map(|sweep| network.fee_sat(*sweep)).sum();
+    network
+        .wait("the LSP's coins", async || {
+            lsp_sat() == lsp_before + due - fees
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_begin_is_refused_and_what_began_does_not_begin_again() {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(2).await;
+    for unknown in ["", "zz", &"00".repeat(32)] {
+        let exit = network.wallet(0).exit();
+        let planned = exit.plan(unknown).await.unwrap_err();
+        assert_eq!(planned.code(), "unknown_factory");
+        for mode in [ExitMode::Leave, ExitMode::Reclaim] {
+            let refused = exit.start(unknown, mode).await.unwrap_err();
+            assert_eq!(refused.code(), "unknown_factory");
+        }
+        assert_eq!(exit.status().await.unwrap(), []);
+    }
+    // The LSP cannot pay for this one: the members have joined, and hold no path.
+    network.all_waiting(2).await;
+    let unpayable = BuildRequest {
+        capacity_sat: 800_000_000,
+        ..pair()
+    };
+    let factory = network.lsp().create_factory(unpayable).await.unwrap();
+    network
+        .wait("the attempt to end", async || {
+            let list = network.wallet(0).factories().list().await.unwrap();
+            list.iter().any(|info| info.ended.is_some())
+        })
+        .await;
+    let exit = network.wallet(0).exit();
+    let refused = exit.start(&factory, ExitMode::Leave).await.unwrap_err();
+    assert_eq!(refused.code(), "no_path");
+    assert_eq!(exit.plan(&factory).await.unwrap_err().code(), "no_path");
+    assert_eq!(exit.status().await.unwrap(), []);
+    drop(exit);
+
+    for member in 0..2 {
+        network
+            .wallet(member)
+            .factories()
+            .join(500_000)
+            .await
+            .unwrap();
+    }
+    let factory = network.build(pair()).await;
+    network.lsp_pays(0, 90_000_000).await;
+    network.quiet().await;
+    network.leave(0, &factory).await;
+    let begun = network.wallet(0).exit().status().await.unwrap();
+    let exits_started = |network: &TestNetwork| {
+        let events = network.wallet(0).events(0, 1_000).unwrap().events;
+        let started = |stored: &&StoredEvent| matches!(stored.event, Event::ExitStarted { .. });
+        events.iter().filter(started).count()
+    };
+    assert_eq!(exits_started(&network), 1);
+    for mode in [ExitMode::Leave, ExitMode::Reclaim] {
+        let exit = network.wallet(0).exit();
+        exit.start(&factory, mode).await.unwrap();
+        assert_eq!(exit.status().await.unwrap(), begun);
+    }
+    network.restart(0).await;
+    network.leave(0, &factory).await;
+    assert_eq!(network.wallet(0).exit().status().await.unwrap(), begun);
+    assert_eq!(exits_started(&network), 1);
 }
