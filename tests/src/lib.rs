@@ -7,6 +7,7 @@
 
 pub mod network;
 pub mod ordinary;
+pub mod trail;
 pub mod wire;
 
 pub use superscalar_regtest as regtest;

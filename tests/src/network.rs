@@ -8,7 +8,7 @@ use bitcoin::{Amount, Network};
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::{
     BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp, LspBuilder,
-    LspUri, Mnemonic, PaymentStatus, Wallet, WalletBuilder, WordCount,
+    LspUri, Mnemonic, PaymentStatus, Wallet, WalletBuilder, WalletError, WordCount,
 };
 use tempfile::TempDir;
 
@@ -190,18 +190,49 @@ impl TestNetwork {
 
     /// Stops a member's wallet and opens it again on the same directory.
     pub async fn restart(&mut self, member: usize) {
-        self.members[member].wallet.stop().await;
-        let known = &self.members[member];
-        let directory = known.directory.path();
-        let wallet = open(
-            &self.chain,
-            &known.uri,
-            &known.mnemonic,
+        self.restart_after(member, |_| ()).await;
+    }
+
+    /// Stops a member's wallet, lets something happen on the chain meanwhile, and opens it again on
+    /// the same directory.
+    pub async fn restart_after(&mut self, member: usize, meanwhile: impl FnOnce(&RegtestNode)) {
+        let Member {
+            wallet,
+            wire,
+            mnemonic,
             directory,
-            self.poll_interval,
-        )
+            uri,
+        } = self.members.remove(member);
+        wallet.stop().await;
+        // The directory's lock goes with the last handle of the wallet: a task that was told to end
+        // may have it for a moment.
+        drop(wallet);
+        meanwhile(&self.chain);
+        let mut opened = None;
+        self.wait("the directory's lock", async || {
+            let opening = try_open(
+                &self.chain,
+                &uri,
+                &mnemonic,
+                directory.path(),
+                self.poll_interval,
+            );
+            match opening.await {
+                Ok(wallet) => opened = Some(wallet),
+                Err(error) if error.code() == "storage_locked" => return false,
+                Err(error) => panic!("{error}"),
+            }
+            true
+        })
         .await;
-        self.members[member].wallet = wallet;
+        let member_again = Member {
+            wallet: opened.expect("opened"),
+            wire,
+            mnemonic,
+            directory,
+            uri,
+        };
+        self.members.insert(member, member_again);
     }
 
     /// Pays `amount_msat` between members and waits until both sides say so.
@@ -346,6 +377,17 @@ async fn open(
     directory: &std::path::Path,
     poll_interval: Duration,
 ) -> Arc<Wallet> {
+    let opened = try_open(chain, lsp, mnemonic, directory, poll_interval);
+    opened.await.unwrap()
+}
+
+async fn try_open(
+    chain: &RegtestNode,
+    lsp: &LspUri,
+    mnemonic: &str,
+    directory: &std::path::Path,
+    poll_interval: Duration,
+) -> Result<Arc<Wallet>, WalletError> {
     WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
         .storage_dir(directory)
         .chain_source(chain_config(chain))
@@ -353,7 +395,6 @@ async fn open(
         .poll_interval(poll_interval)
         .start()
         .await
-        .unwrap()
 }
 
 /// A request for a regtest factory of `members`.

@@ -239,6 +239,14 @@ impl Member {
         }
     }
 
+    /// The path's transactions, from before the funding can be published: what to look for on chain.
+    pub fn tree(&self) -> Option<&Tree> {
+        match &self.phase {
+            Phase::Committed { path, .. } | Phase::Complete { path, .. } => Some(&path.tree),
+            _ => None,
+        }
+    }
+
     /// Whether the factory exists: path complete and durable, funding buried.
     pub fn is_active(&self) -> bool {
         self.open

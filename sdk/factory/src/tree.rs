@@ -9,7 +9,7 @@
 mod blueprint;
 mod transactions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::secp256k1::schnorr;
 use bitcoin::{Amount, OutPoint, Transaction, TxOut, Txid, Witness};
@@ -201,6 +201,15 @@ impl Tree {
             txid: leaf.state.txid(),
             vout: u32::from(slot - leaf.node.slots.start),
         })
+    }
+
+    /// Every outpoint that the tree's transactions spend, and the channels': whoever knows their
+    /// spenders knows how far the tree is on chain.
+    pub fn outpoints(&self) -> BTreeSet<OutPoint> {
+        let inputs = self.transactions().map(|tx| tx.tx.input[0].previous_output);
+        let slots = 0..self.topology.members();
+        let channels = slots.filter_map(|slot| self.channel_outpoint(slot));
+        inputs.chain(channels).collect()
     }
 
     /// The leaf of `slot`, if this view has it.

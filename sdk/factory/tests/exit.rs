@@ -148,9 +148,9 @@ fn figures_are_those_of_the_tree() {
         Amount::from_sat(bumped) - fees
     );
     let balance = Amount::from_sat(10_000);
-    let net = Amount::from_sat(10_000 - 1_340);
+    let net = Amount::from_sat(10_000 - 1_325);
     assert_eq!(Worth::of(balance, rate(10)), Worth::Yes { net });
-    let cost = Amount::from_sat(134 * 70);
+    let cost = Amount::from_sat(530 * 70 / 4);
     assert_eq!(Worth::of(balance, rate(70)), Worth::No { cost });
 }
 

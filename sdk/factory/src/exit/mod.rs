@@ -22,4 +22,4 @@ pub mod timelock;
 pub use facts::{ChainFacts, Spend};
 pub use path::{SignedEpoch, SignedNode, SignedPath, SignedPathError};
 pub use planner::{Action, Goal, Plan, PlanError, plan};
-pub use status::{BlocksLeft, ExitStatus, Figures, Progress, SWEEP_VSIZE_VB, Waiting, Worth};
+pub use status::{BlocksLeft, ExitStatus, Figures, Progress, SWEEP_WEIGHT, Waiting, Worth};

@@ -1,14 +1,15 @@
 //! How far an exit is, what it waits for, what it costs and what arrives.
 
-use bitcoin::{Amount, FeeRate, OutPoint, Txid};
+use bitcoin::{Amount, FeeRate, OutPoint, Txid, Weight};
 
 use crate::shape::NodeId;
 use crate::tree::TxName;
 
-/// Virtual size of the transaction that moves a member's balance from its channel's commitment
-/// (`to_local`, BOLT3) to one P2TR output once `to_self_delay` is over: the only one of an exit
-/// that a member pays for out of its own balance.
-pub const SWEEP_VSIZE_VB: u64 = 134;
+/// Weight that LDK pays for when it moves a member's balance from its channel's commitment
+/// (`to_local` of BOLT3 with a delay of 128 to 32,767 blocks, low-R signature) to one P2TR output
+/// once `to_self_delay` is over: the only transaction of an exit that a member pays for out of its
+/// own balance.
+pub const SWEEP_WEIGHT: Weight = Weight::from_wu(530);
 /// Virtual size of a child that spends an anchor and one P2TR coin into one P2TR output.
 const BUMP_VSIZE_VB: u64 = 152;
 
@@ -155,7 +156,9 @@ impl Worth {
     /// What arrives of `balance` when its sweep pays `feerate`. The tree's fees are the LSP's, so
     /// this is all a member loses, besides the reserve and HTLCs too small to enforce.
     pub fn of(balance: Amount, feerate: FeeRate) -> Worth {
-        let cost = feerate.fee_vb(SWEEP_VSIZE_VB).unwrap_or(Amount::MAX_MONEY);
+        // LDK rounds down to the satoshi where `FeeRate` rounds up.
+        let cost = feerate.to_sat_per_kwu().checked_mul(SWEEP_WEIGHT.to_wu());
+        let cost = cost.map_or(Amount::MAX_MONEY, |cost| Amount::from_sat(cost / 1_000));
         match balance.checked_sub(cost) {
             Some(net) if net >= crate::scripts::MIN_OUTPUT => Worth::Yes { net },
             _ => Worth::No { cost },

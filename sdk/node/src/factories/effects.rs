@@ -6,8 +6,9 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut};
 use lightning::ln::types::ChannelId;
 use superscalar_factory::codec::Encode as _;
-use superscalar_factory::coordinator;
+use superscalar_factory::coordinator::{self, Coordinator};
 use superscalar_factory::effect::{Effect, Event as CoreEvent, SlotRef};
+use superscalar_factory::member::Member;
 use superscalar_factory::message::{Attempt, Message};
 use superscalar_factory::wire;
 
@@ -134,8 +135,18 @@ impl Engine {
 
     async fn watch(&mut self, attempt: Attempt, outpoint: OutPoint) -> Result<(), String> {
         let txid = outpoint.txid;
-        let watching = self.parts.chain.watcher().watch_txs(&[txid]);
+        let watcher = self.parts.chain.watcher();
+        let watching = watcher.watch_txs(&[txid]);
         watching.map_err(|error| error.to_string())?;
+        // Before the funding can be on chain: nobody can open the tree unseen, and no exit has to
+        // search old blocks.
+        let member = self.members.get(&attempt).and_then(Member::tree);
+        let coordinator = self.coordinators.get(&attempt).and_then(Coordinator::built);
+        if let Some(tree) = member.or(coordinator.map(|built| &built.tree)) {
+            let outpoints: Vec<OutPoint> = tree.outpoints().into_iter().collect();
+            let watching = watcher.watch_outpoints(&outpoints);
+            watching.map_err(|error| error.to_string())?;
+        }
         self.watched
             .entry(attempt)
             .or_insert(Watched { txid, told: None });

@@ -112,12 +112,6 @@ impl Engine {
             reason: reason.to_owned(),
         };
         self.tell(&started).map_err(EngineError::Exit)?;
-        let watcher = self.parts.chain.watcher();
-        watcher.watch_outpoints(&path.watched())?;
-        if let Some(at) = watcher.confirmation(&path.funding().txid) {
-            // Somebody may have begun before we looked.
-            self.parts.chain.rescan(at.height).await?;
-        }
         // Nothing moves in this channel any more; the commitment is held until the leaf is there.
         if let Some(slot) = self.slot_of(factory)
             && let Err(error) = self.parts.host.force_close(&slot)
@@ -213,10 +207,6 @@ impl Engine {
 
     pub(super) async fn plan_exit(&mut self, factory: &str) -> Result<ExitPlan, EngineError> {
         let path = self.signed_path(factory)?;
-        self.parts
-            .chain
-            .watcher()
-            .watch_outpoints(&path.watched())?;
         let facts = self.facts(&path).await?;
         let planned = exit::plan(&path, Goal::Leave, &facts);
         let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
