@@ -44,10 +44,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
-/// Serde reports a missing field at the object that lacks it.
+/// Serde reports a missing or repeated field at its object.
 fn field(path: &str, message: &str) -> Option<String> {
-    let is_missing = message.starts_with("missing field");
-    let named = message.split('`').nth(1).filter(|_| is_missing);
+    let at_object = message.starts_with("missing field") || message.starts_with("duplicate field");
+    let named = message.split('`').nth(1).filter(|_| at_object);
     match (path, named) {
         (".", named) => named.map(str::to_owned),
         (path, Some(named)) => Some(format!("{path}.{named}")),
