@@ -6,6 +6,7 @@
 )]
 
 pub mod network;
+pub mod processes;
 
 pub use superscalar_regtest as regtest;
 
