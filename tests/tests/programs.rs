@@ -148,7 +148,7 @@ fn bad_requests_are_refused_and_change_nothing() {
             "[]".to_owned(),
             400,
             "invalid_body",
-            Some("members"),
+            None,
         ),
         (
             factories,

@@ -12,7 +12,7 @@ mod seed;
 mod show;
 mod wait;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -80,10 +80,11 @@ async fn execute(cli: Cli) -> Result<Option<(Kind, Value)>, Failure> {
         }
         Command::Run(run) => {
             let filter =
-                EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+                EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,ldk=warn"));
             tracing_subscriber::fmt()
                 .with_env_filter(filter)
                 .with_writer(std::io::stderr)
+                .with_ansi(std::io::stderr().is_terminal())
                 .init();
             daemon::run(dir, run).await?;
             Ok(None)
