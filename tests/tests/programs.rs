@@ -143,13 +143,7 @@ fn bad_requests_are_refused_and_change_nothing() {
     let factories = "/v1/factories";
     let posts = [
         (factories, "{".to_owned(), 400, "invalid_json", None),
-        (
-            factories,
-            "[]".to_owned(),
-            400,
-            "invalid_body",
-            None,
-        ),
+        (factories, "[]".to_owned(), 400, "invalid_body", None),
         (
             factories,
             "{}".to_owned(),

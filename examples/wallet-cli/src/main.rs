@@ -79,8 +79,8 @@ async fn execute(cli: Cli) -> Result<Option<(Kind, Value)>, Failure> {
             kept()
         }
         Command::Run(run) => {
-            let filter =
-                EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,ldk=warn"));
+            let filter = EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| EnvFilter::new("info,ldk=warn"));
             tracing_subscriber::fmt()
                 .with_env_filter(filter)
                 .with_writer(std::io::stderr)

@@ -14,7 +14,7 @@ use crate::hosting::{LspPolicy, Role};
 use crate::keys::Mnemonic;
 use crate::node::{Node, NodeConfig};
 use crate::wallet::{
-    Balance, ChainConfig, Lightning, LspUri, Onchain, WalletError, wait_for_event,
+    Balance, ChainConfig, Exit, Lightning, LspUri, Onchain, WalletError, wait_for_event,
 };
 
 /// Puts an LSP together.
@@ -227,6 +227,12 @@ impl Lsp {
     /// Coins.
     pub fn onchain(&self) -> Onchain {
         Onchain::new(Arc::clone(&self.node))
+    }
+
+    /// Bringing a place's channel on chain alone, by `factory/slot`. For an HTLC whose time runs
+    /// out it begins by itself.
+    pub fn exit(&self) -> Exit {
+        Exit::new(Arc::clone(&self.node))
     }
 
     /// Events behind `cursor`, at most `limit`.

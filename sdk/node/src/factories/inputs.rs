@@ -68,7 +68,7 @@ impl Engine {
             }
             HostEvent::ExitNeeded { slot, reason } => {
                 if let Some(slot) = bridge::slot_ref(&slot) {
-                    self.begin_exit(slot.attempt, &format!("{reason:?}")).await;
+                    self.begin_exit(&slot, &format!("{reason:?}")).await;
                 }
             }
             HostEvent::LeafConfirmed { slot, height } => {
