@@ -9,6 +9,7 @@ pub mod network;
 pub mod ordinary;
 pub mod trail;
 pub mod wire;
+pub mod processes;
 
 pub use superscalar_regtest as regtest;
 
