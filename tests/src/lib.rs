@@ -7,9 +7,9 @@
 
 pub mod network;
 pub mod ordinary;
+pub mod processes;
 pub mod trail;
 pub mod wire;
-pub mod processes;
 
 pub use superscalar_regtest as regtest;
 

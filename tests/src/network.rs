@@ -55,13 +55,7 @@ impl TestNetwork {
         let chain = RegtestNode::new().unwrap();
         let lsp_directory = TempDir::new().unwrap();
         let lsp_mnemonic = mnemonic().phrase().to_string();
-        let lsp = open_lsp(
-            &chain,
-            &lsp_mnemonic,
-            lsp_directory.path(),
-            poll_interval,
-        )
-        .await;
+        let lsp = open_lsp(&chain, &lsp_mnemonic, lsp_directory.path(), poll_interval).await;
         let address: bitcoin::Address<_> = lsp.onchain().address().unwrap().parse().unwrap();
         let script = address.assume_checked().script_pubkey();
         chain
