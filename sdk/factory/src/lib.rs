@@ -12,6 +12,7 @@
 pub mod codec;
 pub mod coordinator;
 pub mod effect;
+pub mod exit;
 pub mod journal;
 pub mod member;
 pub mod message;

@@ -1,7 +1,58 @@
-//! The wallet SDK.
+//! A self-custodial Lightning wallet whose channels live in SuperScalar factories.
+//!
+//! An application builds a [`Wallet`] from a mnemonic, a directory and an LSP, joins a factory and
+//! receives: no coin on chain is needed for that, and none to leave alone. A server that
+//! coordinates factories is built from the same parts with [`Lsp`] (feature `lsp`).
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use superscalar_sdk::{BitcoindAuth, ChainConfig, Mnemonic, WalletBuilder, WordCount};
+//!
+//! let mnemonic = Mnemonic::generate(WordCount::Twelve)?;
+//! let wallet = WalletBuilder::new(bitcoin::Network::Regtest, mnemonic)
+//!     .storage_dir("/tmp/wallet")
+//!     .chain_source(ChainConfig::Bitcoind {
+//!         address: "127.0.0.1:18443".into(),
+//!         auth: BitcoindAuth::CookieFile("/tmp/bitcoind/regtest/.cookie".into()),
+//!     })
+//!     .lsp("02…@127.0.0.1:9735".parse()?)
+//!     .start()
+//!     .await?;
+//! wallet.factories().join(500_000).await?;
+//! let invoice = wallet.lightning().receive(Some(20_000_000), "coffee", 3_600).await?;
+//! # drop(invoice);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Calls are async and run on the caller's tokio runtime; types are owned; amounts name their unit
+//! (`_sat`, `_msat`), times theirs (`_blocks`, `_secs`).
 
 pub mod chain;
+mod event;
+mod factories;
 pub mod hosting;
 pub mod keys;
+#[cfg(feature = "lsp")]
+mod lsp;
+mod node;
 pub mod onchain;
+mod payments;
 pub mod store;
+mod wallet;
+
+pub use chain::BitcoindAuth;
+pub use event::{Event, EventPage, StoredEvent};
+pub use factories::{
+    BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo,
+    TreeNodeInfo, TreeTxInfo,
+};
+pub use keys::{Mnemonic, WordCount};
+#[cfg(feature = "lsp")]
+pub use lsp::{ChannelInfo, Lsp, LspBuilder};
+pub use node::StartError;
+pub use payments::{Direction, Payment, PaymentStatus};
+pub use wallet::{
+    Balance, ChainConfig, Exit, Factories, Lightning, LspUri, Onchain, OnchainCoins, SendQuote,
+    Status, UriError, Wallet, WalletBuilder, WalletError,
+};

@@ -77,3 +77,22 @@ impl FeeRates {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_estimate_that_is_fast_enough_is_given_and_never_too_little() {
+        let rate = |sat_per_vb| FeeRate::from_sat_per_vb(sat_per_vb).unwrap();
+        let fees = FeeRates::new(rate(9));
+        assert_eq!(fees.within(6), rate(9));
+        *fees.known.write().unwrap() = Known {
+            estimates: [(2, rate(50)), (6, rate(20)), (144, rate(2))].into(),
+            mempool_minimum: rate(4),
+        };
+        for (target, expected) in [(1, 50), (2, 50), (5, 50), (6, 20), (143, 20), (1008, 4)] {
+            assert_eq!(fees.within(target), rate(expected), "{target} blocks");
+        }
+    }
+}

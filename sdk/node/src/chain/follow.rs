@@ -4,7 +4,6 @@
 //! into the `ChainMonitor`: [`Chain::synchronize`] with every object at its own height, then
 //! [`Chain::follow`] with the objects as they run.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,7 +78,7 @@ impl Chain {
     /// The source's best block: where a new wallet, with no past to look for, begins.
     pub async fn best_block(source: &Arc<dyn ChainSource>) -> Result<BlockLocator, ChainError> {
         let header = validate_best_block_header(&Blocks(Arc::clone(source))).await?;
-        Ok(header.to_block_locator())
+        with_ancestors(&**source, header).await
     }
 
     /// The block at `height` of the source's best chain: where a restored wallet begins.
@@ -89,7 +88,7 @@ impl Chain {
     ) -> Result<BlockLocator, ChainError> {
         let hash = source.block_hash(height).await?;
         let header = source.header(hash, Some(height)).await?.validate(hash)?;
-        Ok(header.to_block_locator())
+        with_ancestors(&**source, header).await
     }
 
     /// Opens the record of the chain in `store`. A fresh one begins at `start`.
@@ -277,6 +276,23 @@ impl Chain {
 
 type Client = SpvClient<ChainPoller<Arc<Blocks>, Blocks>, Arc<Audience>>;
 
+/// A locator that names the block and as many before it as fit, so that a reorganisation of the
+/// block itself can be followed.
+async fn with_ancestors(
+    source: &dyn ChainSource,
+    header: ValidatedBlockHeader,
+) -> Result<BlockLocator, ChainError> {
+    let mut locator = header.to_block_locator();
+    let mut hash = header.header.prev_blockhash;
+    let heights = (0..locator.height).rev();
+    for (slot, height) in locator.previous_blocks.iter_mut().zip(heights) {
+        *slot = Some(hash);
+        let header = source.header(hash, Some(height)).await?.validate(hash)?;
+        hash = header.header.prev_blockhash;
+    }
+    Ok(locator)
+}
+
 /// The running task that follows the chain. Dropping it stops the task.
 pub struct Follower {
     requests: mpsc::Sender<oneshot::Sender<Result<Tip, ChainError>>>,
@@ -341,24 +357,19 @@ impl Listen for Audience {
 struct Blocks(Arc<dyn ChainSource>);
 
 impl BlockSource for Blocks {
-    fn get_header<'a>(
+    async fn get_header<'a>(
         &'a self,
         hash: &'a BlockHash,
         height_hint: Option<u32>,
-    ) -> impl Future<Output = BlockSourceResult<BlockHeaderData>> + Send + 'a {
-        async move { Ok(self.0.header(*hash, height_hint).await?) }
+    ) -> BlockSourceResult<BlockHeaderData> {
+        Ok(self.0.header(*hash, height_hint).await?)
     }
 
-    fn get_block<'a>(
-        &'a self,
-        hash: &'a BlockHash,
-    ) -> impl Future<Output = BlockSourceResult<BlockData>> + Send + 'a {
-        async move { Ok(self.0.block(*hash).await?) }
+    async fn get_block<'a>(&'a self, hash: &'a BlockHash) -> BlockSourceResult<BlockData> {
+        Ok(self.0.block(*hash).await?)
     }
 
-    fn get_best_block<'a>(
-        &'a self,
-    ) -> impl Future<Output = BlockSourceResult<(BlockHash, Option<u32>)>> + Send + 'a {
-        async move { Ok(self.0.best_block().await?) }
+    async fn get_best_block(&self) -> BlockSourceResult<(BlockHash, Option<u32>)> {
+        Ok(self.0.best_block().await?)
     }
 }

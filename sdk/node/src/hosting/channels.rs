@@ -100,6 +100,10 @@ impl Host {
         if agreed.role != SlotRole::Funder {
             return Err(ChannelError::NotFunder(*slot));
         }
+        if self.channel_state(slot).is_some() {
+            // LDK repeats an open by itself after a disconnect.
+            return Ok(());
+        }
         let channels = &self.parts.channels;
         channels
             .create_channel(

@@ -168,11 +168,14 @@ impl Host {
                 outputs,
                 channel_id,
                 counterparty_node_id,
-            } => self
-                .parts
-                .sweeper
-                .track_spendable_outputs(outputs, channel_id, counterparty_node_id, false, None)
-                .map_err(|()| HandleError::Sweeper),
+            } => {
+                let sweeper = &self.parts.sweeper;
+                sweeper
+                    .track_spendable_outputs(outputs, channel_id, counterparty_node_id, false, None)
+                    .map_err(|()| HandleError::Sweeper)?;
+                self.sweep();
+                Ok(())
+            }
             // Nothing to do: told by other events, or part of features we do not offer.
             _ => Ok(()),
         }

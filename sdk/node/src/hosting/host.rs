@@ -93,6 +93,10 @@ impl Host {
         &self.parts.sweeper
     }
 
+    pub(super) fn keys(&self) -> &Keys {
+        &self.parts.keys
+    }
+
     pub(super) fn monitors(&self) -> &Monitors {
         &self.parts.monitors
     }
@@ -103,7 +107,6 @@ impl Host {
             self.accept_connections(address).await?;
         }
         self.process_events();
-        self.keep_peers_alive();
         Ok(())
     }
 
@@ -252,21 +255,6 @@ impl Host {
         });
     }
 
-    /// LDK wants its peers' queues looked at whenever something may be waiting.
-    fn keep_peers_alive(self: &Arc<Self>) {
-        let peers = Arc::clone(&self.parts.peers);
-        let mut stop = self.stop.subscribe();
-        self.spawn(async move {
-            let mut ticks = tokio::time::interval(Duration::from_millis(100));
-            loop {
-                tokio::select! {
-                    _ = ticks.tick() => peers.process_events(),
-                    _ = stop.changed() => return,
-                }
-            }
-        });
-    }
-
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         lock(&self.tasks).push(tokio::spawn(task));
     }
@@ -325,6 +313,17 @@ impl Host {
         }
     }
 
+    /// Sweeps now rather than at the loop's next turn, which is up to half a minute away.
+    pub(super) fn sweep(&self) {
+        if let Err(()) = self
+            .parts
+            .sweeper
+            .regenerate_and_broadcast_spend_if_necessary()
+        {
+            tracing::warn!("cannot sweep now, will be tried again");
+        }
+    }
+
     /// Tells, once per slot and run, which channels must go on chain at `height`.
     fn check_deadlines(&self, height: u32) {
         let claimed: HashSet<PaymentHash> = self.claimed.hashes();
@@ -336,10 +335,16 @@ impl Host {
                 continue;
             };
             let id = slot.channel.slot;
-            if lock(&self.exits_told).insert(id) {
-                self.parts
-                    .sink
-                    .deliver_lossy(HostEvent::ExitNeeded { slot: id, reason });
+            if lock(&self.exits_told).contains(&id) {
+                continue;
+            }
+            match self
+                .parts
+                .sink
+                .deliver(HostEvent::ExitNeeded { slot: id, reason })
+            {
+                Ok(()) => drop(lock(&self.exits_told).insert(id)),
+                Err(error) => tracing::error!(%error, slot = %id, "told again at the next block"),
             }
         }
         self.claimed.forget_expired(height);

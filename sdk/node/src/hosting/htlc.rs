@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use lightning::ln::channel_state::{ChannelDetails, InboundHTLCDetails};
+use lightning::ln::channel_state::{ChannelDetails, InboundHTLCDetails, InboundHTLCStateDetails};
 use lightning::types::payment::PaymentHash;
 
 use super::delays::{
@@ -181,7 +181,13 @@ pub(super) fn exit_reason(
     let claim = channel
         .pending_inbound_htlcs
         .iter()
-        .filter(|htlc| !htlc.is_dust && claimed.contains(&htlc.payment_hash))
+        .filter(|htlc| !htlc.is_dust)
+        // Ours to claim, or (an LSP's) forwarded and fulfilled further on: then LDK has given the
+        // preimage to the peer and waits for it to let go.
+        .filter(|htlc| {
+            claimed.contains(&htlc.payment_hash)
+                || htlc.state == Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill)
+        })
         .map(|htlc| htlc.cltv_expiry)
         .filter(|expiry| height.saturating_add(exit_delay) >= *expiry)
         .min()
@@ -195,4 +201,147 @@ pub(super) fn exit_reason(
         .min()
         .map(|expiry_height| ExitReason::TimedOut { expiry_height });
     claim.or(timed_out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hosting::slot::{SlotChannel, SlotId, SlotRole};
+    use bitcoin::hashes::Hash;
+    use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
+    use bitcoin::{OutPoint, ScriptBuf};
+
+    const HEIGHT: u32 = 1_000;
+
+    fn slot(exit_delay_blocks: u16, phase: SlotPhase) -> Slot {
+        let secret = SecretKey::from_slice(&[1; 32]).unwrap();
+        let channel = SlotChannel {
+            slot: SlotId {
+                instance: [0; 32],
+                attempt: 0,
+                slot: 1,
+                epoch: 0,
+                seq: 0,
+            },
+            peer: PublicKey::from_secret_key(&Secp256k1::new(), &secret),
+            role: SlotRole::Funder,
+            outpoint: OutPoint::null(),
+            capacity_sat: 1_000_000,
+            push_msat: 0,
+            funding_script: ScriptBuf::new_p2wsh(&bitcoin::WScriptHash::all_zeros()),
+            delay_on_us_blocks: 720,
+            delay_on_peer_blocks: 144,
+            exit_delay_blocks,
+            blocks_early: exit_delay_blocks,
+        };
+        Slot {
+            channel,
+            phase,
+            leaf_height: None,
+        }
+    }
+
+    fn from(expiry: u32, slot: Option<Slot>) -> Incoming {
+        Incoming { expiry, slot }
+    }
+
+    #[test]
+    fn towards_a_member_both_margins_hold_to_the_block() {
+        let to = slot(324, SlotPhase::Active);
+        let check = |incoming, outgoing| {
+            check_forward(&[from(incoming, None)], Some(&to), Some(outgoing), HEIGHT)
+        };
+        let soonest = HEIGHT + 360;
+        assert_eq!(check(soonest + 372, soonest), Ok(()));
+        assert!(matches!(
+            check(soonest + 371, soonest),
+            Err(HtlcRefusal::DeltaTooSmall { needed: 372, .. })
+        ));
+        assert!(matches!(
+            check(soonest + 371, soonest - 1),
+            Err(HtlcRefusal::ExpiresTooSoon { needed: 360, .. })
+        ));
+    }
+
+    #[test]
+    fn from_a_member_the_incoming_channel_decides() {
+        let member = slot(324, SlotPhase::Active);
+        let check = |incoming, outgoing| {
+            check_forward(
+                &[from(incoming, Some(member.clone()))],
+                None,
+                Some(outgoing),
+                HEIGHT,
+            )
+        };
+        // What an ordinary channel's own delta would allow.
+        assert!(matches!(
+            check(HEIGHT + 100 + 72, HEIGHT + 100),
+            Err(HtlcRefusal::DeltaTooSmall { .. })
+        ));
+        assert_eq!(check(HEIGHT + 100 + 372, HEIGHT + 100), Ok(()));
+        assert!(matches!(
+            check(HEIGHT + 2_017, HEIGHT + 100),
+            Err(HtlcRefusal::ExpiresTooLate { .. })
+        ));
+    }
+
+    #[test]
+    fn the_smallest_match_and_the_longest_delay_count() {
+        let long = slot(500, SlotPhase::Active);
+        let outgoing = HEIGHT + 600;
+        let two = [
+            from(outgoing + 700, Some(long.clone())),
+            from(outgoing + 400, None),
+        ];
+        let to = slot(324, SlotPhase::Active);
+        assert!(matches!(
+            check_forward(&two, Some(&to), Some(outgoing), HEIGHT),
+            Err(HtlcRefusal::DeltaTooSmall { needed: 548, .. })
+        ));
+        assert_eq!(
+            check_forward(&two[..1], Some(&to), Some(outgoing), HEIGHT),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn unknown_ends_and_inactive_slots_are_refused() {
+        let active = slot(324, SlotPhase::Active);
+        let far = HEIGHT + 1_000;
+        let check = |incoming: &[Incoming], to: Option<&Slot>, outgoing| {
+            check_forward(incoming, to, outgoing, HEIGHT)
+        };
+        assert_eq!(
+            check(&[], Some(&active), Some(far)),
+            Err(HtlcRefusal::NoIncoming)
+        );
+        assert_eq!(check(&[], None, Some(far)), Err(HtlcRefusal::NoIncoming));
+        let known = [from(far + 372, None)];
+        assert_eq!(
+            check(&known, Some(&active), None),
+            Err(HtlcRefusal::NoOutgoingExpiry)
+        );
+        assert_eq!(
+            check(&known, None, None),
+            Ok(()),
+            "ordinary forwards are LDK's"
+        );
+        for phase in [
+            SlotPhase::Committed,
+            SlotPhase::Held,
+            SlotPhase::Frozen,
+            SlotPhase::Retired,
+        ] {
+            let to = slot(324, phase);
+            assert_eq!(
+                check(&known, Some(&to), Some(far)),
+                Err(HtlcRefusal::NotActive(phase))
+            );
+            let refused = check_receive(&to, far, HEIGHT);
+            assert_eq!(refused, Err(HtlcRefusal::NotActive(phase)));
+        }
+        assert_eq!(check_receive(&active, HEIGHT + 324, HEIGHT), Ok(()));
+        assert!(check_receive(&active, HEIGHT + 323, HEIGHT).is_err());
+    }
 }

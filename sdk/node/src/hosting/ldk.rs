@@ -33,6 +33,7 @@ pub(super) type Scorer = ProbabilisticScorer<Graph, Log>;
 pub(super) type SharedScorer = Arc<Mutex<Scorer>>;
 pub(super) type GraphRouter =
     DefaultRouter<Graph, Log, Keys, SharedScorer, ProbabilisticScoringFeeParameters, Scorer>;
+pub(super) type MessageRoutes = DefaultMessageRouter<Graph, Log, Keys>;
 pub(super) type Monitor = ChannelMonitor<FactorySigner>;
 pub(super) type Persister = MonitorUpdatingPersister<Store, Log, Keys, Keys, Gate, Fees>;
 /// Full blocks are followed, so nothing is ever registered with it.
@@ -47,7 +48,7 @@ pub(super) type Channels = ChannelManager<
     Keys,
     Fees,
     Arc<FactoryRouter>,
-    Arc<DefaultMessageRouter<Graph, Log, Keys>>,
+    Arc<MessageRoutes>,
     Log,
 >;
 pub(super) type Peers = PeerManager<

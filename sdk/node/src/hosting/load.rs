@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bitcoin::Network;
 use lightning::chain::{BlockLocator, Listen};
 use lightning::ln::channelmanager::{ChainParameters, ChannelManagerReadArgs};
 use lightning::ln::peer_handler::{IgnoringMessageHandler, MessageHandler};
@@ -24,13 +25,13 @@ use lightning::util::ser::ReadableArgs;
 
 use super::Store;
 use super::broadcast::{BroadcasterGate, GateError};
-use super::config::{HostConfig, user_config};
+use super::config::{Destination, HostConfig, user_config};
 use super::events::SharedSink;
 use super::fees::PinnedFees;
 use super::host::{ChainFollower, Host, HostParts};
 use super::ldk::{
-    Channels, Fees, Gate, GraphRouter, Keys, Log, Monitor, Monitors, Peers, Persister, Scorer,
-    SharedScorer, Sweeper, TracingLog,
+    Channels, Fees, Gate, GraphRouter, Keys, Log, MessageRoutes, Monitor, Monitors, Peers,
+    Persister, Scorer, SharedScorer, Sweeper, TracingLog,
 };
 use super::messages::Messages;
 use super::router::FactoryRouter;
@@ -88,195 +89,48 @@ pub struct LoadedHost {
 impl LoadedHost {
     /// Reads the state, or makes a new one.
     pub fn load(config: HostConfig) -> Result<Self, LoadError> {
-        let store = &Arc::clone(&config.store);
-        let log: Log = Arc::new(TracingLog);
-        let slots: SharedSlots = Arc::new(Slots::load(Arc::clone(store))?);
-        let keys: Keys = Arc::new(FactoryKeys::new(&config.node_seed, Arc::clone(&slots)));
-        let fees: Fees = Arc::new(PinnedFees::new(config.fees));
-        let gate: Gate = Arc::new(BroadcasterGate::load(
-            Arc::clone(&slots),
-            Arc::clone(store),
-            config.broadcaster,
-        )?);
-        let persister = Arc::new(Persister::new(
-            Arc::clone(store),
-            Arc::clone(&log),
-            MAX_PENDING_MONITOR_UPDATES,
-            Arc::clone(&keys),
-            Arc::clone(&keys),
-            Arc::clone(&gate),
-            Arc::clone(&fees),
-        ));
+        let ground = Ground::load(&config)?;
+        let persister = Arc::new(ground.persister());
         let stored = persister.read_all_channel_monitors_with_updates()?;
-        // Deferred: the manager is on disk before the monitor, the monitor before the message.
-        let monitors = Arc::new(Monitors::new(
-            None,
-            Arc::clone(&gate),
-            Arc::clone(&log),
-            Arc::clone(&fees),
-            Arc::clone(&persister),
-            Arc::clone(&keys),
-            keys.get_peer_storage_key(),
-            true,
-        ));
-
-        let graph = Arc::new(NetworkGraph::new(config.network, Arc::clone(&log)));
-        let scorer: SharedScorer = Arc::new(Mutex::new(Scorer::new(
-            ProbabilisticScoringDecayParameters::default(),
-            Arc::clone(&graph),
-            Arc::clone(&log),
-        )));
-        let inner = GraphRouter::new(
-            Arc::clone(&graph),
-            Arc::clone(&log),
-            Arc::clone(&keys),
-            Arc::clone(&scorer),
-            Default::default(),
-        );
-        let router = Arc::new(FactoryRouter::new(inner, Arc::clone(&slots)));
-        let message_router = Arc::new(DefaultMessageRouter::new(
-            Arc::clone(&graph),
-            Arc::clone(&keys),
-        ));
-
-        let user_config = user_config(&config.role);
-        let bytes = read_optional(
-            store,
-            CHANNEL_MANAGER_PERSISTENCE_PRIMARY_NAMESPACE,
-            CHANNEL_MANAGER_PERSISTENCE_SECONDARY_NAMESPACE,
-            CHANNEL_MANAGER_PERSISTENCE_KEY,
-        )?;
-        let (manager_block, channels) = match bytes {
-            Some(bytes) => {
-                let args = ChannelManagerReadArgs::new(
-                    Arc::clone(&keys),
-                    Arc::clone(&keys),
-                    Arc::clone(&keys),
-                    Arc::clone(&fees),
-                    Arc::clone(&monitors),
-                    Arc::clone(&gate),
-                    router,
-                    message_router,
-                    Arc::clone(&log),
-                    user_config,
-                    stored.iter().map(|(_, monitor)| monitor).collect(),
-                );
-                <(BlockLocator, Channels)>::read(&mut Cursor::new(bytes), args)
-                    .map_err(|error| damaged("channel manager", error))?
-            }
-            None => {
-                let params = ChainParameters {
-                    network: config.network,
-                    best_block: config.start_block,
-                };
-                let channels = Channels::new(
-                    Arc::clone(&fees),
-                    Arc::clone(&monitors),
-                    Arc::clone(&gate),
-                    router,
-                    message_router,
-                    Arc::clone(&log),
-                    Arc::clone(&keys),
-                    Arc::clone(&keys),
-                    Arc::clone(&keys),
-                    user_config,
-                    params,
-                    unix_time().as_secs() as u32,
-                );
-                (config.start_block, channels)
-            }
-        };
+        let monitors = Arc::new(ground.monitors(persister));
+        let (router, scorer) = ground.router(config.network);
+        let (manager_block, channels) = ground.channels(&config, &monitors, router, &stored)?;
         let channels = Arc::new(channels);
-
-        let bytes = read_optional(
-            store,
-            OUTPUT_SWEEPER_PERSISTENCE_PRIMARY_NAMESPACE,
-            OUTPUT_SWEEPER_PERSISTENCE_SECONDARY_NAMESPACE,
-            OUTPUT_SWEEPER_PERSISTENCE_KEY,
-        )?;
-        let (sweeper_block, sweeper) = match bytes {
-            Some(bytes) => {
-                let args = (
-                    Arc::clone(&gate),
-                    Arc::clone(&fees),
-                    None,
-                    Arc::clone(&keys),
-                    config.destination,
-                    Arc::clone(store),
-                    Arc::clone(&log),
-                );
-                <(BlockLocator, Sweeper)>::read(&mut Cursor::new(bytes), args)
-                    .map_err(|error| damaged("output sweeper", error))?
-            }
-            None => {
-                let sweeper = Sweeper::new(
-                    manager_block,
-                    Arc::clone(&gate),
-                    Arc::clone(&fees),
-                    None,
-                    Arc::clone(&keys),
-                    config.destination,
-                    Arc::clone(store),
-                    Arc::clone(&log),
-                );
-                (manager_block, sweeper)
-            }
-        };
-
+        let (sweeper_block, sweeper) = ground.sweeper(config.destination, manager_block)?;
         let sink = SharedSink::new(config.events);
         let messages = Arc::new(Messages::new(sink.clone()));
-        let peers = Arc::new(Peers::new(
-            MessageHandler {
-                chan_handler: Arc::clone(&channels),
-                route_handler: IgnoringMessageHandler {},
-                onion_message_handler: IgnoringMessageHandler {},
-                custom_message_handler: Arc::clone(&messages),
-                send_only_message_handler: Arc::clone(&monitors),
-            },
-            unix_time().as_secs() as u32,
-            &keys.get_secure_random_bytes(),
-            Arc::clone(&log),
-            Arc::clone(&keys),
-        ));
+        let peers = ground.peers(&channels, &messages, &monitors);
 
+        let monitor_listeners = stored.into_iter().map(|(block, monitor)| {
+            let Ground {
+                gate, fees, log, ..
+            } = ground.clone();
+            (block, (monitor, gate, fees, log))
+        });
+        let monitor_listeners = monitor_listeners.collect();
         let host = Host::new(HostParts {
             network: config.network,
             role: config.role,
-            store: Arc::clone(store),
-            slots,
-            keys,
-            gate: Arc::clone(&gate),
+            store: ground.store,
+            slots: ground.slots,
+            keys: ground.keys,
+            gate: ground.gate,
+            log: ground.log,
             monitors,
             channels,
             messages,
-            peers,
+            peers: Arc::new(peers),
             sweeper: Arc::new(sweeper),
             scorer,
-            log: Arc::clone(&log),
             sink,
         })?;
-        let monitors = stored
-            .into_iter()
-            .map(|(block, monitor)| {
-                (
-                    block,
-                    (
-                        monitor,
-                        Arc::clone(&gate),
-                        Arc::clone(&fees),
-                        Arc::clone(&log),
-                    ),
-                )
-            })
-            .collect();
-        let follower = ChainFollower::before_start(Arc::clone(&host));
         Ok(Self {
+            follower: ChainFollower::before_start(Arc::clone(&host)),
             host,
-            follower,
             listen: config.listen,
             manager_block,
             sweeper_block,
-            monitors,
+            monitors: monitor_listeners,
         })
     }
 
@@ -298,14 +152,231 @@ impl LoadedHost {
     pub async fn start(self) -> Result<Arc<Host>, LoadError> {
         for (_, (monitor, ..)) in self.monitors {
             let channel = monitor.channel_id();
+            let is_first = monitor.get_latest_update_id() == 0;
             self.host
                 .monitors()
                 .load_existing_monitor(channel, monitor)
                 .map_err(|()| LoadError::DuplicateMonitor)?;
+            if is_first {
+                // If we stopped between a new channel's monitor and the next manager, the loaded
+                // manager waits for a monitor that is on disk; LDK does not notice by itself.
+                let told = self.host.monitors().channel_monitor_updated(channel, 0);
+                debug_assert!(told.is_ok(), "the monitor was just loaded");
+            }
         }
         self.host.run(self.listen).await?;
         Ok(self.host)
     }
+}
+
+/// What every part of LDK is given.
+#[derive(Clone)]
+struct Ground {
+    store: Store,
+    slots: SharedSlots,
+    keys: Keys,
+    fees: Fees,
+    gate: Gate,
+    log: Log,
+}
+
+impl Ground {
+    fn load(config: &HostConfig) -> Result<Self, LoadError> {
+        let store = Arc::clone(&config.store);
+        let slots: SharedSlots = Arc::new(Slots::load(Arc::clone(&store))?);
+        let network = Arc::clone(&config.broadcaster);
+        let gate = BroadcasterGate::load(Arc::clone(&slots), Arc::clone(&store), network)?;
+        Ok(Self {
+            keys: Arc::new(FactoryKeys::new(&config.node_seed, Arc::clone(&slots))),
+            fees: Arc::new(PinnedFees::new(Arc::clone(&config.fees))),
+            gate: Arc::new(gate),
+            log: Arc::new(TracingLog),
+            store,
+            slots,
+        })
+    }
+
+    fn persister(&self) -> Persister {
+        let Self {
+            store,
+            keys,
+            fees,
+            gate,
+            log,
+            ..
+        } = self.clone();
+        let signers = Arc::clone(&keys);
+        Persister::new(
+            store,
+            log,
+            MAX_PENDING_MONITOR_UPDATES,
+            keys,
+            signers,
+            gate,
+            fees,
+        )
+    }
+
+    fn monitors(&self, persister: Arc<Persister>) -> Monitors {
+        let Self {
+            keys,
+            fees,
+            gate,
+            log,
+            ..
+        } = self.clone();
+        let storage_key = keys.get_peer_storage_key();
+        // Deferred: the manager is on disk before the monitor, the monitor before the message.
+        let deferred = true;
+        Monitors::new(
+            None,
+            gate,
+            log,
+            fees,
+            persister,
+            keys,
+            storage_key,
+            deferred,
+        )
+    }
+
+    /// A wallet's graph stays empty: its routes are its own channels and an invoice's hints.
+    fn router(&self, network: Network) -> (Routers, SharedScorer) {
+        let Self {
+            slots, keys, log, ..
+        } = self.clone();
+        let graph = Arc::new(NetworkGraph::new(network, Arc::clone(&log)));
+        let decay = ProbabilisticScoringDecayParameters::default();
+        let scorer = Scorer::new(decay, Arc::clone(&graph), Arc::clone(&log));
+        let scorer: SharedScorer = Arc::new(Mutex::new(scorer));
+        let message_router = DefaultMessageRouter::new(Arc::clone(&graph), Arc::clone(&keys));
+        let inner = GraphRouter::new(graph, log, keys, Arc::clone(&scorer), Default::default());
+        let payments = Arc::new(FactoryRouter::new(inner, slots));
+        (
+            Routers {
+                payments,
+                messages: Arc::new(message_router),
+            },
+            scorer,
+        )
+    }
+
+    fn channels(
+        &self,
+        config: &HostConfig,
+        monitors: &Arc<Monitors>,
+        routers: Routers,
+        stored: &[(BlockLocator, Monitor)],
+    ) -> Result<(BlockLocator, Channels), LoadError> {
+        let Self {
+            keys,
+            fees,
+            gate,
+            log,
+            ..
+        } = self.clone();
+        let (entropy, signers) = (Arc::clone(&keys), Arc::clone(&keys));
+        let monitors = Arc::clone(monitors);
+        let Routers { payments, messages } = routers;
+        let user_config = user_config(&config.role);
+        let bytes = read_optional(
+            &self.store,
+            CHANNEL_MANAGER_PERSISTENCE_PRIMARY_NAMESPACE,
+            CHANNEL_MANAGER_PERSISTENCE_SECONDARY_NAMESPACE,
+            CHANNEL_MANAGER_PERSISTENCE_KEY,
+        )?;
+        let Some(bytes) = bytes else {
+            let (network, best_block) = (config.network, config.start_block);
+            let params = ChainParameters {
+                network,
+                best_block,
+            };
+            let now = unix_time_secs();
+            let channels = Channels::new(
+                fees,
+                monitors,
+                gate,
+                payments,
+                messages,
+                log,
+                entropy,
+                keys,
+                signers,
+                user_config,
+                params,
+                now,
+            );
+            return Ok((best_block, channels));
+        };
+        let stored = stored.iter().map(|(_, monitor)| monitor).collect();
+        let args = ChannelManagerReadArgs::new(
+            entropy,
+            keys,
+            signers,
+            fees,
+            monitors,
+            gate,
+            payments,
+            messages,
+            log,
+            user_config,
+            stored,
+        );
+        <(BlockLocator, Channels)>::read(&mut Cursor::new(bytes), args)
+            .map_err(|error| damaged("channel manager", error))
+    }
+
+    fn sweeper(
+        &self,
+        destination: Destination,
+        start: BlockLocator,
+    ) -> Result<(BlockLocator, Sweeper), LoadError> {
+        let Self {
+            store,
+            keys,
+            fees,
+            gate,
+            log,
+            ..
+        } = self.clone();
+        let bytes = read_optional(
+            &store,
+            OUTPUT_SWEEPER_PERSISTENCE_PRIMARY_NAMESPACE,
+            OUTPUT_SWEEPER_PERSISTENCE_SECONDARY_NAMESPACE,
+            OUTPUT_SWEEPER_PERSISTENCE_KEY,
+        )?;
+        let Some(bytes) = bytes else {
+            let sweeper = Sweeper::new(start, gate, fees, None, keys, destination, store, log);
+            return Ok((start, sweeper));
+        };
+        let args = (gate, fees, None, keys, destination, store, log);
+        <(BlockLocator, Sweeper)>::read(&mut Cursor::new(bytes), args)
+            .map_err(|error| damaged("output sweeper", error))
+    }
+
+    fn peers(
+        &self,
+        channels: &Arc<Channels>,
+        messages: &Arc<Messages>,
+        monitors: &Arc<Monitors>,
+    ) -> Peers {
+        let handler = MessageHandler {
+            chan_handler: Arc::clone(channels),
+            route_handler: IgnoringMessageHandler {},
+            onion_message_handler: IgnoringMessageHandler {},
+            custom_message_handler: Arc::clone(messages),
+            send_only_message_handler: Arc::clone(monitors),
+        };
+        let Self { keys, log, .. } = self.clone();
+        let seed = keys.get_secure_random_bytes();
+        Peers::new(handler, unix_time_secs(), &seed, log, keys)
+    }
+}
+
+/// Who finds routes, for payments and for onion messages.
+struct Routers {
+    payments: Arc<FactoryRouter>,
+    messages: Arc<MessageRoutes>,
 }
 
 fn read_optional(
@@ -333,4 +404,9 @@ pub(super) fn unix_time() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
+}
+
+/// LDK's 32-bit clock, which lasts until 2106.
+fn unix_time_secs() -> u32 {
+    u32::try_from(unix_time().as_secs()).unwrap_or(u32::MAX)
 }

@@ -6,7 +6,7 @@ use lightning::chain::transaction::TransactionData;
 use lightning::chain::{BlockLocator, Listen};
 use tracing::error;
 
-use super::{OnchainWallet, insert_block};
+use super::OnchainWallet;
 
 impl Listen for OnchainWallet {
     fn filtered_block_connected(&self, header: &Header, txs: &TransactionData<'_>, height: u32) {
@@ -33,11 +33,8 @@ impl Listen for OnchainWallet {
     }
 
     fn blocks_disconnected(&self, fork_point: BlockLocator) {
-        let mut state = self.state();
-        state.fork_height = Some(fork_point.height);
-        // Older than the wallet, the fork point is news to it, and the next block builds on it.
-        if let Err(failure) = insert_block(&mut state.wallet, &fork_point) {
-            error!(%failure, "the on-chain wallet does not know the fork point");
-        }
+        // `bdk_wallet` cannot be told to go back, it does so with the first block of the new
+        // branch.
+        self.state().fork_height = Some(fork_point.height);
     }
 }

@@ -85,7 +85,10 @@ pub struct Utxo {
 
 impl OnchainWallet {
     /// Opens the wallet of `keys` in `store`. A new one begins at `start`: coins in that block and
-    /// before are not found, so a restored seed needs a block older than its first coin.
+    /// before are not found, so a restored seed needs a block older than its first coin. Take it
+    /// from [`Chain::best_block`](crate::chain::Chain::best_block) or
+    /// [`Chain::block_at`](crate::chain::Chain::block_at): the wallet can follow a reorganisation
+    /// back to the oldest block the locator names.
     pub fn open(
         store: Arc<Store>,
         keys: Arc<WalletKeys>,
@@ -111,7 +114,7 @@ impl OnchainWallet {
                     .network(keys.network())
                     .create_wallet_no_persist()
                     .map_err(OnchainError::wallet)?;
-                insert_block(&mut wallet, start).map_err(OnchainError::wallet)?;
+                begin_at(&mut wallet, start).map_err(OnchainError::wallet)?;
                 wallet
             }
         };
@@ -247,21 +250,22 @@ impl State {
     }
 }
 
-/// Tells the wallet of a block by its hash alone. One it knows already changes nothing.
-fn insert_block(
+/// Tells a new wallet of the block it begins at, and of those before it as far as they are known:
+/// a reorganisation can be followed back to the oldest of them.
+fn begin_at(
     wallet: &mut Wallet,
-    block: &BlockLocator,
+    start: &BlockLocator,
 ) -> Result<(), bdk_chain::local_chain::CannotConnectError> {
-    let id = BlockId {
-        height: block.height,
-        hash: block.block_hash,
-    };
-    let chain = wallet.latest_checkpoint();
-    if block.height == 0 || chain.get(id.height).is_some_and(|it| it.hash() == id.hash) {
-        return Ok(());
-    }
+    let earlier = (0..start.height).rev().zip(start.previous_blocks);
+    let blocks = earlier
+        .filter_map(|(height, hash)| Some((height, hash?)))
+        .chain([(start.height, start.block_hash)])
+        .filter(|(height, _)| *height > 0);
+    let chain = blocks.fold(wallet.latest_checkpoint(), |chain, (height, hash)| {
+        chain.insert(BlockId { height, hash })
+    });
     wallet.apply_update(Update {
-        chain: Some(chain.insert(id)),
+        chain: Some(chain),
         ..Update::default()
     })
 }

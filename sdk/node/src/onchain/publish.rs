@@ -1,10 +1,10 @@
 //! Handing own transactions to the network, until they confirm.
 
 use bitcoin::{Transaction, Txid};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::{OnchainError, OnchainWallet};
-use crate::chain::{BroadcastError, Rejection};
+use crate::chain::BroadcastError;
 
 impl OnchainWallet {
     /// Publishes a transaction built by [`build_funding`](Self::build_funding). From now on the
@@ -29,15 +29,17 @@ impl OnchainWallet {
         Ok(())
     }
 
-    /// Publishes every own unconfirmed transaction again: at start-up, and now and then. What the
-    /// network refuses for good stops being counted; the rest is tried again next time.
+    /// Publishes every own unconfirmed transaction again: at start-up, and after each block. One
+    /// that is refused is kept: it was accepted before, and after a reorganisation its parents may
+    /// only be on their way back. What a confirmed transaction contradicts is no longer ours.
     pub async fn republish(&self) -> Result<(), OnchainError> {
         for tx in self.unconfirmed() {
-            match self.hand_over(&tx).await {
-                Err(OnchainError::Broadcast(error)) => {
-                    info!(txid = %tx.compute_txid(), %error, "not published again");
+            match self.source.broadcast(&tx).await {
+                Ok(_) => {}
+                Err(BroadcastError::Source(error)) => {
+                    return Err(BroadcastError::from(error).into());
                 }
-                other => other?,
+                Err(refused) => warn!(%refused, "an own transaction was not accepted again"),
             }
         }
         Ok(())
@@ -65,11 +67,13 @@ impl OnchainWallet {
         ordered
     }
 
+    /// Publishes a transaction for the first time. What is refused is forgotten, so that nothing is
+    /// paid later that the caller was told has failed; what could not be handed over is kept.
     pub(super) async fn hand_over(&self, tx: &Transaction) -> Result<(), OnchainError> {
         match self.source.broadcast(tx).await {
             Ok(_) => Ok(()),
             Err(error) => {
-                if is_final(&error) {
+                if matches!(error, BroadcastError::Rejected { .. }) {
                     self.forget(tx.compute_txid())?;
                 }
                 Err(error.into())
@@ -82,18 +86,6 @@ impl OnchainWallet {
         let mut state = self.state();
         let moment = state.moment();
         state.wallet.apply_evicted_txs([(txid, moment)]);
-        warn!(%txid, "an own transaction was refused");
         Ok(self.save(&mut state)?)
-    }
-}
-
-/// Whether publishing the same bytes later cannot help without the chain taking something back.
-fn is_final(error: &BroadcastError) -> bool {
-    match error {
-        BroadcastError::Source(_) => false,
-        BroadcastError::Rejected { rejection, .. } => !matches!(
-            rejection,
-            Rejection::FeeTooLow | Rejection::NotFinal | Rejection::NotBip68Final
-        ),
     }
 }

@@ -1,13 +1,19 @@
 //! Ordinary payments, and children that speed a slow transaction up.
 
 use bdk_wallet::KeychainKind;
+use bdk_wallet::coin_selection::LargestFirstCoinSelection;
 use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
 
 use super::{OnchainError, OnchainWallet, State};
 
 impl OnchainWallet {
-    /// Pays `amount` to `script` from confirmed coins and own change, and publishes it. Refused by
-    /// the network, the transaction is forgotten; not reached, it is published again later.
+    /// Pays `amount` to `script` from confirmed coins and own change, and publishes it.
+    ///
+    /// # Errors
+    /// With [`BroadcastError::Rejected`](crate::chain::BroadcastError::Rejected) the transaction is
+    /// forgotten and its coins are free. With
+    /// [`BroadcastError::Source`](crate::chain::BroadcastError::Source) nobody knows whether it
+    /// arrived: it counts as sent and is published again by [`republish`](Self::republish).
     pub async fn send(
         &self,
         script: ScriptBuf,
@@ -62,17 +68,18 @@ impl OnchainWallet {
             .outpoint;
         let tx = state.wallet.get_tx(parent).ok_or_else(nothing)?.tx_node.tx;
         let parent_fee = state.wallet.calculate_fee(&tx).map_err(|_| nothing())?;
-        let wanted = |weight| feerate.fee_wu(weight).unwrap_or(Amount::MAX_MONEY);
-        if parent_fee >= wanted(tx.weight()) {
+        // In whole vbytes of each, as the mempool counts.
+        let wanted = |vbytes: usize| feerate.fee_vb(vbytes as u64).unwrap_or(Amount::MAX_MONEY);
+        if parent_fee >= wanted(tx.vsize()) {
             return Err(OnchainError::FeerateReached { txid: parent });
         }
-        // The child's weight depends on the coins it needs, these on the fee, the fee on the
-        // weight: begin with the parent's shortfall and add the child's own share until it holds.
-        let mut fee = wanted(tx.weight()) - parent_fee;
+        // The child's size depends on the coins it needs, these on the fee, the fee on the
+        // size: begin with the parent's shortfall and add the child's own share until it holds.
+        let mut fee = wanted(tx.vsize()) - parent_fee;
         let child = loop {
             let psbt = state.child(coin, tx.version.0, fee)?;
             let child = self.sign(&state.wallet, psbt)?;
-            let needed = wanted(tx.weight() + child.weight()) - parent_fee;
+            let needed = wanted(tx.vsize() + child.vsize()) - parent_fee;
             if fee >= needed {
                 break child;
             }
@@ -126,7 +133,12 @@ impl State {
             return Ok(psbt);
         }
         let excluded = self.excluded(|_, confirmed| confirmed);
-        let mut helped = self.wallet.build_tx();
+        // Largest first: no more coins than needed, and the same ones for the same fee, without
+        // which the search for the fee might not settle.
+        let mut helped = self
+            .wallet
+            .build_tx()
+            .coin_selection(LargestFirstCoinSelection);
         helped.add_utxo(coin).map_err(not_ours)?;
         helped
             .unspendable(excluded)

@@ -74,17 +74,16 @@ impl Store {
     /// belongs to somebody else; [`StoreError::NewerSchema`], [`StoreError::NotOurs`] and
     /// [`StoreError::Corrupt`] when its content cannot be used. Nothing is changed then.
     pub fn open(directory: &Path, identity: &Identity) -> Result<Self, StoreError> {
-        fs::create_dir_all(directory).map_err(|source| StoreError::Directory {
-            path: directory.to_owned(),
-            source,
-        })?;
+        create_directory(directory)?;
         let lock = DirectoryLock::acquire(directory)?;
         let mut connection = Connection::open(directory.join(DATABASE_FILE))?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        schema::check(&connection)?;
+        if schema::check(&connection)? {
+            check_identity(&connection, identity)?;
+        }
         configure(&connection)?;
         schema::migrate(&mut connection)?;
-        check_identity(&mut connection, identity)?;
+        bind_identity(&connection, identity)?;
         Ok(Self {
             connection: Mutex::new(connection),
             directory: directory.to_owned(),
@@ -150,30 +149,46 @@ fn configure(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Binds a fresh database to `identity`, or checks that it is bound to it already.
-fn check_identity(connection: &mut Connection, identity: &Identity) -> Result<(), StoreError> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let stored: Option<(String, Vec<u8>)> = transaction
+/// Refuses a database that belongs to somebody else.
+fn check_identity(connection: &Connection, identity: &Identity) -> Result<(), StoreError> {
+    let stored: Option<(String, Vec<u8>)> = connection
         .query_row("SELECT network, seed_tag FROM identity", [], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })
         .optional()?;
     match stored {
-        None => {
-            transaction.execute(
-                "INSERT INTO identity (id, network, seed_tag) VALUES (1, ?1, ?2)",
-                (identity.network.to_core_arg(), identity.seed_tag),
-            )?;
-            transaction.commit()?;
-        }
         Some((network, _)) if network != identity.network.to_core_arg() => {
-            return Err(StoreError::WrongNetwork {
+            Err(StoreError::WrongNetwork {
                 stored: network,
                 requested: identity.network,
-            });
+            })
         }
-        Some((_, seed_tag)) if seed_tag != identity.seed_tag => return Err(StoreError::WrongSeed),
-        Some(_) => {}
+        Some((_, seed_tag)) if seed_tag != identity.seed_tag => Err(StoreError::WrongSeed),
+        // None: the process died between the schema and the owner's name.
+        Some(_) | None => Ok(()),
     }
+}
+
+/// Writes the owner into a fresh database.
+fn bind_identity(connection: &Connection, identity: &Identity) -> Result<(), StoreError> {
+    connection.execute(
+        "INSERT INTO identity (id, network, seed_tag) VALUES (1, ?1, ?2) ON CONFLICT DO NOTHING",
+        (identity.network.to_core_arg(), identity.seed_tag),
+    )?;
     Ok(())
+}
+
+/// For its owner's eyes only where the system knows such a thing: preimages and revocation secrets
+/// lie in it.
+fn create_directory(directory: &Path) -> Result<(), StoreError> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder
+        .create(directory)
+        .map_err(|source| StoreError::Directory {
+            path: directory.to_owned(),
+            source,
+        })
 }

@@ -86,8 +86,9 @@ const MIGRATIONS: &[&str] = &[
     ) STRICT;",
 ];
 
-/// Refuses, before anything is written, a file that is not ours, too new or damaged.
-pub(super) fn check(connection: &Connection) -> Result<(), StoreError> {
+/// Refuses, before anything is written, a file that is not ours, too new or damaged. `false` for a
+/// fresh one.
+pub(super) fn check(connection: &Connection) -> Result<bool, StoreError> {
     let found: u32 = pragma(connection, "user_version")?;
     let application_id: u32 = pragma(connection, "application_id")?;
     let tables: u32 =
@@ -103,7 +104,7 @@ pub(super) fn check(connection: &Connection) -> Result<(), StoreError> {
     if verdict != "ok" {
         return Err(StoreError::corrupt(verdict));
     }
-    Ok(())
+    Ok(found > 0)
 }
 
 /// Applies the missing migrations, each with its version number in one transaction.

@@ -130,6 +130,17 @@ fn a_page_overwritten_on_disk_is_found_at_open() {
     ));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_new_directory_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("wallet");
+    let _store = open(&directory);
+    let mode = std::fs::metadata(directory).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
 /// The semantics LDK's own tests of a store ask for.
 #[test]
 fn kv_follows_ldks_rules() {

@@ -15,6 +15,15 @@ pub(crate) struct Chain(Arc<Mutex<State>>);
 struct State {
     blocks: Vec<Block>,
     followers: Vec<(String, ChainFollower)>,
+    nonce: u32,
+}
+
+impl State {
+    /// No two blocks are the same, also after a reorg.
+    fn next_nonce(&mut self) -> u32 {
+        self.nonce += 1;
+        self.nonce
+    }
 }
 
 impl Chain {
@@ -22,6 +31,7 @@ impl Chain {
         let state = State {
             blocks: vec![genesis_block(Network::Regtest)],
             followers: Vec::new(),
+            nonce: 0,
         };
         let chain = Self(Arc::new(Mutex::new(state)));
         chain.mine_empty(10);
@@ -44,6 +54,7 @@ impl Chain {
 
     pub(crate) fn mine(&self, txdata: Vec<Transaction>) {
         let mut state = self.0.lock().unwrap();
+        let nonce = state.next_nonce();
         let parent = state.blocks.last().unwrap().header;
         let height = state.blocks.len() as u32;
         let header = Header {
@@ -52,12 +63,23 @@ impl Chain {
             merkle_root: TxMerkleNode::all_zeros(),
             time: parent.time + 600,
             bits: CompactTarget::from_consensus(parent.bits.to_consensus()),
-            nonce: height,
+            nonce,
         };
         let block = Block { header, txdata };
         state.blocks.push(block.clone());
         for (_, follower) in &state.followers {
             follower.block_connected(&block, height);
+        }
+    }
+
+    /// Takes the last `count` blocks away.
+    pub(crate) fn disconnect(&self, count: usize) {
+        let mut state = self.0.lock().unwrap();
+        let left = state.blocks.len() - count;
+        state.blocks.truncate(left);
+        let tip = state.blocks.last().unwrap().block_hash();
+        for (_, follower) in &state.followers {
+            follower.blocks_disconnected(BlockLocator::new(tip, left as u32 - 1));
         }
     }
 

@@ -284,8 +284,10 @@ fn leaf(slot: SlotId, script_pubkey: ScriptBuf) -> Transaction {
     Transaction {
         version: bitcoin::transaction::Version(3),
         lock_time: bitcoin::absolute::LockTime::ZERO,
+        // LDK insists that what it funded cannot be malleated: it looks for a witness.
         input: vec![bitcoin::TxIn {
             previous_output,
+            witness: bitcoin::Witness::from_slice(&[[0; 64]]),
             ..Default::default()
         }],
         output: vec![TxOut {
@@ -319,6 +321,40 @@ pub(crate) async fn open(
     lsp.host.activate(&slot).unwrap();
     member.host.activate(&slot).unwrap();
     agreement
+}
+
+/// Opens a confirmed ordinary channel from `from` to `to`.
+pub(crate) async fn open_ordinary(chain: &Chain, from: &mut Node, to: &mut Node, push_msat: u64) {
+    let peer = to.host.node_id();
+    from.host
+        .open_ordinary_channel(peer, CAPACITY_SAT, push_msat)
+        .unwrap();
+    let (channel, script) = from
+        .expect(|event| match event {
+            HostEvent::OrdinaryFundingNeeded {
+                channel, script, ..
+            } => Some((*channel, script.clone())),
+            _ => None,
+        })
+        .await;
+    let funding = leaf(slot_id(u16::MAX), script);
+    from.host
+        .fund_ordinary_channel(channel, peer, funding.clone())
+        .unwrap();
+    let published = from.published.clone();
+    wait_until("funding published", || {
+        published.txids().contains(&funding.compute_txid())
+    })
+    .await;
+    chain.mine(vec![funding]);
+    chain.mine_empty(6);
+    for node in [from, to] {
+        node.expect(|event| match event {
+            HostEvent::OrdinaryChannelReady { .. } => Some(()),
+            _ => None,
+        })
+        .await;
+    }
 }
 
 /// Makes an invoice once the LSP's terms for the hint have arrived.

@@ -1,0 +1,187 @@
+//! What an application is told: stored with a cursor, in order, none lost by a crash.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::store::{Store, StoreError};
+
+/// Something an application may want to know. Ids and hashes are lower-case hex.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// A place in a factory was accepted; it is being built.
+    FactoryJoined {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+    },
+    /// LSP: terms are fixed, all members are asked to sign.
+    FactorySigning {
+        /// The factory.
+        factory: String,
+    },
+    /// Everything we need to leave alone is on disk; the funding is not yet buried.
+    FactoryComplete {
+        /// The factory.
+        factory: String,
+    },
+    /// LSP: the funding transaction is published.
+    FactoryPublished {
+        /// The factory.
+        factory: String,
+        /// Its output on chain, `txid:vout`.
+        funding: String,
+    },
+    /// The factory exists: payments can be received.
+    FactoryActive {
+        /// The factory.
+        factory: String,
+        /// Height of the funding's block.
+        height: u32,
+    },
+    /// The funding left the chain; payments wait until it is back.
+    FactoryReorged {
+        /// The factory.
+        factory: String,
+    },
+    /// Building ended without a factory; nothing was lost.
+    FactoryEnded {
+        /// The factory.
+        factory: String,
+        /// Why.
+        reason: String,
+        /// LSP: the slots that were silent or at fault.
+        at_fault: Vec<u16>,
+    },
+    /// A message of the other side was refused and changed nothing.
+    FactoryRefused {
+        /// The factory.
+        factory: String,
+        /// The other side's node id.
+        peer: String,
+        /// Why.
+        reason: String,
+        /// The field that was wrong, empty if none.
+        field: String,
+    },
+    /// A payment arrived.
+    PaymentReceived {
+        /// Its hash.
+        payment_hash: String,
+        /// What arrived.
+        amount_msat: u64,
+    },
+    /// A payment of ours arrived.
+    PaymentSent {
+        /// Its hash.
+        payment_hash: String,
+        /// Proof of payment.
+        preimage: String,
+        /// Routing fee.
+        fee_msat: u64,
+    },
+    /// A payment of ours failed; nothing was paid.
+    PaymentFailed {
+        /// Its hash.
+        payment_hash: String,
+        /// Why.
+        reason: String,
+    },
+    /// A payment was forwarded.
+    PaymentForwarded {
+        /// What went out.
+        amount_msat: u64,
+        /// What was earned.
+        fee_msat: u64,
+    },
+    /// Leaving alone began.
+    ExitStarted {
+        /// The factory.
+        factory: String,
+        /// Why.
+        reason: String,
+    },
+    /// The leaf is on chain: the rest is the channel's own closing.
+    ExitLeafConfirmed {
+        /// The factory.
+        factory: String,
+        /// Height of the leaf's block.
+        height: u32,
+    },
+    /// A distribution paid us.
+    ExitPaidOut {
+        /// The factory.
+        factory: String,
+        /// Its output, `txid:vout`.
+        outpoint: String,
+        /// Its amount in satoshi.
+        amount_sat: u64,
+    },
+}
+
+/// One event with its place in the stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredEvent {
+    /// Grows by one with every event; acknowledge with it.
+    pub cursor: u64,
+    /// What happened.
+    pub event: Event,
+}
+
+/// Part of the stream of events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventPage {
+    /// In order.
+    pub events: Vec<StoredEvent>,
+    /// Whether events between the cursor asked for and the first of these are gone.
+    pub gap: bool,
+}
+
+/// The stream of events, on disk.
+pub(crate) struct EventLog {
+    store: Arc<Store>,
+    newest: watch::Sender<u64>,
+}
+
+impl EventLog {
+    pub(crate) fn new(store: Arc<Store>) -> EventLog {
+        EventLog {
+            store,
+            newest: watch::Sender::new(0),
+        }
+    }
+
+    pub(crate) fn append(&self, event: &Event) -> Result<(), StoreError> {
+        let payload = serde_json::to_vec(event).map_err(StoreError::corrupt)?;
+        let cursor = self.store.append_event(&payload)?;
+        self.newest.send_replace(cursor);
+        Ok(())
+    }
+
+    pub(crate) fn after(&self, cursor: u64, limit: u32) -> Result<EventPage, StoreError> {
+        let page = self.store.events_after(cursor, limit)?;
+        let events = page.events.into_iter().map(|stored| {
+            Ok(StoredEvent {
+                cursor: stored.cursor,
+                event: serde_json::from_slice(&stored.payload).map_err(StoreError::corrupt)?,
+            })
+        });
+        Ok(EventPage {
+            events: events.collect::<Result<_, StoreError>>()?,
+            gap: page.missed_through.is_some(),
+        })
+    }
+
+    pub(crate) fn acknowledge(&self, cursor: u64) -> Result<(), StoreError> {
+        self.store.acknowledge_events(cursor)
+    }
+
+    /// Changes with every new event.
+    pub(crate) fn newest(&self) -> watch::Receiver<u64> {
+        self.newest.subscribe()
+    }
+}

@@ -1,0 +1,384 @@
+//! Leaving alone: durable jobs that follow the core's planner block by block.
+//!
+//! What always holds: a job is on disk before its first transaction is published; every
+//! transaction it publishes has been on disk, signed, since the factory was built. A job is a
+//! function of the chain, so restarts and reorgs need no handling of their own; it ends only when
+//! the money is in the wallet or provably somebody else's.
+
+use std::collections::BTreeMap;
+
+use bitcoin::{Amount, FeeRate, OutPoint};
+use serde::{Deserialize, Serialize};
+use superscalar_factory::exit::{
+    self, Action, ChainFacts, Goal, Progress, SignedPath, Spend, Waiting, Worth,
+};
+
+use super::bridge;
+use super::engine::Engine;
+use super::info::{EngineError, ExitInfo, ExitMode, ExitPlan};
+use crate::chain::OutPointStatus;
+use crate::event::Event;
+use crate::store::{Store, StoreError};
+use superscalar_factory::effect::SlotRef;
+
+const SETTING: &str = "exits";
+/// Weight of a `static_remotekey` commitment without HTLCs, in virtual bytes (BOLT3: 724 weight).
+const COMMITMENT_VSIZE: u64 = 181;
+
+/// One job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Job {
+    reason: String,
+    mode: ExitMode,
+    /// Whether the application was told that the leaf is on chain, and at which height.
+    leaf_told: Option<u32>,
+    /// Whether the application was told of a payout.
+    payout_told: bool,
+}
+
+/// All jobs, by factory name.
+#[derive(Debug, Default)]
+pub(super) struct Exits {
+    jobs: BTreeMap<String, Job>,
+}
+
+impl Exits {
+    pub(super) fn load(store: &Store) -> Result<Exits, StoreError> {
+        let jobs = match store.setting(SETTING)? {
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(StoreError::corrupt)?,
+            None => BTreeMap::new(),
+        };
+        Ok(Exits { jobs })
+    }
+
+    fn put(&mut self, store: &Store, factory: &str, job: Job) -> Result<(), StoreError> {
+        let mut jobs = self.jobs.clone();
+        jobs.insert(factory.to_owned(), job);
+        let bytes = serde_json::to_vec(&jobs).map_err(StoreError::corrupt)?;
+        store.set_setting(SETTING, &bytes)?;
+        self.jobs = jobs;
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// A channel was closed that we did not close: while building, the attempt ends; afterwards
+    /// the member leaves.
+    pub(super) async fn slot_closed(&mut self, slot: SlotRef, reason: &str) {
+        use superscalar_factory::{coordinator, member};
+        self.member(slot.attempt, |_| member::Input::ChannelLost);
+        self.coordinator(slot.attempt, coordinator::Input::ChannelLost(slot.slot));
+        // An LSP whose member left waits for what the member publishes: opening the tree costs
+        // more than a balance that only waits. An HTLC that does not wait is another event.
+        let complete = |role: &member::Member| role.path().is_some();
+        if self.members.get(&slot.attempt).is_some_and(complete) {
+            self.begin_exit(&slot, reason).await;
+        }
+    }
+
+    /// Starts leaving, unless that is under way.
+    pub(super) async fn begin_exit(&mut self, slot: &SlotRef, reason: &str) {
+        let factory = match self.parts.is_lsp {
+            true => bridge::place(slot),
+            false => bridge::name(&slot.attempt),
+        };
+        if let Err(error) = self.start_exit(&factory, reason, ExitMode::Leave).await {
+            tracing::warn!(factory, %error, "the exit could not be started");
+        }
+    }
+
+    pub(super) async fn start_exit(
+        &mut self,
+        factory: &str,
+        reason: &str,
+        mode: ExitMode,
+    ) -> Result<(), EngineError> {
+        let path = self.signed_path(factory)?;
+        let facts = self.facts(&path).await?;
+        let possible = exit::plan(&path, mode.goal(), &facts);
+        possible.map_err(|error| EngineError::Exit(error.to_string()))?;
+        if self.exits.jobs.contains_key(factory) {
+            return Ok(());
+        }
+        let job = Job {
+            reason: reason.to_owned(),
+            mode,
+            leaf_told: None,
+            payout_told: false,
+        };
+        self.exits.put(&self.parts.store, factory, job)?;
+        let started = Event::ExitStarted {
+            factory: factory.to_owned(),
+            reason: reason.to_owned(),
+        };
+        self.tell(&started).map_err(EngineError::Exit)?;
+        let watcher = self.parts.chain.watcher();
+        watcher.watch_outpoints(&path.watched())?;
+        if let Some(at) = watcher.confirmation(&path.funding().txid) {
+            // Somebody may have begun before we looked.
+            self.parts.chain.rescan(at.height).await?;
+        }
+        // Nothing moves in this channel any more; the commitment is held until the leaf is there.
+        if let Some(slot) = self.slot_of(factory)
+            && let Err(error) = self.parts.host.force_close(&slot)
+        {
+            tracing::info!(%error, "the channel is closed already");
+        }
+        self.step_exit(factory).await
+    }
+
+    /// Does what each job can do at this tip.
+    pub(super) async fn step_exits(&mut self) {
+        for factory in self.exits.jobs.keys().cloned().collect::<Vec<_>>() {
+            if let Err(error) = self.step_exit(&factory).await {
+                tracing::warn!(factory, %error, "this block brought the exit no further");
+            }
+        }
+    }
+
+    async fn step_exit(&mut self, factory: &str) -> Result<(), EngineError> {
+        let path = self.signed_path(factory)?;
+        let facts = self.facts(&path).await?;
+        let Some(mode) = self.exits.jobs.get(factory).map(|job| job.mode) else {
+            return Ok(());
+        };
+        let planned = exit::plan(&path, mode.goal(), &facts);
+        let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
+        for action in &planned.actions {
+            let Action::Publish {
+                name, transaction, ..
+            } = action
+            else {
+                continue;
+            };
+            match self.parts.chain.source().broadcast(transaction).await {
+                Ok(_) => tracing::info!(%name, txid = %transaction.compute_txid(), "published"),
+                Err(error) => tracing::info!(%name, %error, "not published yet"),
+            }
+        }
+        match planned.status.progress {
+            Progress::LeafConfirmed { height, .. } => self.leaf_confirmed(factory, height)?,
+            Progress::PaidOut {
+                outpoint, amount, ..
+            } => self.paid_out(factory, outpoint, amount)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn leaf_confirmed(&mut self, factory: &str, height: u32) -> Result<(), EngineError> {
+        let Some(job) = self.exits.jobs.get(factory).cloned() else {
+            return Ok(());
+        };
+        self.parts.host.rebroadcast_claims();
+        if job.leaf_told == Some(height) {
+            return Ok(());
+        }
+        let told = Event::ExitLeafConfirmed {
+            factory: factory.to_owned(),
+            height,
+        };
+        self.tell(&told).map_err(EngineError::Exit)?;
+        let job = Job {
+            leaf_told: Some(height),
+            ..job
+        };
+        Ok(self.exits.put(&self.parts.store, factory, job)?)
+    }
+
+    fn paid_out(
+        &mut self,
+        factory: &str,
+        outpoint: OutPoint,
+        amount: Amount,
+    ) -> Result<(), EngineError> {
+        let Some(job) = self.exits.jobs.get(factory).cloned() else {
+            return Ok(());
+        };
+        if job.payout_told {
+            return Ok(());
+        }
+        let told = Event::ExitPaidOut {
+            factory: factory.to_owned(),
+            outpoint: outpoint.to_string(),
+            amount_sat: amount.to_sat(),
+        };
+        self.tell(&told).map_err(EngineError::Exit)?;
+        let job = Job {
+            payout_told: true,
+            ..job
+        };
+        Ok(self.exits.put(&self.parts.store, factory, job)?)
+    }
+
+    pub(super) async fn plan_exit(&mut self, factory: &str) -> Result<ExitPlan, EngineError> {
+        let path = self.signed_path(factory)?;
+        self.parts
+            .chain
+            .watcher()
+            .watch_outpoints(&path.watched())?;
+        let facts = self.facts(&path).await?;
+        let planned = exit::plan(&path, Goal::Leave, &facts);
+        let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
+        let (best, worst) = match planned.status.progress {
+            Progress::Underway { blocks_left, .. } => (blocks_left.best, blocks_left.worst),
+            _ => (0, 0),
+        };
+        let figures = planned.status.figures;
+        let slot = self.slot_of(factory);
+        let state = slot.and_then(|slot| self.parts.host.channel_state(&slot));
+        let balance = state.map_or(0, |state| state.balance_msat) / 1_000;
+        let feerate: FeeRate = self.parts.chain.fees().within(12);
+        let balance = Amount::from_sat(balance);
+        let worth = Worth::of(balance, feerate);
+        let arriving = match worth {
+            Worth::Yes { net } => net,
+            _ => Amount::ZERO,
+        };
+        Ok(ExitPlan {
+            factory: factory.to_owned(),
+            transactions: figures.transactions,
+            vsize: figures.vsize_vb + COMMITMENT_VSIZE,
+            fees_sat: figures.fees.to_sat(),
+            blocks_best: best,
+            blocks_worst: worst,
+            then_blocks: 1 + u32::from(path.header().timing.member_to_self_delay),
+            balance_sat: balance.to_sat(),
+            arriving_sat: arriving.to_sat(),
+            coins_needed_sat: figures.coins_needed(feerate).to_sat(),
+            worth_it: arriving > Amount::ZERO,
+        })
+    }
+
+    pub(super) async fn exit_infos(&mut self) -> Result<Vec<ExitInfo>, EngineError> {
+        let mut infos = Vec::new();
+        for (factory, job) in self.exits.jobs.clone() {
+            infos.push(self.exit_info(&factory, &job).await?);
+        }
+        Ok(infos)
+    }
+
+    async fn exit_info(&self, factory: &str, job: &Job) -> Result<ExitInfo, EngineError> {
+        let path = self.signed_path(factory)?;
+        let facts = self.facts(&path).await?;
+        let planned = exit::plan(&path, job.mode.goal(), &facts);
+        let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
+        let mut info = ExitInfo {
+            factory: factory.to_owned(),
+            reason: job.reason.clone(),
+            stage: "tree".to_owned(),
+            step: 0,
+            of: 0,
+            waiting: String::new(),
+            blocks_left_best: None,
+            blocks_left_worst: None,
+            pending_sat: 0,
+            leaf_height: None,
+        };
+        match planned.status.progress {
+            Progress::Underway {
+                step,
+                of,
+                next,
+                waiting,
+                blocks_left,
+            } => {
+                info.step = step;
+                info.of = of;
+                info.waiting = match waiting {
+                    Waiting::Funding => "the funding to confirm".to_owned(),
+                    Waiting::Confirmation => format!("{next} to confirm"),
+                    Waiting::Delay { blocks, .. } => {
+                        format!("{blocks} blocks until {next} may confirm")
+                    }
+                    Waiting::Expiry { blocks, .. } => {
+                        format!("{blocks} blocks until the factory expires")
+                    }
+                    _ => next.to_string(),
+                };
+                info.blocks_left_best = Some(blocks_left.best);
+                info.blocks_left_worst = Some(blocks_left.worst);
+            }
+            Progress::LeafConfirmed { outpoint, height } => {
+                let closing = self.parts.host.closing(outpoint);
+                info.leaf_height = Some(height);
+                info.pending_sat = closing.pending_sat;
+                info.blocks_left_best = closing
+                    .ready_height
+                    .map(|ready| ready.saturating_sub(facts.tip));
+                let done = closing.commitment_confirmed && closing.pending_sat == 0;
+                info.stage = if done { "done" } else { "closing" }.to_owned();
+                info.waiting = match (done, closing.commitment_confirmed) {
+                    (true, _) => String::new(),
+                    (false, true) => "the delay on our balance, then the sweep".to_owned(),
+                    (false, false) => "the channel's commitment to confirm".to_owned(),
+                };
+            }
+            Progress::PaidOut { .. } => info.stage = "paid_out".to_owned(),
+            Progress::Superseded { by, .. } => {
+                info.stage = "superseded".to_owned();
+                info.waiting = format!("{by} has spent the path");
+            }
+            _ => {}
+        }
+        Ok(info)
+    }
+
+    fn slot_of(&self, key: &str) -> Option<crate::hosting::SlotId> {
+        self.exit_slot(key).map(|slot| bridge::slot_id(&slot))
+    }
+
+    /// A member leaves by a factory's name, an LSP by name and slot.
+    fn exit_slot(&self, key: &str) -> Option<SlotRef> {
+        match self.parts.is_lsp {
+            true => bridge::slot_of_place(key),
+            false => Some(self.members.get(&bridge::attempt(key)?)?.slot()),
+        }
+    }
+
+    fn signed_path(&self, key: &str) -> Result<SignedPath, EngineError> {
+        let unknown = || EngineError::UnknownFactory {
+            factory: key.to_owned(),
+        };
+        let no_path = |phase: &str| EngineError::NoPath {
+            factory: key.to_owned(),
+            phase: phase.to_owned(),
+        };
+        let slot = self.exit_slot(key).ok_or_else(unknown)?;
+        let made = if let Some(role) = self.coordinators.get(&slot.attempt) {
+            let built = role.built().filter(|built| built.complete());
+            let built = built.ok_or_else(|| no_path(role.phase()))?;
+            SignedPath::new(&built.tree, slot.slot, built.named_signatures())
+        } else {
+            let role = self.members.get(&slot.attempt).ok_or_else(unknown)?;
+            let path = role.path().ok_or_else(|| no_path(role.phase()))?;
+            let names = path.tree.signing_order(path.slot());
+            let signatures = names.into_iter().zip(path.signatures.iter().copied());
+            SignedPath::new(&path.tree, path.slot(), signatures)
+        };
+        made.map_err(|error| EngineError::Exit(error.to_string()))
+    }
+
+    /// What the chain says about a path, mempool included.
+    async fn facts(&self, path: &SignedPath) -> Result<ChainFacts, EngineError> {
+        let chain = &self.parts.chain;
+        let funding = chain.watcher().confirmation(&path.funding().txid);
+        let mut facts = ChainFacts {
+            tip: chain.watcher().tip()?.height,
+            funding_height: funding.map(|at| at.height),
+            spends: BTreeMap::new(),
+        };
+        for outpoint in path.watched() {
+            let spend = match chain.outpoint_status(outpoint).await? {
+                OutPointStatus::Spent(spend) => Spend {
+                    txid: spend.spender.compute_txid(),
+                    height: Some(spend.confirmation.height),
+                },
+                OutPointStatus::SpentInMempool(txid) => Spend { txid, height: None },
+                OutPointStatus::Unspent => continue,
+            };
+            facts.spends.insert(outpoint, spend);
+        }
+        Ok(facts)
+    }
+}

@@ -1,0 +1,431 @@
+//! What the engine tells and is asked, in types an application can hold.
+
+use bitcoin::{Amount, Network};
+use serde::{Deserialize, Serialize};
+use superscalar_factory::coordinator::{Coordinator, PlanError};
+use superscalar_factory::member::Member;
+use superscalar_factory::shape::Shape;
+use superscalar_factory::terms::TimeoutPolicy;
+use superscalar_factory::timing::Timing;
+use superscalar_factory::tree::{Role, Tree};
+
+use super::bridge;
+use super::engine::Engine;
+
+/// Why the engine did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The node is stopped.
+    #[error("the node is stopped")]
+    Stopped,
+    /// Only an LSP builds factories.
+    #[error("only an LSP builds factories")]
+    NotLsp,
+    /// Not enough members are connected and waiting.
+    #[error("{waiting} members are waiting, {wanted} are wanted")]
+    NotEnoughMembers {
+        /// How many are.
+        waiting: usize,
+        /// How many were asked for.
+        wanted: usize,
+    },
+    /// The terms asked for are no valid factory.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The factory would end beyond any height.
+    #[error("life_blocks is {life_blocks}: no chain gets that high")]
+    Life {
+        /// What was asked for.
+        life_blocks: u32,
+    },
+    /// No factory has this name.
+    #[error("no factory is called {factory}")]
+    UnknownFactory {
+        /// What was asked for.
+        factory: String,
+    },
+    /// The path out of this factory is not complete: there is nothing to leave with.
+    #[error("factory {factory} holds no complete path: it is {phase}")]
+    NoPath {
+        /// The factory.
+        factory: String,
+        /// Where it stands.
+        phase: String,
+    },
+    /// The on-chain wallet failed.
+    #[error("on-chain wallet: {0}")]
+    Wallet(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// The chain source failed.
+    #[error(transparent)]
+    Chain(#[from] crate::chain::ChainError),
+    /// The exit cannot be planned.
+    #[error("exit: {0}")]
+    Exit(String),
+}
+
+/// A factory an LSP wants to build with members that are waiting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuildRequest {
+    /// How many members, 2 to 128.
+    pub members: u16,
+    /// Capacity of each channel, in satoshi.
+    pub capacity_sat: u64,
+    /// LSP money beside each channel, in satoshi; 0 for none.
+    #[serde(default)]
+    pub stock_sat: u64,
+    /// Blocks from now until the factory ends.
+    pub life_blocks: u32,
+    /// Feerate of tree transactions, in sat/vB.
+    #[serde(default = "default_feerate")]
+    pub tree_feerate: u32,
+    /// Seconds to wait for each answer of a member.
+    #[serde(default = "default_round")]
+    pub round_seconds: u16,
+    /// Delays: those of mainnet, or short ones for regtest. Absent: by the network.
+    #[serde(default)]
+    pub preset: Option<Preset>,
+    /// Children of each node, level by level, and members of a leaf last. Absent: two layers.
+    #[serde(default)]
+    pub shape: Option<Vec<u8>>,
+    /// Whether the LSP reclaims at expiry instead of the members.
+    #[serde(default)]
+    pub policy: Policy,
+}
+
+fn default_feerate() -> u32 {
+    10
+}
+
+fn default_round() -> u16 {
+    30
+}
+
+/// A set of delays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Preset {
+    /// Two states of 96 blocks, six confirmations.
+    Mainnet,
+    /// Three states of 144 blocks: payers need a raised route limit.
+    Conservative,
+    /// A few blocks, one confirmation.
+    Regtest,
+}
+
+/// Who is paid at expiry if nobody does anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Policy {
+    /// The members, by distributions.
+    #[default]
+    MembersReclaim,
+    /// The LSP.
+    LspReclaims,
+}
+
+impl BuildRequest {
+    pub(super) fn capacity(&self) -> Amount {
+        Amount::from_sat(self.capacity_sat)
+    }
+
+    pub(super) fn shape(&self) -> Option<Shape> {
+        let (members_per_leaf, arity) = self.shape.as_ref()?.split_last()?;
+        Some(Shape {
+            arity: arity.to_vec(),
+            members_per_leaf: *members_per_leaf,
+        })
+    }
+
+    pub(super) fn timing(&self, network: Network, layers: u32) -> Timing {
+        let preset = self.preset.unwrap_or(match network {
+            Network::Regtest => Preset::Regtest,
+            _ => Preset::Mainnet,
+        });
+        match preset {
+            Preset::Mainnet => Timing::mainnet(layers),
+            Preset::Conservative => Timing::conservative(layers),
+            Preset::Regtest => Timing::regtest(layers),
+        }
+    }
+
+    pub(super) fn policy(&self) -> TimeoutPolicy {
+        match self.policy {
+            Policy::MembersReclaim => TimeoutPolicy::MembersReclaim,
+            Policy::LspReclaims => TimeoutPolicy::LspReclaims,
+        }
+    }
+}
+
+/// One factory as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FactoryInfo {
+    /// Its name: the instance in hex, and the attempt where it is not the first.
+    pub factory: String,
+    /// Where it stands: `joined`, `signed`, `opening`, `committed`, `funding`, `active`, `ended`
+    /// for a member, `gathering`, `funding`, `signing`, `opening`, `acknowledging`, `published`,
+    /// `active`, `ended` for an LSP.
+    pub phase: String,
+    /// Why it ended, if it did before it existed.
+    pub ended: Option<String>,
+    /// Whether payments can pass.
+    pub active: bool,
+    /// Height at which it ends.
+    pub expiry: u32,
+    /// Blocks to leave alone, at worst.
+    pub exit_delay_blocks: u32,
+    /// Version of the path, "n/last".
+    pub epoch: String,
+    /// The output on chain, `txid:vout`, once known.
+    pub funding: Option<String>,
+    /// Its amount in satoshi.
+    pub funding_sat: Option<u64>,
+    /// Feerate of tree transactions, in sat/vB.
+    pub tree_feerate: u32,
+    /// The places: all of them for an LSP, the own one for a member.
+    pub seats: Vec<SeatInfo>,
+}
+
+/// One place in a factory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeatInfo {
+    /// The place, from 0.
+    pub slot: u16,
+    /// The other side's Lightning node.
+    pub peer: String,
+    /// Capacity of the channel in satoshi.
+    pub capacity_sat: u64,
+    /// LSP money beside it in satoshi.
+    pub stock_sat: u64,
+    /// The channel's outpoint in the leaf, `txid:vout`, once known.
+    pub channel: Option<String>,
+}
+
+/// One node of a factory's tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeNodeInfo {
+    /// Its position, parents first.
+    pub node: u16,
+    /// The node above, if any.
+    pub parent: Option<u16>,
+    /// First slot below it.
+    pub first_slot: u16,
+    /// How many slots are below it.
+    pub slots: u16,
+    /// Whether its outputs are channels.
+    pub leaf: bool,
+    /// Its transactions.
+    pub transactions: Vec<TreeTxInfo>,
+}
+
+/// One transaction of a factory's tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeTxInfo {
+    /// `kickoff`, `state` or `distribution`.
+    pub role: String,
+    /// Its id.
+    pub txid: String,
+    /// Virtual size, signed.
+    pub vsize: u64,
+    /// Fee it pays by itself, in satoshi.
+    pub fee_sat: u64,
+    /// Relative delay in blocks.
+    pub delay_blocks: u32,
+    /// Value of each output in satoshi, the anchor last.
+    pub outputs_sat: Vec<u64>,
+}
+
+/// How to leave alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ExitMode {
+    /// Bring the channel on chain and close it there.
+    #[default]
+    Leave,
+    /// After expiry, when the LSP is gone: be paid by a distribution, which brings capacity and
+    /// stock, not only the own balance.
+    Reclaim,
+}
+
+impl ExitMode {
+    pub(super) fn goal(self) -> superscalar_factory::exit::Goal {
+        match self {
+            ExitMode::Leave => superscalar_factory::exit::Goal::Leave,
+            ExitMode::Reclaim => superscalar_factory::exit::Goal::Reclaim,
+        }
+    }
+}
+
+/// What leaving alone costs and brings, before anything is committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitPlan {
+    /// The factory.
+    pub factory: String,
+    /// Transactions to publish until the channel is on chain.
+    pub transactions: u32,
+    /// Their virtual size.
+    pub vsize: u64,
+    /// Fees they carry, which the tree holds for them.
+    pub fees_sat: u64,
+    /// Blocks until the channel is on chain, when every transaction confirms at once.
+    pub blocks_best: u32,
+    /// The same when each needs the margin the terms budget.
+    pub blocks_worst: u32,
+    /// Blocks after that until the own balance can be swept.
+    pub then_blocks: u32,
+    /// Own balance in the channel in satoshi, rounded down.
+    pub balance_sat: u64,
+    /// What arrives in the wallet in satoshi, after the commitment's and the sweep's fees are paid.
+    pub arriving_sat: u64,
+    /// Coins needed for it at the current feerate, in satoshi.
+    pub coins_needed_sat: u64,
+    /// Whether anything arrives at all.
+    pub worth_it: bool,
+}
+
+/// How far leaving alone is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitInfo {
+    /// The factory.
+    pub factory: String,
+    /// Why it began.
+    pub reason: String,
+    /// `tree`, `closing`, `paid_out`, `superseded` or `done`.
+    pub stage: String,
+    /// Number of the next tree transaction, from 1.
+    pub step: u32,
+    /// How many there are.
+    pub of: u32,
+    /// What it waits for.
+    pub waiting: String,
+    /// Blocks left at best, where known.
+    pub blocks_left_best: Option<u32>,
+    /// Blocks left at worst, where known.
+    pub blocks_left_worst: Option<u32>,
+    /// Satoshi of the closed channel that are not in the wallet yet.
+    pub pending_sat: u64,
+    /// Height of the leaf's block, once on chain.
+    pub leaf_height: Option<u32>,
+}
+
+impl Engine {
+    pub(super) fn list(&self) -> Vec<FactoryInfo> {
+        let members = self.members.values().map(member_info);
+        let coordinators = self.coordinators.values().map(coordinator_info);
+        members.chain(coordinators).collect()
+    }
+
+    pub(super) fn tree(&self, factory: &str) -> Result<Vec<TreeNodeInfo>, EngineError> {
+        let unknown = || EngineError::UnknownFactory {
+            factory: factory.to_owned(),
+        };
+        let attempt = bridge::attempt(factory).ok_or_else(unknown)?;
+        let (tree, phase) = if let Some(role) = self.coordinators.get(&attempt) {
+            (role.built().map(|built| &built.tree), role.phase())
+        } else if let Some(role) = self.members.get(&attempt) {
+            (role.path().map(|path| &path.tree), role.phase())
+        } else {
+            return Err(unknown());
+        };
+        tree.map(tree_info).ok_or_else(|| EngineError::NoPath {
+            factory: factory.to_owned(),
+            phase: phase.to_owned(),
+        })
+    }
+}
+
+fn member_info(role: &Member) -> FactoryInfo {
+    let invite = role.invite();
+    let header = &invite.header;
+    let tree = role.path().map(|path| &path.tree);
+    let outpoint = tree.and_then(|tree| tree.channel_outpoint(invite.slot));
+    FactoryInfo {
+        factory: bridge::name(&role.attempt()),
+        phase: role.phase().to_owned(),
+        ended: role.ended().map(|code| code.to_string()),
+        active: role.is_active(),
+        expiry: header.expiry,
+        exit_delay_blocks: header.timing.exit_delay(header.shape.layers()),
+        epoch: epoch(header.timing.states, header.shape.layers()),
+        funding: tree.map(|tree| tree.funding.to_string()),
+        funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
+        tree_feerate: header.tree_feerate,
+        seats: vec![SeatInfo {
+            slot: invite.slot,
+            peer: role.lsp().to_string(),
+            capacity_sat: invite.capacity.to_sat(),
+            stock_sat: invite.stock.to_sat(),
+            channel: outpoint.map(|outpoint| outpoint.to_string()),
+        }],
+    }
+}
+
+fn coordinator_info(role: &Coordinator) -> FactoryInfo {
+    let tree = role.built().map(|built| &built.tree);
+    let seats = role.invites().iter().zip(role.peers());
+    let seats = seats.map(|(invite, peer)| SeatInfo {
+        slot: invite.slot,
+        peer: peer.to_string(),
+        capacity_sat: invite.capacity.to_sat(),
+        stock_sat: invite.stock.to_sat(),
+        channel: tree
+            .and_then(|tree| tree.channel_outpoint(invite.slot))
+            .map(|outpoint| outpoint.to_string()),
+    });
+    let header = role.invites().first().map(|invite| &invite.header);
+    FactoryInfo {
+        factory: bridge::name(&role.attempt()),
+        phase: role.phase().to_owned(),
+        ended: role.ended().map(|code| code.to_string()),
+        active: role.is_active(),
+        expiry: header.map_or(0, |it| it.expiry),
+        exit_delay_blocks: header.map_or(0, |it| it.timing.exit_delay(it.shape.layers())),
+        epoch: header.map_or_else(String::new, |it| epoch(it.timing.states, it.shape.layers())),
+        funding: tree.map(|tree| tree.funding.to_string()),
+        funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
+        tree_feerate: header.map_or(0, |it| it.tree_feerate),
+        seats: seats.collect(),
+    }
+}
+
+fn epoch(states: u8, layers: u32) -> String {
+    let layers = u8::try_from(layers).unwrap_or(u8::MAX);
+    superscalar_factory::shape::Odometer::new(states, layers).to_string()
+}
+
+fn tree_info(tree: &Tree) -> Vec<TreeNodeInfo> {
+    let node = |it: &superscalar_factory::tree::TreeNode| TreeNodeInfo {
+        node: it.node.id.0,
+        parent: it.node.parent.map(|parent| parent.0),
+        first_slot: it.node.slots.start,
+        slots: it.node.slots.len() as u16,
+        leaf: it.node.is_leaf(),
+        transactions: it
+            .transactions()
+            .map(|tx| TreeTxInfo {
+                role: match tx.name.role {
+                    Role::Kickoff => "kickoff",
+                    Role::State => "state",
+                    Role::Distribution => "distribution",
+                }
+                .to_owned(),
+                txid: tx.txid().to_string(),
+                vsize: tx.vsize() as u64,
+                fee_sat: tx.fee().to_sat(),
+                delay_blocks: match tx.name.role {
+                    Role::Kickoff => 0,
+                    _ => tx.tx.input[0].sequence.to_consensus_u32(),
+                },
+                outputs_sat: tx.tx.output.iter().map(|out| out.value.to_sat()).collect(),
+            })
+            .collect(),
+    };
+    tree.nodes().map(node).collect()
+}

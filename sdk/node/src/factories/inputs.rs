@@ -1,0 +1,472 @@
+//! What happens, turned into inputs of the roles.
+
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{Amount, Transaction};
+use lightning_block_sync::BlockData;
+use superscalar_factory::coordinator::{
+    self, Coordinator, FactoryPlan, LspSecrets, PlanError, Seat,
+};
+use superscalar_factory::effect::{Effect, SlotRef};
+use superscalar_factory::member::{self, JoinSecrets, Member};
+use superscalar_factory::message::{Attempt, Invite, Message, Refusal, RefusalCode, Seek};
+use superscalar_factory::shape::Shape;
+use superscalar_factory::terms::{Instance, TermsError};
+use superscalar_factory::wire::{Frame, WireError};
+use tokio::time::{Duration, Instant};
+
+use super::bridge;
+use super::engine::{Command, Engine, Seeking};
+use super::info::{BuildRequest, EngineError};
+use crate::chain::{Confirmation, Tip};
+use crate::hosting::HostEvent;
+
+/// A member waits this many of the LSP's rounds: the LSP waits for everyone's answer first.
+const MEMBER_PATIENCE_ROUNDS: u64 = 4;
+/// After this many attempts an LSP gives up a plan.
+const MAX_ATTEMPTS: u16 = 8;
+
+impl Engine {
+    pub(super) async fn host_event(&mut self, event: HostEvent) {
+        match event {
+            HostEvent::Message { peer, message, .. } => {
+                let frame = Frame {
+                    submessage: message.submessage,
+                    payload: message.payload,
+                };
+                match self.assemblers.entry(peer).or_default().receive(&frame) {
+                    Ok(None) => {}
+                    Ok(Some(message)) => self.message(peer, message),
+                    Err(error) => self.unreadable(peer, &error),
+                }
+            }
+            HostEvent::PeerConnected {
+                peer,
+                speaks_factory,
+            } => {
+                self.assemblers.remove(&peer);
+                if speaks_factory {
+                    self.connected(peer);
+                }
+            }
+            HostEvent::PeerDisconnected { peer } => {
+                self.assemblers.remove(&peer);
+                self.waiting.remove(&peer);
+            }
+            HostEvent::ChannelHeld { slot } => {
+                if let Some(slot) = bridge::slot_ref(&slot) {
+                    self.member(slot.attempt, |_| member::Input::ChannelHeld);
+                    self.coordinator(slot.attempt, coordinator::Input::ChannelHeld(slot.slot));
+                }
+            }
+            HostEvent::OpenFailed { slot, reason } => {
+                tracing::info!(%slot, reason, "the channel did not open, waiting for the next try");
+            }
+            HostEvent::SlotClosed { slot, reason, .. } => {
+                if let Some(slot) = bridge::slot_ref(&slot) {
+                    self.slot_closed(slot, &reason).await;
+                }
+            }
+            HostEvent::ExitNeeded { slot, reason } => {
+                if let Some(slot) = bridge::slot_ref(&slot) {
+                    self.begin_exit(&slot, &format!("{reason:?}")).await;
+                }
+            }
+            HostEvent::LeafConfirmed { slot, height } => {
+                tracing::info!(%slot, height, "the leaf is on chain");
+            }
+            HostEvent::OrdinaryFundingNeeded {
+                channel,
+                peer,
+                amount_sat,
+                script,
+            } => self.fund_ordinary(channel, peer, script, Amount::from_sat(amount_sat)),
+            other => tracing::debug!(?other, "nothing to do with factories"),
+        }
+        self.settle().await;
+    }
+
+    pub(super) async fn command(&mut self, command: Command) {
+        // A dropped answer means that nobody waits for it any more.
+        match command {
+            Command::Seek {
+                lsp,
+                capacity,
+                limits,
+                answer,
+            } => {
+                self.seeking = Some(Seeking {
+                    lsp,
+                    capacity,
+                    limits: *limits,
+                    seated: false,
+                });
+                self.seek();
+                let _ = answer.send(Ok(()));
+            }
+            Command::Build { request, answer } => {
+                let started = self.build(request);
+                let _ = answer.send(started);
+            }
+            Command::Waiting(answer) => {
+                let _ = answer.send(self.waiting.keys().copied().collect());
+            }
+            Command::List(answer) => {
+                let _ = answer.send(self.list());
+            }
+            Command::Tree { factory, answer } => {
+                let _ = answer.send(self.tree(&factory));
+            }
+            Command::PlanExit { factory, answer } => {
+                let planned = self.plan_exit(&factory).await;
+                let _ = answer.send(planned);
+            }
+            Command::StartExit {
+                factory,
+                reason,
+                mode,
+                answer,
+            } => {
+                let started = self.start_exit(&factory, &reason, mode).await;
+                let _ = answer.send(started);
+            }
+            Command::Exits(answer) => {
+                let infos = self.exit_infos().await;
+                let _ = answer.send(infos);
+            }
+        }
+        self.settle().await;
+    }
+
+    /// Tells every role of a new tip, and of fundings that confirmed or left the chain.
+    pub(super) async fn block(&mut self, tip: Tip) {
+        self.tip = tip.height;
+        for attempt in self.attempts() {
+            self.member(attempt, |_| member::Input::Height(tip.height));
+            self.coordinator(attempt, coordinator::Input::Height(tip.height));
+        }
+        self.look_at_fundings().await;
+        self.settle().await;
+        self.republish().await;
+        self.step_exits().await;
+        self.settle().await;
+    }
+
+    /// A funding may be confirmed before it is watched for the first time, so this also runs after
+    /// a new watch.
+    pub(super) async fn look_at_fundings(&mut self) {
+        for (attempt, watched) in self.watched.clone() {
+            let found = self.parts.chain.watcher().confirmation(&watched.txid);
+            if found.map(|at| at.height) == watched.told {
+                continue;
+            }
+            if watched.told.is_some() {
+                self.member(attempt, |_| member::Input::FundingReorged);
+                self.coordinator(attempt, coordinator::Input::FundingReorged);
+                self.told(attempt, None);
+            }
+            let Some(at) = found else { continue };
+            let Some(tx) = self.confirmed_tx(&watched.txid, at).await else {
+                continue;
+            };
+            let height = at.height;
+            self.member(attempt, |_| member::Input::FundingConfirmed { tx, height });
+            self.coordinator(attempt, coordinator::Input::FundingConfirmed { height });
+            self.told(attempt, Some(height));
+        }
+    }
+
+    /// Ends the rounds that have lasted too long.
+    pub(super) async fn rounds_over(&mut self) {
+        let now = Instant::now();
+        let over: Vec<Attempt> = self
+            .rounds
+            .iter()
+            .filter(|(_, (_, until))| *until <= now)
+            .map(|(attempt, _)| *attempt)
+            .collect();
+        for attempt in over {
+            self.rounds.remove(&attempt);
+            self.member(attempt, |_| member::Input::TimedOut);
+            self.coordinator(attempt, coordinator::Input::TimedOut);
+        }
+        self.settle().await;
+    }
+
+    pub(super) fn member(
+        &mut self,
+        attempt: Attempt,
+        input: impl FnOnce(&Member) -> member::Input,
+    ) {
+        if let Some(role) = self.members.get_mut(&attempt) {
+            let input = input(role);
+            let effects = role.handle(input);
+            self.queue(attempt, effects);
+        }
+    }
+
+    pub(super) fn coordinator(&mut self, attempt: Attempt, input: coordinator::Input) {
+        if let Some(role) = self.coordinators.get_mut(&attempt) {
+            let effects = role.handle(input);
+            self.queue(attempt, effects);
+        }
+    }
+
+    /// Sets or ends the clock of the round an attempt is in.
+    pub(super) fn time_rounds(&mut self) {
+        for attempt in self.attempts() {
+            let (phase, waits, seconds) = if let Some(role) = self.coordinators.get(&attempt) {
+                let seconds = role.invites().first().map_or(30, |it| it.round_seconds);
+                (role.phase(), role.awaits_members(), u64::from(seconds))
+            } else if let Some(role) = self.members.get(&attempt) {
+                let seconds = u64::from(role.invite().round_seconds) * MEMBER_PATIENCE_ROUNDS;
+                let phase = role.phase();
+                (
+                    phase,
+                    matches!(phase, "joined" | "signed" | "opening"),
+                    seconds,
+                )
+            } else {
+                continue;
+            };
+            match self.rounds.get(&attempt) {
+                Some((running, _)) if *running == phase && waits => {}
+                _ if waits => {
+                    let until = Instant::now() + Duration::from_secs(seconds);
+                    self.rounds.insert(attempt, (phase, until));
+                }
+                _ => {
+                    self.rounds.remove(&attempt);
+                }
+            }
+        }
+    }
+
+    pub(super) fn attempts(&self) -> Vec<Attempt> {
+        let members = self.members.keys();
+        members.chain(self.coordinators.keys()).copied().collect()
+    }
+
+    fn message(&mut self, peer: PublicKey, message: Message) {
+        let attempt = match (&message, message.attempt()) {
+            (Message::Seek(seek), _) => return self.seek_received(peer, seek),
+            (_, None) => return,
+            (_, Some(attempt)) => attempt,
+        };
+        if self.coordinators.contains_key(&attempt) {
+            let from = peer;
+            return self.coordinator(attempt, coordinator::Input::Message { from, message });
+        }
+        match (self.members.get(&attempt), message) {
+            (Some(role), message) if role.lsp() == peer => {
+                self.member(attempt, |_| member::Input::Message(message));
+            }
+            (None, Message::Invite(invite)) => self.invited(peer, invite),
+            (None, Message::Refusal(_)) => {}
+            _ => self.refuse(peer, attempt, RefusalCode::Unknown, ""),
+        }
+    }
+
+    fn invited(&mut self, peer: PublicKey, invite: Invite) {
+        let attempt = invite.header.attempt();
+        let wanted = self
+            .seeking
+            .as_mut()
+            .filter(|seeking| seeking.lsp == peer && !seeking.seated);
+        let Some(seeking) = wanted else {
+            return self.refuse(peer, attempt, RefusalCode::Unexpected, "invite");
+        };
+        let slot = SlotRef {
+            attempt,
+            slot: invite.slot,
+        };
+        let Ok(address) = self.parts.onchain.address() else {
+            return self.refuse(peer, attempt, RefusalCode::Other, "payout");
+        };
+        let funding_key = self.parts.host.funding_pubkey(&bridge::slot_id(&slot));
+        let secrets = JoinSecrets {
+            seed: self.parts.factory_seed.expose(),
+            salt: self.parts.host.random_bytes(),
+            nonce_randomness: self.parts.host.random_bytes(),
+        };
+        let joined = Member::join(
+            peer,
+            invite,
+            &seeking.limits,
+            secrets,
+            address.script_pubkey(),
+            funding_key,
+            self.tip,
+        );
+        match joined {
+            Ok((role, effects)) => {
+                seeking.seated = true;
+                self.members.insert(attempt, role);
+                self.queue(attempt, effects);
+            }
+            Err(refused) => self.refuse(peer, attempt, refused.code, refused.field),
+        }
+    }
+
+    fn seek_received(&mut self, peer: PublicKey, seek: &Seek) {
+        if self.parts.is_lsp {
+            self.waiting.insert(peer, seek.capacity);
+        }
+    }
+
+    fn connected(&mut self, peer: PublicKey) {
+        for attempt in self.attempts() {
+            if self
+                .members
+                .get(&attempt)
+                .is_some_and(|it| it.lsp() == peer)
+            {
+                self.member(attempt, |_| member::Input::Connected);
+            }
+            self.coordinator(attempt, coordinator::Input::Connected(peer));
+        }
+        if self.seeking.as_ref().is_some_and(|it| it.lsp == peer) {
+            self.seek();
+        }
+    }
+
+    /// Asks the LSP for a place, if the wallet wants one and has none yet.
+    pub(super) fn seek(&mut self) {
+        if let Some(seeking) = self.seeking.as_ref().filter(|seeking| !seeking.seated) {
+            let (to, capacity) = (seeking.lsp, seeking.capacity);
+            self.say(to, &Seek { capacity }.into());
+        }
+    }
+
+    fn unreadable(&mut self, peer: PublicKey, error: &WireError) {
+        tracing::warn!(%peer, %error, "a message could not be read");
+    }
+
+    fn refuse(&mut self, peer: PublicKey, attempt: Attempt, code: RefusalCode, field: &str) {
+        tracing::info!(%peer, %code, field, "refused");
+        let field = field.to_owned();
+        let refusal = Refusal {
+            attempt,
+            code,
+            field,
+        };
+        self.say(peer, &refusal.into());
+    }
+
+    fn build(&mut self, request: BuildRequest) -> Result<String, EngineError> {
+        if !self.parts.is_lsp {
+            return Err(EngineError::NotLsp);
+        }
+        let members = usize::from(request.members);
+        // What can never be built is refused before anybody is waited for.
+        let shape = request
+            .shape()
+            .unwrap_or_else(|| Shape::two_layers(members));
+        let invalid = |error| EngineError::Plan(PlanError::Terms(TermsError::Shape(error)));
+        shape.topology(members).map_err(invalid)?;
+        let life_blocks = request.life_blocks;
+        let expiry = self.tip.checked_add(life_blocks);
+        let expiry = expiry.ok_or(EngineError::Life { life_blocks })?;
+        let peers: Vec<PublicKey> = self.waiting.keys().copied().take(members).collect();
+        if peers.len() < members {
+            return Err(EngineError::NotEnoughMembers {
+                waiting: peers.len(),
+                wanted: members,
+            });
+        }
+        let address = self.parts.onchain.address();
+        let address = address.map_err(|error| EngineError::Wallet(error.to_string()))?;
+        let seat = |peer: &PublicKey| Seat {
+            peer: *peer,
+            capacity: request.capacity(),
+            push_msat: 0,
+            stock: Amount::from_sat(request.stock_sat),
+            price: Amount::ZERO,
+        };
+        let timing = request.timing(self.parts.network, shape.layers());
+        let plan = FactoryPlan {
+            attempt: Attempt {
+                instance: Instance(self.parts.host.random_bytes()),
+                number: 0,
+            },
+            network: self.parts.network,
+            shape,
+            expiry,
+            timing,
+            tree_feerate: request.tree_feerate,
+            policy: request.policy(),
+            lsp_payout: address.script_pubkey(),
+            round_seconds: request.round_seconds,
+            seats: peers.iter().map(seat).collect(),
+        };
+        self.begin(plan)
+    }
+
+    /// Starts an attempt.
+    pub(super) fn begin(&mut self, plan: FactoryPlan) -> Result<String, EngineError> {
+        let secrets = LspSecrets::new(
+            self.parts.factory_seed.expose(),
+            self.parts.host.random_bytes(),
+            self.parts.host.random_bytes(),
+        );
+        let attempt = plan.attempt;
+        let keys = (0..plan.seats.len() as u16).map(|slot| {
+            let slot = SlotRef { attempt, slot };
+            self.parts.host.funding_pubkey(&bridge::slot_id(&slot))
+        });
+        let (role, effects) = Coordinator::start(&plan, secrets, keys.collect(), self.tip)?;
+        for seat in &plan.seats {
+            self.waiting.remove(&seat.peer);
+        }
+        self.coordinators.insert(attempt, role);
+        self.plans.insert(attempt, plan);
+        self.queue(attempt, effects);
+        Ok(bridge::name(&attempt))
+    }
+
+    /// After a failed attempt: again without those at fault, who must ask again themselves.
+    pub(super) fn retry(&mut self, attempt: Attempt, at_fault: &[u16]) {
+        let Some(plan) = self.plans.remove(&attempt) else {
+            return;
+        };
+        if at_fault.is_empty() || attempt.number >= MAX_ATTEMPTS {
+            return;
+        }
+        let next = plan.retry(at_fault).filter(|next| {
+            let connected = |seat: &Seat| self.parts.host.is_connected(&seat.peer);
+            next.seats.iter().all(connected)
+        });
+        if let Some(next) = next
+            && let Err(error) = self.begin(next)
+        {
+            tracing::warn!(%error, "the next attempt could not be started");
+        }
+    }
+
+    fn queue(&mut self, attempt: Attempt, effects: Vec<Effect>) {
+        self.due
+            .extend(effects.into_iter().map(|effect| (attempt, effect)));
+    }
+
+    fn told(&mut self, attempt: Attempt, height: Option<u32>) {
+        if let Some(watched) = self.watched.get_mut(&attempt) {
+            watched.told = height;
+        }
+    }
+
+    /// The transaction itself, from its block: what the member checks its output by.
+    async fn confirmed_tx(&self, txid: &bitcoin::Txid, at: Confirmation) -> Option<Transaction> {
+        let block = self.parts.chain.source().block(at.block).await;
+        let block = match block {
+            Ok(BlockData::FullBlock(block)) => block,
+            Ok(BlockData::HeaderOnly(_)) => return None,
+            Err(error) => {
+                tracing::warn!(%error, "a block could not be fetched");
+                return None;
+            }
+        };
+        // The source is not trusted with the block's content.
+        let intact = block.block_hash() == at.block && block.check_merkle_root();
+        let mut txs = block.txdata.into_iter().filter(|_| intact);
+        txs.find(|tx| tx.compute_txid() == *txid)
+    }
+}

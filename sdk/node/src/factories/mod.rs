@@ -1,0 +1,19 @@
+//! Factories as they run in a node: the roles of the factory core, fed with what happens and
+//! obeyed in what they ask for.
+//!
+//! One task owns every role. Whatever arrives (a message, a block, an event of a channel, a
+//! command) becomes an input, and the effects it causes are carried out to the last before the
+//! next input is looked at: a record is on disk before the message after it leaves.
+
+mod bridge;
+mod effects;
+mod engine;
+mod exits;
+mod info;
+mod inputs;
+
+pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
+pub use info::{
+    BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo,
+    TreeNodeInfo, TreeTxInfo,
+};

@@ -1,0 +1,257 @@
+//! The server's side: a Lightning node that coordinates factories.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitcoin::Network;
+use serde::{Deserialize, Serialize};
+
+use crate::event::EventPage;
+use crate::factories::{BuildRequest, Command, ExitInfo, FactoryInfo, TreeNodeInfo};
+use crate::hosting::{LspPolicy, Role};
+use crate::keys::Mnemonic;
+use crate::node::{Node, NodeConfig};
+use crate::wallet::{
+    Balance, ChainConfig, Exit, Lightning, LspUri, Onchain, WalletError, wait_for_event,
+};
+
+/// Puts an LSP together.
+pub struct LspBuilder {
+    network: Network,
+    mnemonic: Mnemonic,
+    storage_dir: Option<PathBuf>,
+    chain: Option<ChainConfig>,
+    listen: Option<SocketAddr>,
+    policy: LspPolicy,
+    poll_interval: Duration,
+}
+
+impl LspBuilder {
+    /// An LSP of this seed.
+    pub fn new(network: Network, mnemonic: Mnemonic) -> LspBuilder {
+        LspBuilder {
+            network,
+            mnemonic,
+            storage_dir: None,
+            chain: None,
+            listen: None,
+            policy: LspPolicy::default(),
+            poll_interval: Duration::from_secs(1),
+        }
+    }
+
+    /// Directory of the database. One LSP per directory, one process at a time.
+    #[must_use]
+    pub fn storage_dir(mut self, path: impl Into<PathBuf>) -> LspBuilder {
+        self.storage_dir = Some(path.into());
+        self
+    }
+
+    /// Where blocks come from.
+    #[must_use]
+    pub fn chain_source(mut self, chain: ChainConfig) -> LspBuilder {
+        self.chain = Some(chain);
+        self
+    }
+
+    /// Where to accept Lightning connections; port 0 takes a free one.
+    #[must_use]
+    pub fn listen(mut self, address: SocketAddr) -> LspBuilder {
+        self.listen = Some(address);
+        self
+    }
+
+    /// Fees and who may open ordinary channels.
+    #[must_use]
+    pub fn policy(mut self, policy: LspPolicy) -> LspBuilder {
+        self.policy = policy;
+        self
+    }
+
+    /// How often to look for new blocks; one second unless set.
+    #[must_use]
+    pub fn poll_interval(mut self, interval: Duration) -> LspBuilder {
+        self.poll_interval = interval;
+        self
+    }
+
+    /// Opens the node, brings it to the chain's tip and starts it, within the caller's tokio
+    /// runtime.
+    pub async fn start(self) -> Result<Arc<Lsp>, WalletError> {
+        let incomplete = |setting| WalletError::Incomplete { setting };
+        let storage_dir = self.storage_dir.ok_or(incomplete("storage_dir"))?;
+        let chain = self.chain.ok_or(incomplete("chain_source"))?;
+        let listen = self.listen.ok_or(incomplete("listen"))?;
+        let node = Node::start(NodeConfig {
+            network: self.network,
+            mnemonic: self.mnemonic,
+            storage_dir,
+            bitcoind: chain.bitcoind(),
+            listen: Some(listen),
+            role: Role::Lsp(self.policy),
+            poll_interval: self.poll_interval,
+        })
+        .await?;
+        Ok(Arc::new(Lsp { node }))
+    }
+}
+
+/// A running LSP.
+pub struct Lsp {
+    node: Arc<Node>,
+}
+
+/// One channel as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelInfo {
+    /// The other side's node id.
+    pub peer: String,
+    /// The factory and slot it lives in; `None` for an ordinary channel.
+    pub slot: Option<String>,
+    /// Value of the funding output.
+    pub capacity_sat: u64,
+    /// What is ours.
+    pub balance_msat: u64,
+    /// Whether it can be used now.
+    pub usable: bool,
+    /// HTLCs towards us that are not settled.
+    pub inbound_htlcs: u32,
+    /// HTLCs from us that are not settled.
+    pub outbound_htlcs: u32,
+}
+
+impl Lsp {
+    /// Our node id, hex.
+    pub fn node_id(&self) -> String {
+        self.node.host.node_id().to_string()
+    }
+
+    /// What members connect to: `node_id@host:port`.
+    pub fn uri(&self) -> Option<String> {
+        let address = self.node.host.listen_address()?;
+        Some(format!("{}@{address}", self.node_id()))
+    }
+
+    /// Height of the chain as this node has seen it.
+    pub fn height(&self) -> u32 {
+        self.node.host.height()
+    }
+
+    /// Node ids of the members that are connected and wait for a factory.
+    pub async fn waiting(&self) -> Result<Vec<String>, WalletError> {
+        let waiting = self.node.engine.ask(Command::Waiting).await?;
+        Ok(waiting.iter().map(ToString::to_string).collect())
+    }
+
+    /// Begins to build a factory with members that are waiting; gives its name. What becomes of it
+    /// is in [`factories`](Self::factories) and the events.
+    pub async fn create_factory(&self, request: BuildRequest) -> Result<String, WalletError> {
+        let asked = self
+            .node
+            .engine
+            .ask(|answer| Command::Build { request, answer });
+        Ok(asked.await??)
+    }
+
+    /// All factories, those that came to nothing included.
+    pub async fn factories(&self) -> Result<Vec<FactoryInfo>, WalletError> {
+        Ok(self.node.engine.ask(Command::List).await?)
+    }
+
+    /// All nodes of a factory's tree.
+    pub async fn tree(&self, factory: &str) -> Result<Vec<TreeNodeInfo>, WalletError> {
+        let factory = factory.to_owned();
+        let asked = self
+            .node
+            .engine
+            .ask(|answer| Command::Tree { factory, answer });
+        Ok(asked.await??)
+    }
+
+    /// All exits that were begun.
+    pub async fn exits(&self) -> Result<Vec<ExitInfo>, WalletError> {
+        Ok(self.node.engine.ask(Command::Exits).await??)
+    }
+
+    /// All channels, ordinary ones included.
+    pub fn channels(&self) -> Vec<ChannelInfo> {
+        let states = self.node.host.channel_states();
+        let info = |state: crate::hosting::ChannelState| ChannelInfo {
+            peer: state.peer.to_string(),
+            slot: state.slot.map(|slot| slot.to_string()),
+            capacity_sat: state.capacity_sat,
+            balance_msat: state.balance_msat,
+            usable: state.is_usable,
+            inbound_htlcs: state.inbound_htlcs as u32,
+            outbound_htlcs: state.outbound_htlcs as u32,
+        };
+        states.into_iter().map(info).collect()
+    }
+
+    /// Opens an ordinary channel to a node, paid from our coins.
+    pub async fn open_channel(
+        &self,
+        peer: &LspUri,
+        capacity_sat: u64,
+        push_msat: u64,
+    ) -> Result<(), WalletError> {
+        let unresolvable = |problem: String| WalletError::Argument {
+            argument: "peer",
+            problem,
+        };
+        let mut found = tokio::net::lookup_host(peer.address())
+            .await
+            .map_err(|error| unresolvable(error.to_string()))?;
+        let address = found
+            .next()
+            .ok_or_else(|| unresolvable("no address".to_owned()))?;
+        self.node.host.connect(peer.node_id, address).await?;
+        self.node
+            .host
+            .open_ordinary_channel(peer.node_id, capacity_sat, push_msat)?;
+        Ok(())
+    }
+
+    /// What the LSP holds.
+    pub fn balance(&self) -> Balance {
+        Balance::of(&self.node)
+    }
+
+    /// Invoices and payments of the LSP itself.
+    pub fn lightning(&self) -> Lightning {
+        Lightning::new(Arc::clone(&self.node))
+    }
+
+    /// Coins.
+    pub fn onchain(&self) -> Onchain {
+        Onchain::new(Arc::clone(&self.node))
+    }
+
+    /// Bringing a place's channel on chain alone, by `factory/slot`. For an HTLC whose time runs
+    /// out it begins by itself.
+    pub fn exit(&self) -> Exit {
+        Exit::new(Arc::clone(&self.node))
+    }
+
+    /// Events behind `cursor`, at most `limit`.
+    pub fn events(&self, cursor: u64, limit: u32) -> Result<EventPage, WalletError> {
+        Ok(self.node.events.after(cursor, limit)?)
+    }
+
+    /// Waits until there is an event behind `cursor`.
+    pub async fn wait_for_event(&self, cursor: u64) -> Result<(), WalletError> {
+        wait_for_event(&self.node, cursor).await
+    }
+
+    /// Looks for new blocks now; returns the height when everything has reacted to them.
+    pub async fn sync(&self) -> Result<u32, WalletError> {
+        Ok(self.node.sync().await?.height)
+    }
+
+    /// Persists everything and ends all tasks. A second call does nothing.
+    pub async fn stop(&self) {
+        self.node.stop().await;
+    }
+}

@@ -1,0 +1,126 @@
+//! What LDK wants of the rooms below, in its own traits.
+
+use std::sync::Arc;
+
+use bitcoin::{ScriptBuf, Transaction};
+use lightning::chain::chaininterface::{
+    BroadcasterInterface, ConfirmationTarget, FEERATE_FLOOR_SATS_PER_KW, FeeEstimator,
+    TransactionType,
+};
+use lightning::sign::ChangeDestinationSourceSync;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::chain::{ChainSource, FeeRates};
+use crate::event::EventLog;
+use crate::hosting::{EventRefused, EventSink, HostEvent};
+use crate::onchain::OnchainWallet;
+use crate::payments::Payments;
+
+/// Live feerates, by LDK's targets.
+pub(super) struct Fees(pub(super) Arc<FeeRates>);
+
+impl FeeEstimator for Fees {
+    fn get_est_sat_per_1000_weight(&self, target: ConfirmationTarget) -> u32 {
+        let blocks = match target {
+            ConfirmationTarget::MaximumFeeEstimate => 1,
+            ConfirmationTarget::UrgentOnChainSweep => 2,
+            ConfirmationTarget::NonAnchorChannelFee => 12,
+            ConfirmationTarget::OutputSpendingFee => 12,
+            ConfirmationTarget::AnchorChannelFee
+            | ConfirmationTarget::MinAllowedAnchorChannelRemoteFee
+            | ConfirmationTarget::MinAllowedNonAnchorChannelRemoteFee
+            | ConfirmationTarget::ChannelCloseMinimum => 144,
+        };
+        let rate = self.0.within(blocks).to_sat_per_kwu();
+        u32::try_from(rate)
+            .unwrap_or(u32::MAX)
+            .max(FEERATE_FLOOR_SATS_PER_KW)
+    }
+}
+
+/// Publishes what LDK hands out, one after the other. LDK hands everything out again with every
+/// block until it confirms, so what fails now is only reported.
+pub(super) struct Publisher(mpsc::UnboundedSender<Vec<Transaction>>);
+
+impl Publisher {
+    pub(super) fn start(
+        source: Arc<dyn ChainSource>,
+        onchain: Arc<OnchainWallet>,
+    ) -> (Publisher, JoinHandle<()>) {
+        let (sender, mut inbox) = mpsc::unbounded_channel::<Vec<Transaction>>();
+        let task = tokio::spawn(async move {
+            while let Some(txs) = inbox.recv().await {
+                if let Err(error) = onchain.note_unconfirmed(&txs) {
+                    tracing::warn!(%error, "the wallet could not note a transaction");
+                }
+                for tx in &txs {
+                    let txid = tx.compute_txid();
+                    match source.broadcast(tx).await {
+                        Ok(accepted) => tracing::info!(%txid, ?accepted, "published"),
+                        Err(error) => tracing::info!(%txid, %error, "not published yet"),
+                    }
+                }
+            }
+        });
+        (Publisher(sender), task)
+    }
+}
+
+impl BroadcasterInterface for Publisher {
+    fn broadcast_transactions(&self, txs: &[(&Transaction, TransactionType)]) {
+        let txs = txs.iter().map(|(tx, _)| (*tx).clone()).collect();
+        if self.0.send(txs).is_err() {
+            tracing::warn!("a transaction came after the end; the next start publishes it");
+        }
+    }
+}
+
+/// Coins of closed channels go to the on-chain wallet.
+pub(super) struct SweepAddress(pub(super) Arc<OnchainWallet>);
+
+impl ChangeDestinationSourceSync for SweepAddress {
+    fn get_change_destination_script(&self) -> Result<ScriptBuf, ()> {
+        match self.0.address() {
+            Ok(address) => Ok(address.script_pubkey()),
+            Err(error) => {
+                tracing::error!(%error, "no address to sweep to");
+                Err(())
+            }
+        }
+    }
+}
+
+/// Money that moved is on disk before LDK forgets it; the rest goes to the engine's queue.
+pub(super) struct Sink {
+    events: Arc<EventLog>,
+    payments: Arc<Payments>,
+    engine: mpsc::UnboundedSender<HostEvent>,
+}
+
+impl Sink {
+    pub(super) fn new(
+        events: Arc<EventLog>,
+        payments: Arc<Payments>,
+    ) -> (Sink, mpsc::UnboundedReceiver<HostEvent>) {
+        let (engine, inbox) = mpsc::unbounded_channel();
+        let sink = Sink {
+            events,
+            payments,
+            engine,
+        };
+        (sink, inbox)
+    }
+}
+
+impl EventSink for Sink {
+    fn deliver(&self, event: HostEvent) -> Result<(), EventRefused> {
+        let refused = |error: crate::store::StoreError| EventRefused(error.to_string());
+        self.payments
+            .settle(&event, &self.events)
+            .map_err(refused)?;
+        self.engine
+            .send(event)
+            .map_err(|_| EventRefused("the node is stopping".into()))
+    }
+}

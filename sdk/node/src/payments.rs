@@ -1,0 +1,202 @@
+//! Payments as an application sees them: one entry for each hash, on disk.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use lightning::util::persist::KVStoreSync;
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Event, EventLog};
+use crate::hosting::HostEvent;
+use crate::store::{Store, StoreError};
+
+const PRIMARY: &str = "superscalar";
+const SECONDARY: &str = "payments";
+
+/// Which way money goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// To us.
+    Inbound,
+    /// From us.
+    Outbound,
+}
+
+/// How far a payment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum PaymentStatus {
+    /// An invoice that is not paid, or a payment on its way.
+    Pending,
+    /// Done, for good.
+    Succeeded,
+    /// Failed for good; nothing was paid.
+    Failed,
+}
+
+/// One payment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payment {
+    /// Its hash, hex.
+    pub payment_hash: String,
+    /// Which way.
+    pub direction: Direction,
+    /// How far.
+    pub status: PaymentStatus,
+    /// Amount without fees; for an unpaid invoice without amount, unknown.
+    pub amount_msat: Option<u64>,
+    /// Routing fee, once known.
+    pub fee_msat: Option<u64>,
+    /// Proof of payment, hex, once known.
+    pub preimage: Option<String>,
+    /// The invoice.
+    pub invoice: Option<String>,
+    /// Seconds since 1970 at which it began.
+    pub created_at: u64,
+}
+
+impl Payment {
+    /// A payment or an unpaid invoice that begins now.
+    pub(crate) fn begin(
+        payment_hash: String,
+        direction: Direction,
+        amount_msat: Option<u64>,
+        invoice: Option<String>,
+    ) -> Payment {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Payment {
+            payment_hash,
+            direction,
+            status: PaymentStatus::Pending,
+            amount_msat,
+            fee_msat: None,
+            preimage: None,
+            invoice,
+            created_at: now.map_or(0, |since| since.as_secs()),
+        }
+    }
+}
+
+/// All payments.
+pub(crate) struct Payments {
+    store: Arc<Store>,
+}
+
+impl Payments {
+    pub(crate) fn new(store: Arc<Store>) -> Payments {
+        Payments { store }
+    }
+
+    pub(crate) fn record(&self, payment: &Payment) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(payment).map_err(StoreError::corrupt)?;
+        let key = &payment.payment_hash;
+        KVStoreSync::write(&*self.store, PRIMARY, SECONDARY, key, bytes)
+            .map_err(StoreError::corrupt)
+    }
+
+    pub(crate) fn get(&self, payment_hash: &str) -> Result<Option<Payment>, StoreError> {
+        match KVStoreSync::read(&*self.store, PRIMARY, SECONDARY, payment_hash) {
+            Ok(bytes) => Ok(Some(
+                serde_json::from_slice(&bytes).map_err(StoreError::corrupt)?,
+            )),
+            Err(error) if error.kind() == lightning::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::corrupt(error)),
+        }
+    }
+
+    /// Newest first.
+    pub(crate) fn all(&self) -> Result<Vec<Payment>, StoreError> {
+        let keys = KVStoreSync::list(&*self.store, PRIMARY, SECONDARY);
+        let mut payments = Vec::new();
+        for key in keys.map_err(StoreError::corrupt)? {
+            payments.extend(self.get(&key)?);
+        }
+        payments.sort_by_key(|payment| std::cmp::Reverse(payment.created_at));
+        Ok(payments)
+    }
+
+    /// Tells and records what LDK says about a payment. The event comes first: after a crash in
+    /// between it is told twice, never lost.
+    pub(crate) fn settle(&self, event: &HostEvent, log: &EventLog) -> Result<(), StoreError> {
+        if let Some((told, payment)) = self.judge(event)? {
+            log.append(&told)?;
+            if let Some(payment) = payment {
+                self.record(&payment)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` if it was known or is about no payment.
+    fn judge(&self, event: &HostEvent) -> Result<Option<(Event, Option<Payment>)>, StoreError> {
+        let known = |hash: &[u8; 32], direction| -> Result<Payment, StoreError> {
+            let hash = hex::encode(hash);
+            let known = self.get(&hash)?;
+            Ok(known.unwrap_or_else(|| Payment::begin(hash, direction, None, None)))
+        };
+        let (mut payment, told) = match event {
+            HostEvent::PaymentReceived {
+                payment_hash,
+                amount_msat,
+            } => {
+                let mut payment = known(payment_hash, Direction::Inbound)?;
+                payment.amount_msat = Some(*amount_msat);
+                let told = Event::PaymentReceived {
+                    payment_hash: payment.payment_hash.clone(),
+                    amount_msat: *amount_msat,
+                };
+                (payment, told)
+            }
+            HostEvent::PaymentSent {
+                payment_hash,
+                preimage,
+                fee_msat,
+            } => {
+                let mut payment = known(payment_hash, Direction::Outbound)?;
+                payment.preimage = Some(hex::encode(preimage));
+                payment.fee_msat = *fee_msat;
+                let told = Event::PaymentSent {
+                    payment_hash: payment.payment_hash.clone(),
+                    preimage: hex::encode(preimage),
+                    fee_msat: fee_msat.unwrap_or(0),
+                };
+                (payment, told)
+            }
+            HostEvent::PaymentFailed {
+                payment_hash: Some(payment_hash),
+                reason,
+            } => {
+                let mut payment = known(payment_hash, Direction::Outbound)?;
+                if payment.status == PaymentStatus::Failed {
+                    return Ok(None);
+                }
+                payment.status = PaymentStatus::Failed;
+                let told = Event::PaymentFailed {
+                    payment_hash: payment.payment_hash.clone(),
+                    reason: reason.clone(),
+                };
+                return Ok(Some((told, Some(payment))));
+            }
+            HostEvent::PaymentForwarded {
+                amount_msat,
+                fee_msat,
+                ..
+            } => {
+                let told = Event::PaymentForwarded {
+                    amount_msat: *amount_msat,
+                    fee_msat: fee_msat.unwrap_or(0),
+                };
+                return Ok(Some((told, None)));
+            }
+            _ => return Ok(None),
+        };
+        if payment.status == PaymentStatus::Succeeded {
+            // LDK repeats itself after a crash.
+            return Ok(None);
+        }
+        payment.status = PaymentStatus::Succeeded;
+        Ok(Some((told, Some(payment))))
+    }
+}

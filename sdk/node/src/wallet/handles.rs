@@ -1,0 +1,299 @@
+//! The handles that group a wallet's calls.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bitcoin::address::NetworkUnchecked;
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{Address, Amount, FeeRate};
+use lightning_invoice::Bolt11Invoice;
+use serde::{Deserialize, Serialize};
+use superscalar_factory::member::WalletLimits;
+
+use super::error::WalletError;
+use crate::factories::{Command, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo};
+use crate::hosting::PayError;
+use crate::node::Node;
+use crate::payments::{Direction, Payment};
+
+/// Invoices and payments.
+#[derive(Clone)]
+pub struct Lightning {
+    node: Arc<Node>,
+}
+
+/// What a payment will do, before it is begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendQuote {
+    /// What the payee gets.
+    pub amount_msat: u64,
+    /// Who that is, a node id.
+    pub payee: String,
+    /// What the payee says it is for.
+    pub description: String,
+    /// Seconds until the invoice expires; 0 if it has.
+    pub expires_in_secs: u64,
+    /// Whether there is enough to pay it, fees not counted.
+    pub affordable: bool,
+}
+
+impl Lightning {
+    pub(crate) fn new(node: Arc<Node>) -> Lightning {
+        Lightning { node }
+    }
+
+    /// A BOLT11 invoice payable to this wallet; `None` leaves the amount to the payer.
+    ///
+    /// # Errors
+    /// Without an active channel there is nothing to receive on.
+    pub async fn receive(
+        &self,
+        amount_msat: Option<u64>,
+        description: &str,
+        expiry_secs: u32,
+    ) -> Result<String, WalletError> {
+        let invoice = self
+            .node
+            .host
+            .invoice(amount_msat, description, expiry_secs)?;
+        let hash = hex::encode(invoice.payment_hash().0);
+        let text = invoice.to_string();
+        let payment = Payment::begin(hash, Direction::Inbound, amount_msat, Some(text.clone()));
+        self.node.payments.record(&payment)?;
+        Ok(text)
+    }
+
+    /// Reads an invoice. `amount_msat` is for invoices without an amount.
+    pub fn prepare_send(
+        &self,
+        invoice: &str,
+        amount_msat: Option<u64>,
+    ) -> Result<SendQuote, WalletError> {
+        let invoice = parse(invoice)?;
+        let amount_msat = invoice
+            .amount_milli_satoshis()
+            .or(amount_msat)
+            .ok_or(PayError::InvalidAmount)?;
+        Ok(SendQuote {
+            amount_msat,
+            payee: invoice.get_payee_pub_key().to_string(),
+            description: invoice.description().to_string(),
+            expires_in_secs: invoice
+                .expires_at()
+                .and_then(|end| end.checked_sub(now()))
+                .map_or(0, |left| left.as_secs()),
+            affordable: super::Balance::of(&self.node).spendable_msat >= amount_msat,
+        })
+    }
+
+    /// Begins to pay an invoice and returns the payment's hash; how it ends is an event and in
+    /// [`payment`](Self::payment).
+    pub async fn send(
+        &self,
+        invoice: &str,
+        amount_msat: Option<u64>,
+    ) -> Result<String, WalletError> {
+        let quote = self.prepare_send(invoice, amount_msat)?;
+        let parsed = parse(invoice)?;
+        let hash = hex::encode(parsed.payment_hash().0);
+        if let Some(known) = self.node.payments.get(&hash)?
+            && known.direction == Direction::Outbound
+            && known.status != crate::payments::PaymentStatus::Failed
+        {
+            return Err(PayError::Duplicate.into());
+        }
+        // Written first: an answer of LDK may come before this call returns.
+        let payment = Payment::begin(
+            hash.clone(),
+            Direction::Outbound,
+            Some(quote.amount_msat),
+            Some(invoice.to_owned()),
+        );
+        self.node.payments.record(&payment)?;
+        let given = match parsed.amount_milli_satoshis() {
+            Some(_) => None,
+            None => amount_msat,
+        };
+        if let Err(error) = self.node.host.pay(invoice, given) {
+            let failed = Payment {
+                status: crate::payments::PaymentStatus::Failed,
+                ..payment
+            };
+            self.node.payments.record(&failed)?;
+            return Err(error.into());
+        }
+        Ok(hash)
+    }
+
+    /// One payment by its hash.
+    pub fn payment(&self, payment_hash: &str) -> Result<Option<Payment>, WalletError> {
+        Ok(self.node.payments.get(payment_hash)?)
+    }
+
+    /// All payments, newest first.
+    pub fn payments(&self) -> Result<Vec<Payment>, WalletError> {
+        Ok(self.node.payments.all()?)
+    }
+}
+
+fn now() -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default()
+}
+
+fn parse(invoice: &str) -> Result<Bolt11Invoice, WalletError> {
+    let parsed = Bolt11Invoice::from_str(invoice.trim());
+    parsed.map_err(|error| PayError::InvalidInvoice(error.to_string()).into())
+}
+
+/// Coins.
+#[derive(Clone)]
+pub struct Onchain {
+    node: Arc<Node>,
+}
+
+/// Coins by what can be done with them, in satoshi.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnchainCoins {
+    /// Free to spend.
+    pub spendable_sat: u64,
+    /// Reserved for fundings.
+    pub reserved_sat: u64,
+    /// Unconfirmed or immature.
+    pub pending_sat: u64,
+}
+
+impl Onchain {
+    pub(crate) fn new(node: Arc<Node>) -> Onchain {
+        Onchain { node }
+    }
+
+    /// A fresh address.
+    pub fn address(&self) -> Result<String, WalletError> {
+        Ok(self.node.onchain.address()?.to_string())
+    }
+
+    /// Coins.
+    pub fn balance(&self) -> OnchainCoins {
+        let coins = self.node.onchain.balance();
+        OnchainCoins {
+            spendable_sat: coins.spendable.to_sat(),
+            reserved_sat: coins.reserved.to_sat(),
+            pending_sat: (coins.total() - coins.spendable - coins.reserved).to_sat(),
+        }
+    }
+
+    /// Sends coins; `feerate` in sat/vB, by estimate if absent. Gives the transaction's id.
+    pub async fn send(
+        &self,
+        address: &str,
+        amount_sat: u64,
+        feerate: Option<u64>,
+    ) -> Result<String, WalletError> {
+        let wrong = |problem: String| WalletError::Argument {
+            argument: "address",
+            problem,
+        };
+        let address = Address::<NetworkUnchecked>::from_str(address)
+            .map_err(|error| wrong(error.to_string()))?
+            .require_network(self.node.keys.network())
+            .map_err(|error| wrong(error.to_string()))?;
+        let feerate = match feerate {
+            None => self.node.chain.fees().within(6),
+            Some(rate) => FeeRate::from_sat_per_vb(rate).ok_or(WalletError::Argument {
+                argument: "feerate",
+                problem: "too high".to_owned(),
+            })?,
+        };
+        let script = address.script_pubkey();
+        let amount = Amount::from_sat(amount_sat);
+        let tx = self.node.onchain.send(script, amount, feerate).await?;
+        Ok(tx.compute_txid().to_string())
+    }
+}
+
+/// Factories.
+#[derive(Clone)]
+pub struct Factories {
+    node: Arc<Node>,
+    lsp: PublicKey,
+}
+
+impl Factories {
+    pub(crate) fn new(node: Arc<Node>, lsp: PublicKey) -> Factories {
+        Factories { node, lsp }
+    }
+
+    /// All factories, those that came to nothing included.
+    pub async fn list(&self) -> Result<Vec<FactoryInfo>, WalletError> {
+        Ok(self.node.engine.ask(Command::List).await?)
+    }
+
+    /// Asks the LSP for a place with about this capacity, and accepts an offer within the standard
+    /// limits (see [`WalletLimits::standard`]). What becomes of it are events.
+    pub async fn join(&self, capacity_sat: u64) -> Result<(), WalletError> {
+        let mut limits = WalletLimits::standard(self.node.keys.network());
+        limits.min_capacity = limits.min_capacity.min(Amount::from_sat(capacity_sat));
+        let lsp = self.lsp;
+        let joined = self.node.engine.ask(|answer| Command::Seek {
+            lsp,
+            capacity: Amount::from_sat(capacity_sat),
+            limits: Box::new(limits),
+            answer,
+        });
+        Ok(joined.await??)
+    }
+
+    /// The own path of a factory, node by node.
+    pub async fn tree(&self, factory: &str) -> Result<Vec<TreeNodeInfo>, WalletError> {
+        let factory = factory.to_owned();
+        let asked = self
+            .node
+            .engine
+            .ask(|answer| Command::Tree { factory, answer });
+        Ok(asked.await??)
+    }
+}
+
+/// Leaving alone: any time, asking nobody, without a coin.
+///
+/// [`plan`](Self::plan) says what it costs and brings; [`start`](Self::start) begins a job that
+/// survives restarts and goes on by itself; [`status`](Self::status) says how far it is.
+#[derive(Clone)]
+pub struct Exit {
+    node: Arc<Node>,
+}
+
+impl Exit {
+    pub(crate) fn new(node: Arc<Node>) -> Exit {
+        Exit { node }
+    }
+
+    /// What leaving this factory costs, how long it takes and what arrives.
+    pub async fn plan(&self, factory: &str) -> Result<ExitPlan, WalletError> {
+        let factory = factory.to_owned();
+        let asked = self
+            .node
+            .engine
+            .ask(|answer| Command::PlanExit { factory, answer });
+        Ok(asked.await??)
+    }
+
+    /// Begins to leave. The channel carries nothing from then on. Starting again changes nothing.
+    pub async fn start(&self, factory: &str, mode: ExitMode) -> Result<(), WalletError> {
+        let factory = factory.to_owned();
+        let asked = self.node.engine.ask(|answer| Command::StartExit {
+            factory,
+            reason: "asked for".to_owned(),
+            mode,
+            answer,
+        });
+        Ok(asked.await??)
+    }
+
+    /// All exits that were begun.
+    pub async fn status(&self) -> Result<Vec<ExitInfo>, WalletError> {
+        Ok(self.node.engine.ask(Command::Exits).await??)
+    }
+}
