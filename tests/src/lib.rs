@@ -5,7 +5,9 @@
     reason = "everything here is for tests, which fail by panicking"
 )]
 
+pub mod meter;
 pub mod network;
+pub mod ordinary;
 pub mod wire;
 
 pub use superscalar_regtest as regtest;

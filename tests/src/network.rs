@@ -12,6 +12,7 @@ use superscalar_sdk::{
 };
 use tempfile::TempDir;
 
+use crate::meter::Meter;
 use crate::wire::Wire;
 
 /// How long anything may take on a busy machine.
@@ -28,6 +29,24 @@ pub struct Member {
     uri: LspUri,
 }
 
+/// How a [`TestNetwork`] is run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Whether bytes between wallets and LSP are counted.
+    pub metered: bool,
+    /// How often nodes look for blocks by themselves.
+    pub poll_interval: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            metered: false,
+            poll_interval: Duration::from_millis(200),
+        }
+    }
+}
+
 /// A chain, an LSP with coins, and wallets without.
 pub struct TestNetwork {
     /// The chain.
@@ -38,33 +57,60 @@ pub struct TestNetwork {
     pub members: Vec<Member>,
     lsp_mnemonic: String,
     lsp_directory: TempDir,
+    lsp_uri: LspUri,
+    options: Options,
+    meter: Option<Meter>,
 }
 
 impl TestNetwork {
     /// Starts everything and lets every wallet wait for a place.
     pub async fn start(members: usize) -> TestNetwork {
+        TestNetwork::start_with(members, Options::default()).await
+    }
+
+    /// Starts everything as `options` say.
+    pub async fn start_with(members: usize, options: Options) -> TestNetwork {
         let chain = RegtestNode::new().unwrap();
         let lsp_directory = TempDir::new().unwrap();
         let lsp_mnemonic = mnemonic().phrase().to_string();
-        let lsp = open_lsp(&chain, &lsp_mnemonic, lsp_directory.path()).await;
+        let lsp = open_lsp(&chain, &lsp_mnemonic, lsp_directory.path(), options).await;
         let address: bitcoin::Address<_> = lsp.onchain().address().unwrap().parse().unwrap();
         let script = address.assume_checked().script_pubkey();
         chain
             .fund(&script, Amount::from_sat(1_000_000_000))
             .unwrap();
+        let mut lsp_uri: LspUri = lsp.uri().unwrap().parse().unwrap();
+        let mut meter = None;
+        if options.metered {
+            let target = lsp_uri.address().to_owned();
+            let started = Meter::start(target).await.unwrap();
+            let through = format!("{}@{}", lsp_uri.node_id(), started.address());
+            lsp_uri = through.parse().unwrap();
+            meter = Some(started);
+        }
         let mut network = TestNetwork {
             chain,
             lsp: Some(lsp),
             members: Vec::new(),
             lsp_mnemonic,
             lsp_directory,
+            lsp_uri,
+            options,
+            meter,
         };
         for _ in 0..members {
             let mnemonic = mnemonic().phrase().to_string();
             let directory = TempDir::new().unwrap();
-            let wire = Wire::to(network.lsp_address()).await;
-            let uri = network.uri_over(&wire);
-            let wallet = open(&network.chain, &uri, &mnemonic, directory.path()).await;
+            let wire = Wire::to(network.lsp_uri.address().parse().unwrap()).await;
+            let uri = match options.metered {
+                // Nothing between a wallet and the meter: its time is measured.
+                true => network.lsp_uri.clone(),
+                false => format!("{}@{}", network.lsp_uri.node_id(), wire.address)
+                    .parse()
+                    .unwrap(),
+            };
+            let path = directory.path();
+            let wallet = open(&network.chain, &uri, &mnemonic, path, options).await;
             wallet.factories().join(500_000).await.unwrap();
             network.members.push(Member {
                 wallet,
@@ -109,11 +155,7 @@ impl TestNetwork {
 
     /// Builds a factory of all members up to the published funding.
     pub async fn build_unconfirmed(&self, request: BuildRequest) -> String {
-        let wanted = usize::from(request.members);
-        self.wait("all members to wait for a place", async || {
-            self.lsp().waiting().await.unwrap().len() >= wanted
-        })
-        .await;
+        self.all_waiting(request.members).await;
         let factory = self.lsp().create_factory(request).await.unwrap();
         self.wait("the funding to be published", async || {
             let infos = self.lsp().factories().await.unwrap();
@@ -126,6 +168,19 @@ impl TestNetwork {
         })
         .await;
         factory
+    }
+
+    /// Waits until so many members are connected and want a place.
+    pub async fn all_waiting(&self, members: u16) {
+        self.wait("all members to wait for a place", async || {
+            self.lsp().waiting().await.unwrap().len() >= usize::from(members)
+        })
+        .await;
+    }
+
+    /// Bytes between wallets and LSP so far, both directions, if they are counted.
+    pub fn metered_bytes(&self) -> u64 {
+        self.meter.as_ref().map_or(0, Meter::bytes)
     }
 
     /// Brings everybody to the chain's tip.
@@ -158,7 +213,8 @@ impl TestNetwork {
         self.members[member].wallet.stop().await;
         let known = &self.members[member];
         let directory = known.directory.path();
-        let wallet = open(&self.chain, &known.uri, &known.mnemonic, directory).await;
+        let (uri, mnemonic) = (&known.uri, &known.mnemonic);
+        let wallet = open(&self.chain, uri, mnemonic, directory, self.options).await;
         self.members[member].wallet = wallet;
     }
 
@@ -250,37 +306,35 @@ impl TestNetwork {
         let until = Instant::now() + LIMIT;
         while !condition().await {
             assert!(Instant::now() < until, "waited in vain for {what}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
     /// Starts the LSP again on its directory; the wallets find it.
     pub async fn restart_lsp(&mut self) {
         self.lose_lsp().await;
-        let lsp = open_lsp(&self.chain, &self.lsp_mnemonic, self.lsp_directory.path()).await;
-        self.lsp = Some(lsp);
+        let directory = self.lsp_directory.path();
+        let lsp = open_lsp(&self.chain, &self.lsp_mnemonic, directory, self.options).await;
+        let uri = lsp.uri().unwrap();
+        let address = uri.split_once('@').unwrap().1;
         for member in &self.members {
-            member.wire.lead_to(self.lsp_address());
+            member.wire.lead_to(address.parse().unwrap());
         }
-    }
-
-    fn lsp_address(&self) -> std::net::SocketAddr {
-        let uri = self.lsp().uri().unwrap();
-        uri.split_once('@').unwrap().1.parse().unwrap()
-    }
-
-    fn uri_over(&self, wire: &Wire) -> LspUri {
-        let uri = format!("{}@{}", self.lsp().node_id(), wire.address);
-        uri.parse().unwrap()
+        self.lsp = Some(lsp);
     }
 }
 
-async fn open_lsp(chain: &RegtestNode, mnemonic: &str, directory: &std::path::Path) -> Arc<Lsp> {
+async fn open_lsp(
+    chain: &RegtestNode,
+    mnemonic: &str,
+    directory: &std::path::Path,
+    options: Options,
+) -> Arc<Lsp> {
     LspBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
         .storage_dir(directory)
         .chain_source(chain_config(chain))
         .listen("127.0.0.1:0".parse().unwrap())
-        .poll_interval(Duration::from_millis(200))
+        .poll_interval(options.poll_interval)
         .start()
         .await
         .unwrap()
@@ -291,12 +345,13 @@ async fn open(
     lsp: &LspUri,
     mnemonic: &str,
     directory: &std::path::Path,
+    options: Options,
 ) -> Arc<Wallet> {
     WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
         .storage_dir(directory)
         .chain_source(chain_config(chain))
         .lsp(lsp.clone())
-        .poll_interval(Duration::from_millis(200))
+        .poll_interval(options.poll_interval)
         .start()
         .await
         .unwrap()
@@ -317,7 +372,7 @@ pub fn regtest_factory(members: u16) -> BuildRequest {
     }
 }
 
-fn chain_config(chain: &RegtestNode) -> ChainConfig {
+pub(crate) fn chain_config(chain: &RegtestNode) -> ChainConfig {
     ChainConfig::Bitcoind {
         address: format!("{}:{}", chain.rpc_host(), chain.rpc_port()),
         auth: BitcoindAuth::UserPassword {

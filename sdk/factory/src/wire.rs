@@ -51,12 +51,8 @@ impl Encode for Bytes {
     }
 }
 impl Decode for Bytes {
-    fn decode(r: &mut crate::codec::Reader<'_>, field: &'static str) -> Result<Self, DecodeError> {
-        let mut bytes = Vec::new();
-        while !r.is_empty() {
-            bytes.push(r.array::<1>(field)?[0]);
-        }
-        Ok(Bytes(bytes))
+    fn decode(r: &mut crate::codec::Reader<'_>, _: &'static str) -> Result<Self, DecodeError> {
+        Ok(Bytes(r.rest().to_vec()))
     }
 }
 
