@@ -17,6 +17,8 @@ const HTLC_SAT: u64 = 40_000;
 const HTLC_SUCCESS_FEE_SAT: u64 = 703 * 2_500 / 1_000;
 const HTLC_TIMEOUT_FEE_SAT: u64 = 663 * 2_500 / 1_000;
 const LSP_DELAY_BLOCKS: u32 = 144;
+/// Confirmations after which LDK takes an HTLC for resolved.
+const ANTI_REORG_BLOCKS: u32 = 6;
 /// What the LSP wants between both HTLCs of a forward, beside the exit delay.
 const FORWARD_MARGIN_BLOCKS: u32 = 48;
 
@@ -96,6 +98,32 @@ fn assert_lsp_has(
     assert_eq!(coins.spendable_sat, before_sat + arrived);
 }
 
+/// Mines until the HTLC's timeout is buried so deep that LDK believes it.
+async fn until_timed_out(network: &TestNetwork, factory: &str) {
+    let infos = network.lsp().factories().await.unwrap();
+    let info = infos.iter().find(|it| it.factory == factory).unwrap();
+    let peer = network.wallet(0).node_id();
+    let seat = info.seats.iter().find(|seat| seat.peer == peer).unwrap();
+    let channel = OutPoint::from_str(seat.channel.as_ref().unwrap()).unwrap();
+    let buried = || {
+        let close = network.chain.spender_of(channel).unwrap()?;
+        let commitment = network.chain.raw_tx(close.txid).unwrap()?;
+        let mut outputs = commitment.output.iter();
+        let vout = outputs.position(|output| output.value.to_sat() == HTLC_SAT)? as u32;
+        let txid = close.txid;
+        let spend = network.chain.spender_of(OutPoint { txid, vout }).unwrap()?;
+        Some(network.chain.confirmations(spend.txid).unwrap())
+    };
+    for _ in 0..600 {
+        network.chain.mine(1).unwrap();
+        network.lsp().sync().await.unwrap();
+        if buried() >= Some(ANTI_REORG_BLOCKS) {
+            return;
+        }
+    }
+    panic!("the HTLC was never timed out");
+}
+
 async fn start() -> (TestNetwork, String, Outside) {
     superscalar_tests::log_to_stderr();
     let network = TestNetwork::start(2).await;
@@ -120,20 +148,24 @@ async fn a_member_that_accepts_from_the_outside_and_goes_silent_costs_the_lsp_no
     network.wallet(0).stop().await;
 
     let exit_delay = network.lsp().factories().await.unwrap()[0].exit_delay_blocks;
+    until_timed_out(&network, &factory).await;
+    // The payer has its money again.
+    outside.until_failed(&network, &id).await;
+    let failed_back = network.chain.height().unwrap();
     let (exit, expiry) = lsp_closes(&network, "TimedOut").await;
     let (commitment, at) = commitment(&network, &factory, &exit).await;
     let (timeout, height) = spender(&network, &commitment, HTLC_SAT);
     assert_eq!(timeout.lock_time.to_consensus_u32(), expiry);
     assert_eq!(value_of(&timeout), HTLC_SAT - HTLC_TIMEOUT_FEE_SAT);
     // Before the outside's own HTLC expires, which the LSP demanded to be this far off.
-    assert!(height < expiry + exit_delay + FORWARD_MARGIN_BLOCKS);
+    assert!(failed_back < expiry + exit_delay + FORWARD_MARGIN_BLOCKS);
+    assert_eq!(failed_back, height + ANTI_REORG_BLOCKS - 1);
     let fee_sat = 500_000 - value_of(&commitment);
     let balance_sat = 400_000 - HTLC_SAT - fee_sat;
     let ours = (&commitment, at, balance_sat);
     assert_lsp_has(&network, coins_sat, ours, (&timeout, height));
 
-    // The payer has its money again, over a channel that nobody had to close.
-    outside.until_failed(&network, &id).await;
+    // Nobody had to close the ordinary channel.
     network
         .wait("the outside channel to settle", async || {
             outside.balance_msat() == outside_msat
