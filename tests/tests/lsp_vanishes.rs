@@ -347,3 +347,42 @@ async fn lost_while_signing_nothing_is_left_and_all_join_again() {
 async fn lost_while_opening_nothing_is_left_and_all_join_again() {
     assert_nothing_is_left_of("opening").await;
 }
+
+/// From here on the paths out may be complete: only the LSP's coins are missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_before_it_publishes_nothing_is_owed_and_with_the_lsp_back_the_factory_is_finished() {
+    superscalar_tests::log_to_stderr();
+    let (mut network, factory) = lost_while("acknowledging").await;
+    network.mine(3).await;
+    let infos = network.wallet(1).factories().list().await.unwrap();
+    let funding = OutPoint::from_str(infos[0].funding.as_ref().unwrap()).unwrap();
+    assert_eq!(network.chain.raw_tx(funding.txid).unwrap(), None);
+    for (index, member) in network.members.iter().enumerate() {
+        let infos = member.wallet.factories().list().await.unwrap();
+        assert!(!infos.iter().any(|it| it.active));
+        assert_eq!(network.balance_msat(index), 0);
+        member.wire.to_lsp.pass();
+    }
+    network.restart_lsp().await;
+    network
+        .wait("the funding to be published", async || {
+            let published = network.chain.raw_tx(funding.txid).unwrap();
+            published.is_some()
+        })
+        .await;
+    network.mine(1).await;
+    network
+        .wait("everyone to be active", async || {
+            for member in &network.members {
+                let infos = member.wallet.factories().list().await.unwrap();
+                if !infos.iter().any(|it| it.factory == factory && it.active) {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    network.lsp_pays(0, 10_000_000).await;
+    network.settle().await;
+    network.stop().await;
+}
