@@ -77,7 +77,7 @@ async fn commitment_of(
     (commitment, at)
 }
 
-/// Follows an output of `amount_sat` to the wallet; gives what arrived and the fee of it.
+/// The sweep that takes an output of `amount_sat` to the wallet, not before its delay.
 fn swept(network: &TestNetwork, from: &Transaction, at: u32, amount_sat: u64) -> Transaction {
     let mut outputs = from.output.iter();
     let vout = outputs.position(|output| output.value.to_sat() == amount_sat);
