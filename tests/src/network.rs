@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bitcoin::{Amount, Network};
+use bitcoin::{Amount, Network, OutPoint, Transaction};
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::{
     BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp, LspBuilder,
@@ -12,7 +12,7 @@ use superscalar_sdk::{
 };
 use tempfile::TempDir;
 
-use crate::wire::Wire;
+use crate::wire::{ADD_AND_COMMIT_BYTES, REVOKE_BYTES, Wire};
 
 /// How long anything may take on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -296,6 +296,23 @@ impl TestNetwork {
             (0..self.members.len()).all(still)
         })
         .await;
+    }
+
+    /// With what the LSP says to a member held: lets it offer an HTLC, and cuts the member off
+    /// before it learns that the HTLC is irrevocable. What it says from then on stays on the wire.
+    pub async fn until_an_htlc_stands(&self, member: usize) {
+        let wire = &self.members[member].wire;
+        wire.to_member.release_once(ADD_AND_COMMIT_BYTES).await;
+        wire.to_member.until_held(REVOKE_BYTES).await;
+        wire.to_lsp.hold();
+    }
+
+    /// The confirmed transaction that spends an output, and its height.
+    pub fn confirmed_spender(&self, spent: OutPoint) -> (Transaction, u32) {
+        let spend = self.chain.spender_of(spent).unwrap();
+        let spend = spend.unwrap_or_else(|| panic!("{spent} is unspent"));
+        let tx = self.chain.raw_tx(spend.txid).unwrap().unwrap();
+        (tx, spend.height.expect("it is confirmed"))
     }
 
     /// Stops everybody.

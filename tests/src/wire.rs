@@ -7,11 +7,21 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+use crate::network::LIMIT;
+
+/// What `update_add_htlc` and a `commitment_signed` with one HTLC take (BOLT2, BOLT8).
+pub const ADD_AND_COMMIT_BYTES: usize = 1_452 + 34 + COMMIT_BYTES;
+/// What a `commitment_signed` with one HTLC takes.
+pub const COMMIT_BYTES: usize = 164 + 34;
+/// What `revoke_and_ack` takes.
+pub const REVOKE_BYTES: usize = 99 + 34;
 
 /// Both directions.
 pub struct Wire {
@@ -113,6 +123,26 @@ impl Direction {
     /// Lets through what is held now, and goes on holding.
     pub fn release(&self) {
         self.gate.send_modify(|gate| gate.releases += 1);
+    }
+
+    /// Waits until `bytes` are held.
+    pub async fn until_held(&self, bytes: usize) {
+        let until = Instant::now() + LIMIT;
+        while self.held_bytes() < bytes {
+            assert!(Instant::now() < until, "{bytes} bytes never came");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Lets through what is held, once that is `bytes`, and goes on holding.
+    pub async fn release_once(&self, bytes: usize) {
+        self.until_held(bytes).await;
+        self.release();
+        let until = Instant::now() + LIMIT;
+        while self.held_bytes() >= bytes {
+            assert!(Instant::now() < until, "{bytes} bytes never left");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// How many bytes are held.

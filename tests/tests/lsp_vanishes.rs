@@ -7,27 +7,15 @@ use std::str::FromStr;
 use bitcoin::{OutPoint, Transaction, Txid};
 use superscalar_sdk::{ExitMode, PaymentStatus};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
+use superscalar_tests::wire::ADD_AND_COMMIT_BYTES;
 
 /// BOLT3 weights of the second stage, at the pinned 2,500 sat per 1000 weight units.
 const HTLC_SUCCESS_FEE_SAT: u64 = 703 * 2_500 / 1_000;
 const HTLC_TIMEOUT_FEE_SAT: u64 = 663 * 2_500 / 1_000;
 const MEMBER_DELAY_BLOCKS: u32 = 144;
-/// Bytes that `update_add_htlc` and `commitment_signed` with one HTLC take on the wire (BOLT2,
-/// BOLT8), and `revoke_and_ack`.
-const ADD_AND_COMMIT_BYTES: usize = 1_452 + 34 + 164 + 34;
-const REVOKE_BYTES: usize = 99 + 34;
-
 fn outpoint(txid: Txid, vout: usize) -> OutPoint {
     let vout = vout as u32;
     OutPoint { txid, vout }
-}
-
-/// The confirmed transaction that spends an output, and its height.
-fn confirmed_spender(network: &TestNetwork, spent: OutPoint) -> (Transaction, u32) {
-    let spend = network.chain.spender_of(spent).unwrap();
-    let spend = spend.unwrap_or_else(|| panic!("{spent} is unspent"));
-    let tx = network.chain.raw_tx(spend.txid).unwrap().unwrap();
-    (tx, spend.height.expect("confirmed"))
 }
 
 fn value_of(tx: &Transaction) -> u64 {
@@ -84,17 +72,17 @@ async fn commitment_of(
     let leaf = network.chain.raw_tx(channel.txid).unwrap().unwrap();
     let funded = leaf.output[channel.vout as usize].value.to_sat();
     assert_eq!(funded, capacity_sat);
-    let (commitment, at) = confirmed_spender(network, channel);
+    let (commitment, at) = network.confirmed_spender(channel);
     assert!(at >= height);
     (commitment, at)
 }
 
-/// Follows an output of `amount_sat` to the wallet; gives what arrived and the fee of it.
+/// The sweep that takes an output of `amount_sat` to the wallet, not before its delay.
 fn swept(network: &TestNetwork, from: &Transaction, at: u32, amount_sat: u64) -> Transaction {
     let mut outputs = from.output.iter();
     let vout = outputs.position(|output| output.value.to_sat() == amount_sat);
     let vout = vout.unwrap_or_else(|| panic!("no output of {amount_sat} sat"));
-    let (sweep, height) = confirmed_spender(network, outpoint(from.compute_txid(), vout));
+    let (sweep, height) = network.confirmed_spender(outpoint(from.compute_txid(), vout));
     assert!(height >= at + MEMBER_DELAY_BLOCKS, "{height} {at}");
     sweep
 }
@@ -179,25 +167,6 @@ async fn once_the_funding_is_published_every_member_reaches_the_chain() {
     network.stop().await;
 }
 
-/// Lets the LSP offer an HTLC to a member, and stops the wire just before the member learns that it
-/// is irrevocable: nothing the member says afterwards arrives.
-async fn until_the_htlc_stands(network: &TestNetwork, member: usize) {
-    let wire = &network.members[member].wire;
-    let held = |bytes: usize| async move {
-        let reached = async || wire.to_member.held_bytes() >= bytes;
-        network.wait("the LSP's message", reached).await;
-    };
-    held(ADD_AND_COMMIT_BYTES).await;
-    wire.to_member.release();
-    network
-        .wait("the offer to pass", async || {
-            wire.to_member.held_bytes() < ADD_AND_COMMIT_BYTES
-        })
-        .await;
-    held(REVOKE_BYTES).await;
-    wire.to_lsp.hold();
-}
-
 /// The height in the reason an exit was begun for.
 fn expiry_of(reason: &str, kind: &str) -> u32 {
     assert!(reason.starts_with(kind), "{reason}");
@@ -232,7 +201,7 @@ async fn a_payment_whose_preimage_is_known_is_claimed_on_chain_before_it_expires
     let invoice = member.receive(Some(HTLC_SAT * 1_000), "", 3_600).await;
     let lsp = network.lsp().lightning();
     let hash = lsp.send(&invoice.unwrap(), None).await.unwrap();
-    until_the_htlc_stands(&network, 0).await;
+    network.until_an_htlc_stands(0).await;
     network.members[0].wire.to_member.pass();
     network.settled(network.wallet(0), &hash).await;
     // The LSP has not heard of it.
@@ -246,7 +215,7 @@ async fn a_payment_whose_preimage_is_known_is_claimed_on_chain_before_it_expires
     let mut outputs = commitment.output.iter();
     let vout = outputs.position(|output| output.value.to_sat() == HTLC_SAT);
     let spent = outpoint(commitment.compute_txid(), vout.unwrap());
-    let (success, height) = confirmed_spender(&network, spent);
+    let (success, height) = network.confirmed_spender(spent);
     assert_eq!(success.lock_time.to_consensus_u32(), 0);
     assert!(height < expiry, "{height} {expiry}");
     assert_eq!(value_of(&success), HTLC_SAT - HTLC_SUCCESS_FEE_SAT);
@@ -287,7 +256,7 @@ async fn a_payment_that_nobody_fulfils_comes_back_on_chain_after_it_expires() {
     let mut outputs = commitment.output.iter();
     let vout = outputs.position(|output| output.value.to_sat() == htlc_sat);
     let spent = outpoint(commitment.compute_txid(), vout.unwrap());
-    let (timeout, height) = confirmed_spender(&network, spent);
+    let (timeout, height) = network.confirmed_spender(spent);
     assert_eq!(timeout.lock_time.to_consensus_u32(), expiry);
     assert!(height > expiry, "{height} {expiry}");
     assert_eq!(value_of(&timeout), htlc_sat - HTLC_TIMEOUT_FEE_SAT);
@@ -377,4 +346,43 @@ async fn lost_while_signing_nothing_is_left_and_all_join_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_while_opening_nothing_is_left_and_all_join_again() {
     assert_nothing_is_left_of("opening").await;
+}
+
+/// From here on the paths out may be complete: only the LSP's coins are missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_before_it_publishes_nothing_is_owed_and_with_the_lsp_back_the_factory_is_finished() {
+    superscalar_tests::log_to_stderr();
+    let (mut network, factory) = lost_while("acknowledging").await;
+    network.mine(3).await;
+    let infos = network.wallet(1).factories().list().await.unwrap();
+    let funding = OutPoint::from_str(infos[0].funding.as_ref().unwrap()).unwrap();
+    assert_eq!(network.chain.raw_tx(funding.txid).unwrap(), None);
+    for (index, member) in network.members.iter().enumerate() {
+        let infos = member.wallet.factories().list().await.unwrap();
+        assert!(!infos.iter().any(|it| it.active));
+        assert_eq!(network.balance_msat(index), 0);
+        member.wire.to_lsp.pass();
+    }
+    network.restart_lsp().await;
+    network
+        .wait("the funding to be published", async || {
+            let published = network.chain.raw_tx(funding.txid).unwrap();
+            published.is_some()
+        })
+        .await;
+    network.mine(1).await;
+    network
+        .wait("everyone to be active", async || {
+            for member in &network.members {
+                let infos = member.wallet.factories().list().await.unwrap();
+                if !infos.iter().any(|it| it.factory == factory && it.active) {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    network.lsp_pays(0, 10_000_000).await;
+    network.settle().await;
+    network.stop().await;
 }

@@ -1,10 +1,13 @@
 //! An ordinary Lightning wallet (`ldk-node`, another LDK generation) that knows nothing of
 //! factories, with an ordinary channel to the LSP.
 
+#![allow(dead_code, reason = "not every test uses all of it")]
+
 use std::str::FromStr;
 use std::sync::Arc;
 
 use bitcoin::{Amount, Network};
+use ldk_node::lightning::ln::channelmanager::PaymentId;
 use ldk_node::lightning::ln::msgs::SocketAddress;
 use ldk_node::lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
 use ldk_node::payment::PaymentStatus;
@@ -76,7 +79,7 @@ impl Outside {
     }
 
     /// Begins to pay an invoice; gives the payment's id.
-    pub(crate) fn send(&self, invoice: &str) -> ldk_node::lightning::ln::channelmanager::PaymentId {
+    pub(crate) fn send(&self, invoice: &str) -> PaymentId {
         let invoice = Bolt11Invoice::from_str(invoice).unwrap();
         self.node.bolt11_payment().send(&invoice, None).unwrap()
     }
@@ -92,6 +95,17 @@ impl Outside {
             })
             .await;
         self.node.payment(&id).unwrap().fee_paid_msat.unwrap()
+    }
+
+    /// Waits until a payment has failed.
+    pub(crate) async fn until_failed(&self, network: &TestNetwork, id: &PaymentId) {
+        network
+            .wait("the outside payment to fail", async || {
+                let status = self.node.payment(id).unwrap().status;
+                assert_ne!(status, PaymentStatus::Succeeded);
+                status == PaymentStatus::Failed
+            })
+            .await;
     }
 
     /// An invoice of this wallet.
