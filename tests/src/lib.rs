@@ -5,10 +5,11 @@
     reason = "everything here is for tests, which fail by panicking"
 )]
 
-pub mod meter;
 pub mod network;
 pub mod ordinary;
+pub mod processes;
 pub mod trail;
+pub mod wire;
 
 pub use superscalar_regtest as regtest;
 

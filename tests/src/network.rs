@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use bitcoin::{Amount, Network};
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::{
-    BitcoindAuth, BuildRequest, ChainConfig, ExitInfo, FactoryInfo, Lsp, LspBuilder, LspUri,
-    Mnemonic, PaymentStatus, Wallet, WalletBuilder, WalletError, WordCount,
+    BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp, LspBuilder,
+    LspUri, Mnemonic, PaymentStatus, Wallet, WalletBuilder, WalletError, WordCount,
 };
 use tempfile::TempDir;
 
-use crate::meter::Meter;
+use crate::wire::Wire;
 
 /// How long anything may take on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -21,26 +21,11 @@ pub const LIMIT: Duration = Duration::from_secs(120);
 pub struct Member {
     /// The running wallet.
     pub wallet: Arc<Wallet>,
+    /// What it is connected to the LSP by.
+    pub wire: Wire,
     mnemonic: String,
     directory: TempDir,
-}
-
-/// How a [`TestNetwork`] is run.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// Whether bytes between wallets and LSP are counted.
-    pub metered: bool,
-    /// How often nodes look for blocks by themselves.
-    pub poll_interval: Duration,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            metered: false,
-            poll_interval: Duration::from_millis(200),
-        }
-    }
+    uri: LspUri,
 }
 
 /// A chain, an LSP with coins, and wallets without.
@@ -51,62 +36,59 @@ pub struct TestNetwork {
     pub lsp: Option<Arc<Lsp>>,
     /// The wallets, in the order in which they were started.
     pub members: Vec<Member>,
-    lsp_uri: LspUri,
-    options: Options,
-    meter: Option<Meter>,
-    _lsp_directory: TempDir,
+    lsp_mnemonic: String,
+    lsp_directory: TempDir,
+    poll_interval: Duration,
 }
+
+/// How often nodes look for blocks by themselves.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 impl TestNetwork {
     /// Starts everything and lets every wallet wait for a place.
     pub async fn start(members: usize) -> TestNetwork {
-        TestNetwork::start_with(members, Options::default()).await
+        TestNetwork::start_polling(members, POLL_INTERVAL).await
     }
 
-    /// Starts everything as `options` say.
-    pub async fn start_with(members: usize, options: Options) -> TestNetwork {
+    /// The same with nodes that look for blocks every `poll_interval`.
+    pub async fn start_polling(members: usize, poll_interval: Duration) -> TestNetwork {
         let chain = RegtestNode::new().unwrap();
         let lsp_directory = TempDir::new().unwrap();
-        let lsp = LspBuilder::new(Network::Regtest, mnemonic())
-            .storage_dir(lsp_directory.path())
-            .chain_source(chain_config(&chain))
-            .listen("127.0.0.1:0".parse().unwrap())
-            .poll_interval(options.poll_interval)
-            .start()
-            .await
-            .unwrap();
+        let lsp_mnemonic = mnemonic().phrase().to_string();
+        let lsp = open_lsp(&chain, &lsp_mnemonic, lsp_directory.path(), poll_interval).await;
         let address: bitcoin::Address<_> = lsp.onchain().address().unwrap().parse().unwrap();
         let script = address.assume_checked().script_pubkey();
         chain
             .fund(&script, Amount::from_sat(1_000_000_000))
             .unwrap();
-        let mut lsp_uri: LspUri = lsp.uri().unwrap().parse().unwrap();
-        let mut meter = None;
-        if options.metered {
-            let target = lsp_uri.address().to_owned();
-            let started = Meter::start(target).await.unwrap();
-            let through = format!("{}@{}", lsp_uri.node_id(), started.address());
-            lsp_uri = through.parse().unwrap();
-            meter = Some(started);
-        }
         let mut network = TestNetwork {
             chain,
             lsp: Some(lsp),
             members: Vec::new(),
-            lsp_uri,
-            options,
-            meter,
-            _lsp_directory: lsp_directory,
+            lsp_mnemonic,
+            lsp_directory,
+            poll_interval,
         };
         for _ in 0..members {
             let mnemonic = mnemonic().phrase().to_string();
             let directory = TempDir::new().unwrap();
-            let wallet = network.open(&mnemonic, &directory).await;
+            let wire = Wire::to(network.lsp_address()).await;
+            let uri = network.uri_over(&wire);
+            let wallet = open(
+                &network.chain,
+                &uri,
+                &mnemonic,
+                directory.path(),
+                poll_interval,
+            )
+            .await;
             wallet.factories().join(500_000).await.unwrap();
             network.members.push(Member {
                 wallet,
+                wire,
                 mnemonic,
                 directory,
+                uri,
             });
         }
         network.sync().await;
@@ -148,11 +130,12 @@ impl TestNetwork {
         let factory = self.lsp().create_factory(request).await.unwrap();
         self.wait("the funding to be published", async || {
             let infos = self.lsp().factories().await.unwrap();
-            let ours = infos.iter().find(|info| info.factory == factory);
-            if let Some(ended) = ours.and_then(|info| info.ended.clone()) {
-                panic!("the factory ended: {ended}");
-            }
-            infos.iter().any(|info| info.phase == "published")
+            let mut ours = infos.iter().filter(|info| info.factory == factory);
+            ours.any(|info| {
+                let ended = info.ended.as_ref();
+                assert!(ended.is_none(), "the factory ended: {ended:?}");
+                info.phase == "published"
+            })
         })
         .await;
         factory
@@ -166,9 +149,12 @@ impl TestNetwork {
         .await;
     }
 
-    /// Bytes between wallets and LSP so far, both directions, if they are counted.
-    pub fn metered_bytes(&self) -> u64 {
-        self.meter.as_ref().map_or(0, Meter::bytes)
+    /// Bytes between wallets and LSP so far, both directions.
+    pub fn carried_bytes(&self) -> u64 {
+        let wires = self.members.iter().map(|member| &member.wire);
+        wires
+            .map(|wire| wire.to_lsp.carried_bytes() + wire.to_member.carried_bytes())
+            .sum()
     }
 
     /// Brings everybody to the chain's tip.
@@ -206,8 +192,10 @@ impl TestNetwork {
     pub async fn restart_after(&mut self, member: usize, meanwhile: impl FnOnce(&RegtestNode)) {
         let Member {
             wallet,
+            wire,
             mnemonic,
             directory,
+            uri,
         } = self.members.remove(member);
         wallet.stop().await;
         // The directory's lock goes with the last handle of the wallet: a task that was told to end
@@ -216,7 +204,14 @@ impl TestNetwork {
         meanwhile(&self.chain);
         let mut opened = None;
         self.wait("the directory's lock", async || {
-            match self.try_open(&mnemonic, &directory).await {
+            let opening = try_open(
+                &self.chain,
+                &uri,
+                &mnemonic,
+                directory.path(),
+                self.poll_interval,
+            );
+            match opening.await {
                 Ok(wallet) => opened = Some(wallet),
                 Err(error) if error.code() == "storage_locked" => return false,
                 Err(error) => panic!("{error}"),
@@ -226,8 +221,10 @@ impl TestNetwork {
         .await;
         let member_again = Member {
             wallet: opened.expect("opened"),
+            wire,
             mnemonic,
             directory,
+            uri,
         };
         self.members.insert(member, member_again);
     }
@@ -273,6 +270,42 @@ impl TestNetwork {
         .await;
     }
 
+    /// Everything a member has in channels, reserves included, in msat.
+    pub fn balance_msat(&self, member: usize) -> u64 {
+        let balance = self.wallet(member).balance();
+        balance.spendable_msat + balance.reserved_msat
+    }
+
+    /// The LSP's side of a member's channel.
+    pub fn channel(&self, member: usize) -> ChannelInfo {
+        let peer = self.wallet(member).node_id();
+        let channels = self.lsp().channels();
+        let ours = channels.into_iter().find(|it| it.peer == peer);
+        ours.expect("the member has a channel")
+    }
+
+    /// Waits until no payment is on its way and both sides of every channel agree.
+    pub async fn settle(&self) {
+        self.wait("all channels to settle", async || {
+            let still = |member| {
+                let channel = self.channel(member);
+                let whole_msat = channel.capacity_sat * 1_000;
+                channel.inbound_htlcs + channel.outbound_htlcs == 0
+                    && channel.balance_msat + self.balance_msat(member) == whole_msat
+            };
+            (0..self.members.len()).all(still)
+        })
+        .await;
+    }
+
+    /// Stops everybody.
+    pub async fn stop(mut self) {
+        self.lose_lsp().await;
+        for member in &self.members {
+            member.wallet.stop().await;
+        }
+    }
+
     /// The exit of a member.
     pub async fn exit(&self, member: usize) -> ExitInfo {
         let exits = self.wallet(member).exit().status().await.unwrap();
@@ -288,23 +321,74 @@ impl TestNetwork {
         }
     }
 
-    async fn open(&self, mnemonic: &str, directory: &TempDir) -> Arc<Wallet> {
-        self.try_open(mnemonic, directory).await.unwrap()
+    /// Starts the LSP again on its directory; the wallets find it.
+    pub async fn restart_lsp(&mut self) {
+        self.lose_lsp().await;
+        let lsp = open_lsp(
+            &self.chain,
+            &self.lsp_mnemonic,
+            self.lsp_directory.path(),
+            self.poll_interval,
+        )
+        .await;
+        self.lsp = Some(lsp);
+        for member in &self.members {
+            member.wire.lead_to(self.lsp_address());
+        }
     }
 
-    async fn try_open(
-        &self,
-        mnemonic: &str,
-        directory: &TempDir,
-    ) -> Result<Arc<Wallet>, WalletError> {
-        WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
-            .storage_dir(directory.path())
-            .chain_source(chain_config(&self.chain))
-            .lsp(self.lsp_uri.clone())
-            .poll_interval(self.options.poll_interval)
-            .start()
-            .await
+    fn lsp_address(&self) -> std::net::SocketAddr {
+        let uri = self.lsp().uri().unwrap();
+        uri.split_once('@').unwrap().1.parse().unwrap()
     }
+
+    fn uri_over(&self, wire: &Wire) -> LspUri {
+        let uri = format!("{}@{}", self.lsp().node_id(), wire.address);
+        uri.parse().unwrap()
+    }
+}
+
+async fn open_lsp(
+    chain: &RegtestNode,
+    mnemonic: &str,
+    directory: &std::path::Path,
+    poll_interval: Duration,
+) -> Arc<Lsp> {
+    LspBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
+        .storage_dir(directory)
+        .chain_source(chain_config(chain))
+        .listen("127.0.0.1:0".parse().unwrap())
+        .poll_interval(poll_interval)
+        .start()
+        .await
+        .unwrap()
+}
+
+async fn open(
+    chain: &RegtestNode,
+    lsp: &LspUri,
+    mnemonic: &str,
+    directory: &std::path::Path,
+    poll_interval: Duration,
+) -> Arc<Wallet> {
+    let opened = try_open(chain, lsp, mnemonic, directory, poll_interval);
+    opened.await.unwrap()
+}
+
+async fn try_open(
+    chain: &RegtestNode,
+    lsp: &LspUri,
+    mnemonic: &str,
+    directory: &std::path::Path,
+    poll_interval: Duration,
+) -> Result<Arc<Wallet>, WalletError> {
+    WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
+        .storage_dir(directory)
+        .chain_source(chain_config(chain))
+        .lsp(lsp.clone())
+        .poll_interval(poll_interval)
+        .start()
+        .await
 }
 
 /// A request for a regtest factory of `members`.

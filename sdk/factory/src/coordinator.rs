@@ -256,6 +256,7 @@ impl Coordinator {
         match message {
             Message::Join(join) => self.join(slot, join),
             Message::PartialSigs(sigs) => self.partial_sigs(slot, sigs),
+            Message::PathAck(_) => self.path_ack(slot),
             Message::RootPartial(partial) => self.root_partial(slot, &partial),
             Message::RootAck(RootAck { .. }) => self.root_ack(slot),
             Message::Refusal(refusal) => self.refusal(slot, refusal.code),
@@ -424,8 +425,8 @@ impl Coordinator {
         effects
     }
 
-    /// The member's signatures, the channel's identity, and the channel.
-    fn node_sigs(&self, built: &Built, slot: u16) -> [Effect; 3] {
+    /// The member's signatures and the identity of the channel that follows its answer.
+    fn node_sigs(&self, built: &Built, slot: u16) -> [Effect; 2] {
         let peer = self.peers[usize::from(slot)];
         let attempt = self.attempt;
         [
@@ -445,8 +446,21 @@ impl Coordinator {
                     blocks_early: built.terms.header.timing.blocks_early,
                 },
             ),
-            Effect::Open(SlotRef { attempt, slot }),
         ]
+    }
+
+    fn path_ack(&mut self, slot: u16) -> Vec<Effect> {
+        let attempt = self.attempt;
+        match &self.phase {
+            Phase::Opening { held, .. } if !held.contains(&slot) => {
+                vec![Effect::Open(SlotRef { attempt, slot })]
+            }
+            Phase::Opening { .. } | Phase::Acking { .. } | Phase::Published { .. } => Vec::new(),
+            _ => {
+                let peer = self.peers[usize::from(slot)];
+                self.refuse(peer, RefusalCode::Unexpected, "")
+            }
+        }
     }
 
     fn channel_held(&mut self, slot: u16) -> Vec<Effect> {

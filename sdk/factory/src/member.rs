@@ -18,8 +18,8 @@ use crate::journal::{
     Ended, MemberJoined, MemberPath, MemberRootPartial, MemberRootSig, MemberSigned,
 };
 use crate::message::{
-    Attempt, Identity, Invite, Join, Message, NodeSigs, PartialBytes, PartialSigs, Refusal,
-    RefusalCode, RootAck, RootPartial, RootSig, TermsMessage,
+    Attempt, Identity, Invite, Join, Message, NodeSigs, PartialBytes, PartialSigs, PathAck,
+    Refusal, RefusalCode, RootAck, RootPartial, RootSig, TermsMessage,
 };
 use crate::scripts::tagged_hash;
 use crate::signing::{
@@ -372,7 +372,7 @@ impl Member {
         if let Some(known) = path.signatures.get(..order.len() - 1) {
             // Said again after a reconnect: the same is fine, anything else is not.
             return match *known == sigs.signatures {
-                true => Ok(Vec::new()),
+                true => Ok(self.path_ack().into_iter().collect()),
                 false => Err(Refused::new(RefusalCode::Signature, "signatures")),
             };
         }
@@ -396,7 +396,21 @@ impl Member {
         Ok(vec![
             Effect::Persist(record.into()),
             Effect::Agree(self.channel(&path)),
+            self.send(PathAck {
+                attempt: self.attempt(),
+            }),
         ])
+    }
+
+    /// That the channel may be opened, while that is still due.
+    fn path_ack(&self) -> Option<Effect> {
+        let attempt = self.attempt();
+        match &self.phase {
+            Phase::Signed { path, .. } if !path.signatures.is_empty() => {
+                Some(self.send(PathAck { attempt }))
+            }
+            _ => None,
+        }
     }
 
     fn identity(&self, identity: &Identity) -> Result<Vec<Effect>, Refused> {
@@ -519,6 +533,7 @@ impl Member {
                 let partials = partials.clone();
                 vec![self.send(PartialSigs { attempt, partials })]
             }
+            Phase::Signed { .. } => self.path_ack().into_iter().collect(),
             Phase::Committed { partial, .. } => vec![self.send(RootPartial {
                 attempt,
                 partial: *partial,

@@ -111,6 +111,16 @@ tlv! {
 }
 
 tlv! {
+    /// Member → LSP, step 6: the signatures are verified and on disk, the channel may be opened.
+    /// Without this answer an `open_channel` could reach the member's LDK before the slot it is
+    /// for is agreed.
+    pub struct PathAck {
+        /// The attempt.
+        0 => attempt: Attempt,
+    }
+}
+
+tlv! {
     /// LSP → member, before step 7's `open_channel`, whose TLVs LDK does not expose: the identity
     /// of the factory the channel will live in (bLIP-56).
     pub struct Identity {
@@ -272,6 +282,7 @@ messages! {
     10 => RootSig(RootSig),
     11 => RootAck(RootAck),
     12 => Refusal(Refusal),
+    13 => PathAck(PathAck),
 }
 
 impl Header {
@@ -299,6 +310,7 @@ impl Message {
             Message::RootSig(body) => Some(body.attempt),
             Message::RootAck(body) => Some(body.attempt),
             Message::Refusal(body) => Some(body.attempt),
+            Message::PathAck(body) => Some(body.attempt),
         }
     }
 }

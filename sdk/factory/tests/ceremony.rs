@@ -103,6 +103,9 @@ fn a_silent_member_is_dropped_and_no_coin_is_locked() {
 fn replaying_the_journal_gives_the_same_state() {
     let mut world = World::new(4);
     world.run();
+    let before = world.journal[&Party::Member(0)].clone();
+    let (member, _) = Member::replay(&bytes("member seed", 0), &before, TIP).unwrap();
+    assert_eq!(member.phase(), world.members[&0].phase());
     world.confirm_funding(TIP + 1);
     for slot in 0..4 {
         let seed = bytes("member seed", u64::from(slot));
@@ -111,6 +114,8 @@ fn replaying_the_journal_gives_the_same_state() {
         let (before, after) = (world.members[&slot].path().unwrap(), member.path().unwrap());
         assert_eq!(before.signatures, after.signatures);
         assert_eq!(before.tree.factory_id, after.tree.factory_id);
+        assert_eq!(member.phase(), world.members[&slot].phase());
+        assert!(!member.is_active(), "until the chain is asked again");
     }
     let records = &world.journal[&Party::Lsp];
     let (lsp, _) = Coordinator::replay(&bytes("lsp seed", 0), records, TIP + 1).unwrap();

@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use superscalar_tests::network::{Options, TestNetwork, regtest_factory};
+use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::ordinary::Ordinary;
 
 /// Pairs of payment batches, factory and ordinary in turn.
@@ -33,17 +33,13 @@ async fn main() {
 }
 
 async fn ceremony(members: u16) -> serde_json::Value {
-    let options = Options {
-        metered: true,
-        poll_interval: Duration::from_secs(60),
-    };
-    let network = TestNetwork::start_with(usize::from(members), options).await;
+    let network = TestNetwork::start_polling(usize::from(members), Duration::from_secs(60)).await;
     network.all_waiting(members).await;
-    let (bytes, cpu, started) = (network.metered_bytes(), cpu_seconds(), Instant::now());
+    let (bytes, cpu, started) = (network.carried_bytes(), cpu_seconds(), Instant::now());
     network.build_unconfirmed(regtest_factory(members)).await;
     let wall = started.elapsed().as_secs_f64();
     let cpu = cpu_seconds() - cpu;
-    let bytes = network.metered_bytes() - bytes;
+    let bytes = network.carried_bytes() - bytes;
     serde_json::json!({
         "members": members,
         "wall_s": wall,

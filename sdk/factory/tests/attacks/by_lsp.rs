@@ -249,3 +249,51 @@ pub(crate) fn flip(signature: &schnorr::Signature) -> schnorr::Signature {
     bytes[40] ^= 1;
     schnorr::Signature::from_slice(&bytes).unwrap()
 }
+
+/// After a reconnect the LSP repeats what it thinks was lost: heard twice, it changes nothing.
+#[test]
+fn what_is_said_again_changes_nothing() {
+    let (mut world, _) = world_before(Party::Lsp, Party::Member(VICTIM), ROOT_SIG);
+    let mut said: Vec<Message> = Vec::new();
+    let mut whole = World::new(4);
+    whole.run();
+    let own = |message: &Message| match message {
+        Message::Invite(invite) => invite.slot == VICTIM,
+        Message::Terms(terms) => terms.facts.slot == VICTIM,
+        Message::Identity(identity) => identity.slot == VICTIM,
+        _ => false,
+    };
+    for (from, message) in &whole.log {
+        if *from == Party::Lsp && own(message) {
+            said.push(message.clone());
+        }
+    }
+    let attempt = world.plan.attempt;
+    let path = whole.members[&VICTIM].path().unwrap();
+    let (root, rest) = path.signatures.split_last().unwrap();
+    let (signature, signatures) = (*root, rest.to_vec());
+    said.push(
+        NodeSigs {
+            attempt,
+            signatures,
+        }
+        .into(),
+    );
+    assert_eq!(said.len(), 4);
+    for phase in ["committed", "funding"] {
+        let member = world.members.get_mut(&VICTIM).unwrap();
+        assert_eq!(member.phase(), phase);
+        for message in &said {
+            let effects = member.handle(member::Input::Message(message.clone()));
+            assert_eq!(effects, [], "{phase}: {message:?}");
+        }
+        assert_eq!(member.phase(), phase);
+        world.deliver();
+    }
+    let member = world.members.get_mut(&VICTIM).unwrap();
+    let root = RootSig { attempt, signature };
+    let effects = member.handle(member::Input::Message(root.into()));
+    let ack = Message::from(RootAck { attempt });
+    assert!(matches!(&effects[..], [Effect::Send { message, .. }] if *message == ack));
+    completes("said again", world);
+}

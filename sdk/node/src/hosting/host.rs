@@ -33,6 +33,8 @@ use super::slots::{SharedSlots, SlotPhase};
 
 /// How long a connection may take to finish its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long to wait before an event that could not be taken is looked at again.
+const REPEAT_EVENT_AFTER: Duration = Duration::from_millis(100);
 
 /// Why a peer could not be reached.
 #[derive(Debug, thiserror::Error)]
@@ -233,7 +235,15 @@ impl Host {
                 Arc::clone(&parts.store),
                 |event| {
                     let host = Arc::clone(&host);
-                    async move { host.handle_ldk(event) }
+                    async move {
+                        let done = host.handle_ldk(event);
+                        if done.is_err() {
+                            // LDK repeats at once; a full disk or a stopping node needs a moment,
+                            // and a loop that never waits can never be ended.
+                            tokio::time::sleep(REPEAT_EVENT_AFTER).await;
+                        }
+                        done
+                    }
                 },
                 Arc::clone(&parts.monitors),
                 Arc::clone(&parts.channels),
