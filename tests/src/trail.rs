@@ -382,18 +382,27 @@ impl TestNetwork {
             let (own, delay) = self.commitment(path, txid, height, balances_msat[member]);
             outputs.push((own, delay, (txid, height)));
         }
-        let mut due: Vec<_> = outputs
-            .iter()
-            .map(|(own, delay, at)| (at.1 + delay, *own))
-            .collect();
-        due.sort();
-        for (allowed, own) in due {
+        let mut due = std::collections::BTreeMap::<u32, Vec<OutPoint>>::new();
+        for (own, delay, (_, height)) in &outputs {
+            due.entry(height + delay).or_default().push(*own);
+        }
+        for (allowed, outputs) in due {
             while self.chain.height().unwrap() + 1 < allowed {
-                assert_eq!(self.chain.spender_of(own).unwrap(), None, "swept too early");
+                for own in &outputs {
+                    assert_eq!(
+                        self.chain.spender_of(*own).unwrap(),
+                        None,
+                        "swept too early"
+                    );
+                }
                 self.block(followers).await;
             }
-            let sweep = self.spent(own).await;
-            assert_eq!(self.confirm(sweep, followers).await, allowed);
+            for own in &outputs {
+                self.spent(*own).await;
+            }
+            for own in outputs {
+                assert_eq!(self.mined_spend(own, followers).await, allowed);
+            }
         }
         let mut closed = Vec::new();
         for (&member, (own, _, commitment)) in members.iter().zip(outputs) {

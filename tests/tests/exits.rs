@@ -438,6 +438,7 @@ async fn two_of_different_leaves_leave_at_once_and_their_mates_keep_paying() {
         assert!(network.chain.confirmed_at(channel.txid).unwrap().is_some());
         assert_eq!(network.chain.spender_of(channel).unwrap(), None);
     }
+    network.quiet().await;
     let member = stay[0];
     let balance_msat = network.channel_msat(member);
     network.leave(member, &factory).await;
