@@ -1,0 +1,6 @@
+//! The demo: separate processes on a real chain, from a factory's funding to a member that leaves
+//! alone after the LSP was killed; checked against bitcoind to the satoshi, and drawn.
+
+pub mod checker;
+pub mod ledger;
+pub mod published;
