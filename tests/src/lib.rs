@@ -6,7 +6,9 @@
 )]
 
 pub mod demo;
+pub mod meter;
 pub mod network;
+pub mod ordinary;
 
 pub use superscalar_regtest as regtest;
 

@@ -12,6 +12,8 @@ use superscalar_sdk::{
 };
 use tempfile::TempDir;
 
+use crate::meter::Meter;
+
 /// How long anything may take on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(120);
 
@@ -23,6 +25,24 @@ pub struct Member {
     directory: TempDir,
 }
 
+/// How a [`TestNetwork`] is run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Whether bytes between wallets and LSP are counted.
+    pub metered: bool,
+    /// How often nodes look for blocks by themselves.
+    pub poll_interval: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            metered: false,
+            poll_interval: Duration::from_millis(200),
+        }
+    }
+}
+
 /// A chain, an LSP with coins, and wallets without.
 pub struct TestNetwork {
     /// The chain.
@@ -32,19 +52,26 @@ pub struct TestNetwork {
     /// The wallets, in the order in which they were started.
     pub members: Vec<Member>,
     lsp_uri: LspUri,
+    options: Options,
+    meter: Option<Meter>,
     _lsp_directory: TempDir,
 }
 
 impl TestNetwork {
     /// Starts everything and lets every wallet wait for a place.
     pub async fn start(members: usize) -> TestNetwork {
+        TestNetwork::start_with(members, Options::default()).await
+    }
+
+    /// Starts everything as `options` say.
+    pub async fn start_with(members: usize, options: Options) -> TestNetwork {
         let chain = RegtestNode::new().unwrap();
         let lsp_directory = TempDir::new().unwrap();
         let lsp = LspBuilder::new(Network::Regtest, mnemonic())
             .storage_dir(lsp_directory.path())
             .chain_source(chain_config(&chain))
             .listen("127.0.0.1:0".parse().unwrap())
-            .poll_interval(Duration::from_millis(200))
+            .poll_interval(options.poll_interval)
             .start()
             .await
             .unwrap();
@@ -53,12 +80,22 @@ impl TestNetwork {
         chain
             .fund(&script, Amount::from_sat(1_000_000_000))
             .unwrap();
-        let lsp_uri: LspUri = lsp.uri().unwrap().parse().unwrap();
+        let mut lsp_uri: LspUri = lsp.uri().unwrap().parse().unwrap();
+        let mut meter = None;
+        if options.metered {
+            let target = lsp_uri.address().to_owned();
+            let started = Meter::start(target).await.unwrap();
+            let through = format!("{}@{}", lsp_uri.node_id(), started.address());
+            lsp_uri = through.parse().unwrap();
+            meter = Some(started);
+        }
         let mut network = TestNetwork {
             chain,
             lsp: Some(lsp),
             members: Vec::new(),
             lsp_uri,
+            options,
+            meter,
             _lsp_directory: lsp_directory,
         };
         for _ in 0..members {
@@ -107,11 +144,7 @@ impl TestNetwork {
 
     /// Builds a factory of all members up to the published funding.
     pub async fn build_unconfirmed(&self, request: BuildRequest) -> String {
-        let wanted = usize::from(request.members);
-        self.wait("all members to wait for a place", async || {
-            self.lsp().waiting().await.unwrap().len() >= wanted
-        })
-        .await;
+        self.all_waiting(request.members).await;
         let factory = self.lsp().create_factory(request).await.unwrap();
         self.wait("the funding to be published", async || {
             let infos = self.lsp().factories().await.unwrap();
@@ -122,6 +155,19 @@ impl TestNetwork {
         })
         .await;
         factory
+    }
+
+    /// Waits until so many members are connected and want a place.
+    pub async fn all_waiting(&self, members: u16) {
+        self.wait("all members to wait for a place", async || {
+            self.lsp().waiting().await.unwrap().len() >= usize::from(members)
+        })
+        .await;
+    }
+
+    /// Bytes between wallets and LSP so far, both directions, if they are counted.
+    pub fn metered_bytes(&self) -> u64 {
+        self.meter.as_ref().map_or(0, Meter::bytes)
     }
 
     /// Brings everybody to the chain's tip.
@@ -156,7 +202,14 @@ impl TestNetwork {
             let member = &self.members[member];
             (member.mnemonic.clone(), member.directory.path().to_owned())
         };
-        let wallet = open(&self.chain, &self.lsp_uri, &mnemonic, &directory).await;
+        let wallet = open(
+            &self.chain,
+            &self.lsp_uri,
+            &mnemonic,
+            &directory,
+            self.options,
+        )
+        .await;
         self.members[member].wallet = wallet;
     }
 
@@ -212,12 +265,19 @@ impl TestNetwork {
         let until = Instant::now() + LIMIT;
         while !condition().await {
             assert!(Instant::now() < until, "waited in vain for {what}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
     async fn open(&self, mnemonic: &str, directory: &TempDir) -> Arc<Wallet> {
-        open(&self.chain, &self.lsp_uri, mnemonic, directory.path()).await
+        open(
+            &self.chain,
+            &self.lsp_uri,
+            mnemonic,
+            directory.path(),
+            self.options,
+        )
+        .await
     }
 }
 
@@ -226,12 +286,13 @@ async fn open(
     lsp: &LspUri,
     mnemonic: &str,
     directory: &std::path::Path,
+    options: Options,
 ) -> Arc<Wallet> {
     WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
         .storage_dir(directory)
         .chain_source(chain_config(chain))
         .lsp(lsp.clone())
-        .poll_interval(Duration::from_millis(200))
+        .poll_interval(options.poll_interval)
         .start()
         .await
         .unwrap()
@@ -252,7 +313,7 @@ pub fn regtest_factory(members: u16) -> BuildRequest {
     }
 }
 
-fn chain_config(chain: &RegtestNode) -> ChainConfig {
+pub(crate) fn chain_config(chain: &RegtestNode) -> ChainConfig {
     ChainConfig::Bitcoind {
         address: format!("{}:{}", chain.rpc_host(), chain.rpc_port()),
         auth: BitcoindAuth::UserPassword {

@@ -2,6 +2,8 @@
 
 #![expect(clippy::print_stdout, reason = "commands print their results")]
 
+mod bench;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -12,6 +14,8 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask")]
 enum Chore {
+    /// Measure, and write the table of figures into the README.
+    Bench,
     /// Print the path of the bitcoind the tests run, building it first if there is none.
     Bitcoind,
     /// Install the system packages the build and bitcoind need (as root), or name them.
@@ -20,6 +24,7 @@ enum Chore {
 
 fn main() -> Result<()> {
     match Chore::parse() {
+        Chore::Bench => bench::run(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")),
         Chore::Bitcoind => {
             println!("{}", superscalar_regtest::locate_bitcoind()?.display());
             Ok(())

@@ -78,6 +78,10 @@ pub enum DecodeError {
 
 /// A value with one canonical byte encoding.
 pub trait Encode {
+    /// Whether a reader finds the end of a value by itself. A TLV stream ends where the input
+    /// does, so it stands last or behind its length.
+    const SELF_DELIMITING: bool = true;
+
     /// Appends the encoding of `self` to `out`.
     fn encode(&self, out: &mut Vec<u8>);
 
@@ -90,7 +94,7 @@ pub trait Encode {
 }
 
 /// A value that can be read back from its encoding.
-pub trait Decode: Sized {
+pub trait Decode: Encode + Sized {
     /// Reads one value and leaves the reader after it.
     fn decode(reader: &mut Reader<'_>, field: &'static str) -> Result<Self, DecodeError>;
 
@@ -128,6 +132,11 @@ impl<'a> Reader<'a> {
         let (head, rest) = self.rest.split_at(len);
         self.rest = rest;
         Ok(head)
+    }
+
+    /// All bytes that are left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
     }
 
     /// The next `N` bytes as an array.
@@ -224,22 +233,38 @@ impl<const N: usize> Decode for [u8; N] {
     }
 }
 
+/// Length first; elements that do not show their own end have theirs before them.
 impl<T: Encode> Encode for Vec<T> {
     fn encode(&self, out: &mut Vec<u8>) {
         write_big_size(self.len() as u64, out);
         for item in self {
-            item.encode(out);
+            if T::SELF_DELIMITING {
+                item.encode(out);
+            } else {
+                let bytes = item.to_bytes();
+                write_big_size(bytes.len() as u64, out);
+                out.extend_from_slice(&bytes);
+            }
         }
     }
 }
 impl<T: Decode> Decode for Vec<T> {
     fn decode(r: &mut Reader<'_>, field: &'static str) -> Result<Self, DecodeError> {
         let len = r.length(MAX_LIST, field)?;
-        (0..len).map(|_| T::decode(r, field)).collect()
+        let item = |_| {
+            if T::SELF_DELIMITING {
+                return T::decode(r, field);
+            }
+            let len = r.length(MAX_BYTES, field)?;
+            T::from_bytes(r.take(len, field)?, field)
+        };
+        (0..len).map(item).collect()
     }
 }
 
 impl<T: Encode> Encode for Option<T> {
+    const SELF_DELIMITING: bool = T::SELF_DELIMITING;
+
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
             None => out.push(0),
@@ -261,7 +286,10 @@ impl<T: Decode> Decode for Option<T> {
 }
 
 impl<A: Encode, B: Encode> Encode for (A, B) {
+    const SELF_DELIMITING: bool = B::SELF_DELIMITING;
+
     fn encode(&self, out: &mut Vec<u8>) {
+        const { assert!(A::SELF_DELIMITING) };
         self.0.encode(out);
         self.1.encode(out);
     }
@@ -407,12 +435,18 @@ impl Decode for Transaction {
     }
 }
 
+/// Appends a field that others may follow.
+pub(crate) fn encode_field<T: Encode>(value: &T, out: &mut Vec<u8>) {
+    const { assert!(T::SELF_DELIMITING) };
+    value.encode(out);
+}
+
 /// Implements [`Encode`] and [`Decode`] for a struct as the concatenation of its fields.
 macro_rules! fields {
     ($name:ident { $($field:ident),* $(,)? }) => {
         impl $crate::codec::Encode for $name {
             fn encode(&self, out: &mut Vec<u8>) {
-                $( $crate::codec::Encode::encode(&self.$field, out); )*
+                $( $crate::codec::encode_field(&self.$field, out); )*
             }
         }
         impl $crate::codec::Decode for $name {
@@ -439,6 +473,8 @@ macro_rules! tlv {
         pub struct $name { $( $(#[$fmeta])* pub $field: $ty ),* }
 
         impl $crate::codec::Encode for $name {
+            const SELF_DELIMITING: bool = false;
+
             #[allow(unused_variables)]
             fn encode(&self, out: &mut Vec<u8>) {
                 $(

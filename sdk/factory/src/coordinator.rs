@@ -5,6 +5,9 @@
 //! leave; whoever is silent or signs badly is named, and no coin was committed.
 
 mod built;
+mod chain;
+mod ending;
+mod input;
 mod plan;
 mod replay;
 mod signing;
@@ -12,10 +15,10 @@ mod signing;
 use std::collections::BTreeSet;
 
 use bitcoin::secp256k1::{PublicKey, schnorr};
-use bitcoin::{OutPoint, Transaction, Txid};
+use bitcoin::{OutPoint, Transaction};
 
-use crate::effect::{Effect, Event, SlotChannel, SlotRef, depth};
-use crate::journal::{Activated, Ended, LspGathering, LspNodes, LspPublished, LspRoot, LspTerms};
+use crate::effect::{Effect, Event, SlotChannel, SlotRef};
+use crate::journal::{LspGathering, LspNodes, LspPublished, LspRoot, LspTerms};
 use crate::member::PROTOCOL;
 use crate::message::{
     Attempt, Identity, Invite, Join, Message, NodeSigs, PartialSigs, Refusal, RefusalCode, RootAck,
@@ -26,47 +29,10 @@ use crate::tree::Blueprint;
 use signing::Signing;
 
 pub use built::Built;
-pub use plan::{FactoryPlan, LspSecrets, PlanError, Seat, StockOutput, stock_preimage};
-
-/// Something that happened.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-#[allow(clippy::large_enum_variant)]
-pub enum Input {
-    /// A member said something about this attempt.
-    Message {
-        /// The member's Lightning node.
-        from: PublicKey,
-        /// What it said.
-        message: Message,
-    },
-    /// A member is connected again.
-    Connected(PublicKey),
-    /// Answer to [`Effect::Fund`]: the signed transaction and the output's position.
-    Funded {
-        /// The transaction, not published.
-        tx: Transaction,
-        /// Position of the factory's output.
-        vout: u32,
-    },
-    /// Answer to [`Effect::Fund`]: there are not enough confirmed coins.
-    FundingFailed,
-    /// Both sides hold commitments on the slot's outpoint, ours durably.
-    ChannelHeld(u16),
-    /// The slot's channel could not be opened or was closed.
-    ChannelLost(u16),
-    /// The time for this round is over.
-    TimedOut,
-    /// The funding transaction is in the block at `height`.
-    FundingConfirmed {
-        /// Its height.
-        height: u32,
-    },
-    /// The block the funding transaction was in is no longer in the best chain.
-    FundingReorged,
-    /// The best chain's height.
-    Height(u32),
-}
+pub use input::Input;
+pub use plan::{
+    FactoryPlan, LspSecrets, PlanError, Seat, StockOutput, group_sizes, stock_preimage,
+};
 
 /// One attempt to build one factory.
 #[derive(Debug)]
@@ -349,7 +315,13 @@ impl Coordinator {
             } => (terms, blueprint, joins),
             other => {
                 self.phase = other;
-                return Vec::new();
+                // Came when nobody waited for it any more: its coins must not stay reserved.
+                let txid = tx.compute_txid();
+                let used = self.built().map(|built| built.tree.funding.txid);
+                return match used == Some(txid) {
+                    true => Vec::new(),
+                    false => vec![Effect::ReleaseFunding(txid)],
+                };
             }
         };
         let funding = OutPoint {
@@ -478,7 +450,10 @@ impl Coordinator {
     }
 
     fn channel_held(&mut self, slot: u16) -> Vec<Effect> {
-        if let Phase::Opening { held, .. } = &mut self.phase {
+        let members = self.members();
+        if let Phase::Opening { held, .. } = &mut self.phase
+            && slot < members
+        {
             held.insert(slot);
         }
         self.try_root()
@@ -565,71 +540,6 @@ impl Coordinator {
         effects
     }
 
-    fn refusal(&mut self, slot: u16, code: RefusalCode) -> Vec<Effect> {
-        match self.phase {
-            Phase::Gathering { .. }
-            | Phase::Funding { .. }
-            | Phase::Signing { .. }
-            | Phase::Opening { .. } => self.end(code, &[slot]),
-            // Everyone who acknowledged is safe; who did not is not harmed by an ending either.
-            Phase::Acking { .. } => self.end(code, &[slot]),
-            Phase::Published { .. } | Phase::Ended(_) => Vec::new(),
-        }
-    }
-
-    fn timed_out(&mut self) -> Vec<Effect> {
-        let all = 0..self.members();
-        let silent: Vec<u16> = match &self.phase {
-            Phase::Gathering { joins } => all
-                .filter(|slot| joins[usize::from(*slot)].is_none())
-                .collect(),
-            Phase::Signing { signing, .. } => all.filter(|slot| !signing.has(*slot)).collect(),
-            Phase::Opening { signing, held, .. } => all
-                .filter(|slot| !held.contains(slot) || !signing.has_root(*slot))
-                .collect(),
-            Phase::Acking { acked, .. } => all.filter(|slot| !acked.contains(slot)).collect(),
-            Phase::Funding { .. } | Phase::Published { .. } | Phase::Ended(_) => return Vec::new(),
-        };
-        self.end(RefusalCode::Silence, &silent)
-    }
-
-    fn funding_reorged(&mut self) -> Vec<Effect> {
-        self.funding_height = None;
-        if !std::mem::take(&mut self.open) {
-            return Vec::new();
-        }
-        let attempt = self.attempt;
-        let mut effects: Vec<Effect> = (0..self.members())
-            .map(|slot| Effect::Suspend(SlotRef { attempt, slot }))
-            .collect();
-        if let Some(built) = self.built() {
-            effects.push(Effect::Broadcast(built.funding.clone()));
-        }
-        effects.push(Effect::Emit(Event::Reorged(attempt)));
-        effects
-    }
-
-    fn bury(&mut self) -> Vec<Effect> {
-        let (attempt, members, tip) = (self.attempt, self.members(), self.tip);
-        let (Phase::Published { built, active }, Some(height), false) =
-            (&mut self.phase, self.funding_height, self.open)
-        else {
-            return Vec::new();
-        };
-        if depth(tip, height) < u32::from(built.terms.header.timing.min_depth) {
-            return Vec::new();
-        }
-        self.open = true;
-        let mut effects = Vec::new();
-        if *active != Some(height) {
-            *active = Some(height);
-            effects.push(Effect::Persist(Activated { height }.into()));
-            effects.push(Effect::Emit(Event::Active { attempt, height }));
-        }
-        effects.extend((0..members).map(|slot| Effect::Activate(SlotRef { attempt, slot })));
-        effects
-    }
-
     /// After a reconnect: what the member may not have heard.
     fn repeat(&self, peer: PublicKey) -> Vec<Effect> {
         let Some(slot) = self.peers.iter().position(|other| *other == peer) else {
@@ -661,45 +571,6 @@ impl Coordinator {
 
     fn refuse(&self, peer: PublicKey, code: RefusalCode, field: &'static str) -> Vec<Effect> {
         refuse(self.attempt, peer, code, field)
-    }
-
-    fn end(&mut self, code: RefusalCode, at_fault: &[u16]) -> Vec<Effect> {
-        let funding = self.built().map(|built| built.tree.funding.txid);
-        self.end_with(code, funding, at_fault)
-    }
-
-    fn end_with(
-        &mut self,
-        code: RefusalCode,
-        funding: Option<Txid>,
-        at_fault: &[u16],
-    ) -> Vec<Effect> {
-        let attempt = self.attempt;
-        self.phase = Phase::Ended(code);
-        let mut effects = vec![Effect::Persist(Ended { code }.into())];
-        for (slot, peer) in (0u16..).zip(&self.peers) {
-            let code = match at_fault.is_empty() || at_fault.contains(&slot) {
-                true => code,
-                false => RefusalCode::Other,
-            };
-            let field = String::new();
-            effects.push(send(
-                *peer,
-                Refusal {
-                    attempt,
-                    code,
-                    field,
-                },
-            ));
-            effects.push(Effect::Discard(SlotRef { attempt, slot }));
-        }
-        effects.extend(funding.map(Effect::ReleaseFunding));
-        effects.push(Effect::Emit(Event::Ended {
-            attempt,
-            code,
-            at_fault: at_fault.to_vec(),
-        }));
-        effects
     }
 
     fn channel(&self, built: &Built, slot: u16) -> SlotChannel {

@@ -132,6 +132,8 @@ macro_rules! records {
         pub enum Record { $( $name($name) ),* }
 
         impl Encode for Record {
+            const SELF_DELIMITING: bool = false;
+
             fn encode(&self, out: &mut Vec<u8>) {
                 match self {
                     $( Record::$name(body) => {

@@ -5,6 +5,7 @@
 //! factory does not exist for the member until the root signature is durable and the funding
 //! buried. A refused message changes nothing.
 
+mod chain;
 mod limits;
 mod replay;
 mod verify;
@@ -12,9 +13,9 @@ mod verify;
 use bitcoin::secp256k1::{PublicKey, schnorr};
 use bitcoin::{OutPoint, ScriptBuf, Transaction};
 
-use crate::effect::{Effect, Event, SlotChannel, SlotRef, depth};
+use crate::effect::{Effect, Event, SlotChannel, SlotRef};
 use crate::journal::{
-    Activated, Ended, MemberJoined, MemberPath, MemberRootPartial, MemberRootSig, MemberSigned,
+    Ended, MemberJoined, MemberPath, MemberRootPartial, MemberRootSig, MemberSigned,
 };
 use crate::message::{
     Attempt, Identity, Invite, Join, Message, NodeSigs, PartialBytes, PartialSigs, Refusal,
@@ -497,57 +498,6 @@ impl Member {
             // The path is complete: from here on only the chain decides.
             Phase::Complete { .. } | Phase::Ended(_) => Vec::new(),
         }
-    }
-
-    fn funding_confirmed(&mut self, tx: &Transaction, height: u32) -> Vec<Effect> {
-        let tree = match &self.phase {
-            Phase::Committed { path, .. } | Phase::Complete { path, .. } => &path.tree,
-            _ => return Vec::new(),
-        };
-        let output = tx.output.get(tree.funding.vout as usize);
-        if tx.compute_txid() != tree.funding.txid || output != Some(&tree.funding_output) {
-            return Vec::new();
-        }
-        self.funding_height = Some(height);
-        self.bury()
-    }
-
-    fn funding_reorged(&mut self) -> Vec<Effect> {
-        self.funding_height = None;
-        match std::mem::take(&mut self.open) {
-            true => vec![
-                Effect::Suspend(self.slot()),
-                Effect::Emit(Event::Reorged(self.attempt())),
-            ],
-            false => Vec::new(),
-        }
-    }
-
-    /// The factory begins to exist when path and funding are both final.
-    fn bury(&mut self) -> Vec<Effect> {
-        let (slot, attempt) = (self.slot(), self.attempt());
-        if self.open || !self.is_buried() {
-            return Vec::new();
-        }
-        let (Phase::Complete { active, .. }, Some(height)) = (&mut self.phase, self.funding_height)
-        else {
-            return Vec::new();
-        };
-        self.open = true;
-        let mut effects = Vec::new();
-        if *active != Some(height) {
-            *active = Some(height);
-            effects.push(Effect::Persist(Activated { height }.into()));
-            effects.push(Effect::Emit(Event::Active { attempt, height }));
-        }
-        effects.push(Effect::Activate(slot));
-        effects
-    }
-
-    fn is_buried(&self) -> bool {
-        let least = u32::from(self.joined.invite.header.timing.min_depth);
-        self.funding_height
-            .is_some_and(|height| depth(self.tip, height) >= least)
     }
 
     /// After a reconnect: what the LSP may not have heard.

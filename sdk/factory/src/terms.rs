@@ -325,7 +325,7 @@ impl Header {
             budget <= MAX_ROUTE_CLTV_BLOCKS,
             "timing",
             u64::from(budget),
-            "2 × exit_delay + 200 of at most 2016 blocks",
+            "exit_delay + blocks_early + 200 of at most 2016 blocks",
         )?;
         range(
             u32::from(t.blocks_early) >= t.exit_delay(layers),
@@ -355,6 +355,16 @@ impl Header {
 impl SlotRecord {
     /// Checks everything about one record alone.
     pub fn validate(&self) -> Result<(), TermsError> {
+        Self::validate_amounts(self.capacity, self.push_msat, self.stock)?;
+        payout(&self.payout, "payout")
+    }
+
+    /// Checks the amounts of a place before its keys are known.
+    pub(crate) fn validate_amounts(
+        capacity: Amount,
+        push_msat: u64,
+        stock: Amount,
+    ) -> Result<(), TermsError> {
         let range = |ok: bool, field, value: u64, allowed| match ok {
             true => Ok(()),
             false => Err(TermsError::Range {
@@ -364,24 +374,23 @@ impl SlotRecord {
             }),
         };
         range(
-            (MIN_OUTPUT..=Amount::MAX_MONEY).contains(&self.capacity),
+            (MIN_OUTPUT..=Amount::MAX_MONEY).contains(&capacity),
             "capacity",
-            self.capacity.to_sat(),
+            capacity.to_sat(),
             "1,000 sat or more",
         )?;
         range(
-            self.stock == Amount::ZERO || (MIN_OUTPUT..=Amount::MAX_MONEY).contains(&self.stock),
+            stock == Amount::ZERO || (MIN_OUTPUT..=Amount::MAX_MONEY).contains(&stock),
             "stock",
-            self.stock.to_sat(),
+            stock.to_sat(),
             "none, or 1,000 sat or more",
         )?;
         range(
-            self.push_msat <= self.capacity.to_sat() * 1_000,
+            push_msat <= capacity.to_sat() * 1_000,
             "push_msat",
-            self.push_msat,
+            push_msat,
             "at most the capacity",
-        )?;
-        payout(&self.payout, "payout")
+        )
     }
 }
 

@@ -146,8 +146,11 @@ impl Timing {
 
     /// What an HTLC to a member needs of a sender's route limit: the LSP's delta, the member's
     /// final delta as LDK rounds it, and their sum's margin of the specification (200 blocks).
+    ///
+    /// `exit_delay + blocks_early + 200`, where `blocks_early` is at least `exit_delay`.
     pub fn route_budget(&self, layers: u32) -> u32 {
-        2 * self.exit_delay(layers) + 200
+        let exit_delay = self.exit_delay(layers);
+        exit_delay + exit_delay.max(u32::from(self.blocks_early)) + 200
     }
 
     /// Whether an HTLC with this absolute expiry may be accepted in a factory that expires at
@@ -168,6 +171,11 @@ mod tests {
         assert_eq!(timing.route_budget(2), 848);
         assert!(timing.route_budget(2) <= DEFAULT_PAYER_CLTV_BLOCKS);
         assert_eq!(timing.invoice_min_final(), 366);
+        let late = Timing {
+            blocks_early: 1_000,
+            ..timing.clone()
+        };
+        assert_eq!(late.route_budget(2), 324 + 1_000 + 200);
         assert_eq!(timing.forward_delta(2), 372);
         assert_eq!(timing.distribution_delay(), 96 + 144);
     }

@@ -44,17 +44,15 @@ tlv! {
 pub struct Bytes(pub Vec<u8>);
 
 impl Encode for Bytes {
+    const SELF_DELIMITING: bool = false;
+
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.0);
     }
 }
 impl Decode for Bytes {
-    fn decode(r: &mut crate::codec::Reader<'_>, field: &'static str) -> Result<Self, DecodeError> {
-        let mut bytes = Vec::new();
-        while !r.is_empty() {
-            bytes.push(r.array::<1>(field)?[0]);
-        }
-        Ok(Bytes(bytes))
+    fn decode(r: &mut crate::codec::Reader<'_>, _: &'static str) -> Result<Self, DecodeError> {
+        Ok(Bytes(r.rest().to_vec()))
     }
 }
 

@@ -9,12 +9,12 @@ use bitcoin::Network;
 use serde::{Deserialize, Serialize};
 
 use crate::event::EventPage;
-use crate::factories::{BuildRequest, Command, FactoryInfo, TreeNodeInfo};
+use crate::factories::{BuildRequest, Command, ExitInfo, FactoryInfo, TreeNodeInfo};
 use crate::hosting::{LspPolicy, Role};
 use crate::keys::Mnemonic;
 use crate::node::{Node, NodeConfig};
 use crate::wallet::{
-    Balance, ChainConfig, Lightning, LspUri, Onchain, WalletError, wait_for_event,
+    Balance, ChainConfig, Exit, Lightning, LspUri, Onchain, WalletError, wait_for_event,
 };
 
 /// Puts an LSP together.
@@ -170,6 +170,11 @@ impl Lsp {
         Ok(asked.await??)
     }
 
+    /// All exits that were begun.
+    pub async fn exits(&self) -> Result<Vec<ExitInfo>, WalletError> {
+        Ok(self.node.engine.ask(Command::Exits).await??)
+    }
+
     /// All channels, ordinary ones included.
     pub fn channels(&self) -> Vec<ChannelInfo> {
         let states = self.node.host.channel_states();
@@ -222,6 +227,12 @@ impl Lsp {
     /// Coins.
     pub fn onchain(&self) -> Onchain {
         Onchain::new(Arc::clone(&self.node))
+    }
+
+    /// Bringing a place's channel on chain alone, by `factory/slot`. For an HTLC whose time runs
+    /// out it begins by itself.
+    pub fn exit(&self) -> Exit {
+        Exit::new(Arc::clone(&self.node))
     }
 
     /// Events behind `cursor`, at most `limit`.

@@ -6,7 +6,7 @@ use bitcoin::{OutPoint, Transaction};
 use super::signing;
 use crate::journal::LspTerms;
 use crate::terms::Terms;
-use crate::tree::{Blueprint, Tree};
+use crate::tree::{Blueprint, Tree, TxName};
 
 /// A factory whose terms and funding are fixed.
 #[derive(Debug, Clone)]
@@ -35,6 +35,12 @@ impl Built {
             .into_iter()
             .zip(&self.signatures)
             .filter_map(|(name, signature)| Some(self.tree.tx(name)?.signed(signature)))
+    }
+
+    /// The final signatures there are, each with the name of its transaction.
+    pub fn named_signatures(&self) -> impl Iterator<Item = (TxName, schnorr::Signature)> {
+        let names = signing::order(&self.tree).into_iter();
+        names.zip(self.signatures.iter().copied())
     }
 
     /// The signatures a member at `slot` is sent: its path but the root kickoff's.

@@ -55,6 +55,24 @@ pub struct FactoryPlan {
     pub seats: Vec<Seat>,
 }
 
+/// How many members each factory gets when `members` are divided over factories of at most `most`:
+/// as few factories as possible, of sizes as equal as possible, each with a funding output of its
+/// own. Empty when there are fewer members, or room for fewer, than a factory needs.
+pub fn group_sizes(members: usize, most: usize) -> Vec<usize> {
+    let (least, most) = (
+        crate::shape::MIN_MEMBERS,
+        most.min(crate::shape::MAX_MEMBERS),
+    );
+    if members < least || most < least {
+        return Vec::new();
+    }
+    let groups = members.div_ceil(most);
+    let (each, larger) = (members / groups, members % groups);
+    let sizes = (0..groups).map(|group| each + usize::from(group < larger));
+    // Three over factories of two leave one alone: it waits for the next.
+    sizes.filter(|size| *size >= least).collect()
+}
+
 /// Why a plan is no factory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -117,6 +135,15 @@ impl FactoryPlan {
             fee_rules: FeeRules::OperatorKeeps,
         };
         header.validate(self.seats.len())?;
+        let mut total = Amount::ZERO;
+        for seat in &self.seats {
+            SlotRecord::validate_amounts(seat.capacity, seat.push_msat, seat.stock)?;
+            let place = seat.capacity.checked_add(seat.stock);
+            total = place
+                .and_then(|place| total.checked_add(place))
+                .filter(|total| *total <= Amount::MAX_MONEY)
+                .ok_or(TermsError::Overflow)?;
+        }
         for (position, seat) in self.seats.iter().enumerate() {
             let before = &self.seats[..position];
             if before.iter().any(|other| other.peer == seat.peer) {

@@ -4,7 +4,7 @@ use bitcoin::{Amount, Network};
 
 use super::Refused;
 use crate::message::{Invite, RefusalCode};
-use crate::terms::{PROTOCOL_VERSION, TimeoutPolicy};
+use crate::terms::{PROTOCOL_VERSION, SlotRecord, TimeoutPolicy};
 use crate::timing::DEFAULT_PAYER_CLTV_BLOCKS;
 
 /// The range of offers a member joins.
@@ -68,6 +68,8 @@ impl WalletLimits {
         let budget = header.timing.route_budget(header.shape.layers());
         within(budget <= self.max_route_budget_blocks, "timing")?;
         within(header.timing.min_depth <= self.max_min_depth, "min_depth")?;
-        within(self.policies.contains(&header.policy), "policy")
+        within(self.policies.contains(&header.policy), "policy")?;
+        SlotRecord::validate_amounts(invite.capacity, invite.push_msat, invite.stock)
+            .map_err(|error| Refused::new(RefusalCode::Terms, error.field()))
     }
 }

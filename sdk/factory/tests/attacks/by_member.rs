@@ -1,7 +1,7 @@
 //! What a hostile member tries on the LSP, and through it on the others.
 
-use superscalar_factory::coordinator;
 use superscalar_factory::message::*;
+use superscalar_factory::{coordinator, member};
 
 use crate::world::{Party, World, key};
 use crate::{
@@ -271,4 +271,23 @@ fn without_it(name: &str, world: &World) {
     let mut world = World::with(retry);
     world.run();
     assert_eq!(world.broadcast.len(), 1, "{name}");
+}
+
+/// The root is signed only when the LSP holds every channel itself, whatever members say.
+#[test]
+fn a_root_partial_without_a_channel_waits() {
+    let (mut world, _) = world_before(Party::Member(0), Party::Lsp, ROOT_PARTIAL);
+    world.opening.retain(|slot| *slot != VICTIM);
+    let member = world.members.get_mut(&VICTIM).unwrap();
+    let effects = member.handle(member::Input::ChannelHeld);
+    world.act(Party::Member(VICTIM), effects);
+    world.deliver();
+    let lsp = world.lsp.as_mut().unwrap();
+    assert_eq!(lsp.phase(), "opening");
+    // There is no such slot, so it is no channel.
+    assert_eq!(lsp.handle(coordinator::Input::ChannelHeld(4)), []);
+    let effects = lsp.handle(coordinator::Input::ChannelHeld(VICTIM));
+    assert_eq!(lsp.phase(), "acknowledging");
+    world.act(Party::Lsp, effects);
+    completes("held", world);
 }

@@ -200,6 +200,41 @@ fn bytes_that_are_no_message_reach_nobody() {
     completes("bytes", world);
 }
 
+/// What cannot be a factory is refused before anyone is invited.
+#[test]
+fn plans_that_are_no_factory_are_refused() {
+    use superscalar_factory::coordinator::{Coordinator, FactoryPlan, LspSecrets};
+    let rows: Vec<Unseen<FactoryPlan>> = vec![
+        ("capacity", |p| p.seats[2].capacity = Amount::from_sat(999)),
+        ("stock", |p| p.seats[1].stock = Amount::ONE_SAT),
+        ("push", |p| p.seats[0].push_msat = u64::MAX),
+        ("1000", |p| p.tree_feerate = 1_001),
+        ("overflow", |p| {
+            p.seats
+                .iter_mut()
+                .for_each(|seat| seat.capacity = Amount::MAX_MONEY);
+        }),
+        ("seat 3 already", |p| p.seats[3].peer = p.seats[0].peer),
+        ("1 members", |p| p.seats.truncate(1)),
+    ];
+    for (name, forge) in rows {
+        let mut plan = plan(4);
+        forge(&mut plan);
+        let secrets = LspSecrets::new(&[1; 32], [2; 32], [3; 32]);
+        let keys = vec![key("lsp funding", 0); plan.seats.len()];
+        let error = Coordinator::start(&plan, secrets, keys, world::TIP).err();
+        let text = error.expect(name).to_string();
+        let words = name.split(' ').all(|word| text.contains(word));
+        assert!(words, "{name}: {text}");
+    }
+    let secrets = LspSecrets::new(&[1; 32], [2; 32], [3; 32]);
+    let short = Coordinator::start(&plan(4), secrets, Vec::new(), world::TIP);
+    assert_eq!(
+        short.expect_err("no keys").to_string(),
+        "0 channel keys for 4 seats"
+    );
+}
+
 /// A funding output that is not the factory's is refused by the LSP itself.
 #[test]
 fn a_wallet_that_funds_something_else_ends_the_attempt() {
@@ -230,8 +265,14 @@ fn a_wallet_that_funds_something_else_ends_the_attempt() {
             script_pubkey: payout(0),
         }],
     };
+    let late = tx.clone();
     let effects = lsp.handle(coordinator::Input::Funded { tx, vout: 0 });
     world.act(Party::Lsp, effects);
+    world.deliver();
+    // A transaction that comes after the end is not kept either.
+    let freed = Effect::ReleaseFunding(late.compute_txid());
+    let late = coordinator::Input::Funded { tx: late, vout: 0 };
+    assert_eq!(world.lsp.as_mut().unwrap().handle(late), [freed]);
     world.deliver();
     assert_eq!(
         world.lsp.as_ref().unwrap().ended(),

@@ -120,6 +120,10 @@ pub(crate) fn invites() -> Vec<Row<Invite>> {
     vec![
         ("a price", |i| i.price = Amount::ONE_SAT, Limits, "price"),
         ("a tiny channel", |i| i.capacity = Amount::from_sat(19_999), Limits, "capacity"),
+        ("stock of dust", |i| i.stock = Amount::from_sat(999), Terms, "stock"),
+        ("more than all money", |i| i.capacity = Amount::MAX, Terms, "capacity"),
+        ("leaves a year before it must",
+            |i| { i.header.timing.blocks_early = 52_560; }, Terms, "timing"),
         ("a push above the capacity", |i| i.push_msat = u64::MAX, Limits, "push_msat"),
         ("a slot that is none", |i| i.slot = i.members, Limits, "slot"),
         ("the LSP takes all in the end", |i| { i.header.policy = TimeoutPolicy::LspReclaims; }, Limits, "policy"),

@@ -18,6 +18,7 @@ use bitcoin::transaction::Version;
 use bitcoin::{
     Amount, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, Txid, WPubkeyHash, Witness,
 };
+use superscalar_factory::codec::{Decode as _, Encode as _};
 use superscalar_factory::coordinator::{self, Coordinator, FactoryPlan, LspSecrets, Seat};
 use superscalar_factory::effect::{Effect, Event, SlotChannel};
 use superscalar_factory::journal::Record;
@@ -70,6 +71,13 @@ pub fn plan(members: u16) -> FactoryPlan {
 }
 
 pub const TIP: u32 = 100;
+
+/// Another number for every attempt and factory, with room for slots: what would be random.
+fn number(attempt: Attempt) -> u64 {
+    let mut first = [0; 8];
+    first[..4].copy_from_slice(&attempt.instance.0[..4]);
+    u64::from_be_bytes(first) + 1_000 * u64::from(attempt.number)
+}
 
 /// Who a message or an effect belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,10 +146,11 @@ impl World {
     }
 
     pub fn start(&mut self) {
+        let number = number(self.plan.attempt);
         let secrets = LspSecrets::new(
             &bytes("lsp seed", 0),
-            bytes("lsp salt", u64::from(self.plan.attempt.number)),
-            bytes("lsp nonces", u64::from(self.plan.attempt.number)),
+            bytes("lsp salt", number),
+            bytes("lsp nonces", number),
         );
         let seats = self.plan.seats.len() as u64;
         let keys = (0..seats).map(|slot| key("lsp funding", slot)).collect();
@@ -185,7 +194,7 @@ impl World {
             }
             (Party::Member(slot), _) => match (self.members.get_mut(&slot), message) {
                 (None, Message::Invite(invite)) => {
-                    let number = u64::from(slot) + 1_000 * u64::from(invite.header.attempt);
+                    let number = number(invite.header.attempt()) + u64::from(slot);
                     let joined = Member::join(
                         key("node", 0),
                         invite,
@@ -218,6 +227,8 @@ impl World {
             }
             match effect {
                 Effect::Persist(record) => {
+                    let read = Record::from_bytes(&record.to_bytes(), "Record");
+                    assert_eq!(read.as_ref(), Ok(&record), "the journal is lossless");
                     let records = self.journal.entry(who).or_default();
                     records.push(record);
                     if self.crash == Some((who, records.len())) {

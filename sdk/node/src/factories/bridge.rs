@@ -79,6 +79,20 @@ pub(super) fn attempt(name: &str) -> Option<Attempt> {
     })
 }
 
+/// How one place is named to people: factory and slot.
+pub(super) fn place(slot: &SlotRef) -> String {
+    format!("{}/{}", name(&slot.attempt), slot.slot)
+}
+
+/// Reads [`place`] back.
+pub(super) fn slot_of_place(place: &str) -> Option<SlotRef> {
+    let (factory, slot) = place.split_once('/')?;
+    Some(SlotRef {
+        attempt: attempt(factory)?,
+        slot: slot.parse().ok()?,
+    })
+}
+
 /// The journal stream of a role: which side, and which attempt.
 pub(super) fn stream(attempt: &Attempt, is_lsp: bool) -> Vec<u8> {
     let mut stream = vec![if is_lsp { b'l' } else { b'm' }];

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use superscalar_factory::exit::{
     self, Action, ChainFacts, Goal, Progress, SignedPath, Spend, Waiting, Worth,
 };
-use superscalar_factory::message::Attempt;
 
 use super::bridge;
 use super::engine::Engine;
@@ -69,15 +68,20 @@ impl Engine {
         use superscalar_factory::{coordinator, member};
         self.member(slot.attempt, |_| member::Input::ChannelLost);
         self.coordinator(slot.attempt, coordinator::Input::ChannelLost(slot.slot));
+        // An LSP whose member left waits for what the member publishes: opening the tree costs
+        // more than a balance that only waits. An HTLC that does not wait is another event.
         let complete = |role: &member::Member| role.path().is_some();
         if self.members.get(&slot.attempt).is_some_and(complete) {
-            self.begin_exit(slot.attempt, reason).await;
+            self.begin_exit(&slot, reason).await;
         }
     }
 
     /// Starts leaving, unless that is under way.
-    pub(super) async fn begin_exit(&mut self, attempt: Attempt, reason: &str) {
-        let factory = bridge::name(&attempt);
+    pub(super) async fn begin_exit(&mut self, slot: &SlotRef, reason: &str) {
+        let factory = match self.parts.is_lsp {
+            true => bridge::place(slot),
+            false => bridge::name(&slot.attempt),
+        };
         if let Err(error) = self.start_exit(&factory, reason, ExitMode::Leave).await {
             tracing::warn!(factory, %error, "the exit could not be started");
         }
@@ -320,25 +324,39 @@ impl Engine {
         Ok(info)
     }
 
-    fn slot_of(&self, factory: &str) -> Option<crate::hosting::SlotId> {
-        let role = self.members.get(&bridge::attempt(factory)?)?;
-        Some(bridge::slot_id(&role.slot()))
+    fn slot_of(&self, key: &str) -> Option<crate::hosting::SlotId> {
+        self.exit_slot(key).map(|slot| bridge::slot_id(&slot))
     }
 
-    fn signed_path(&self, factory: &str) -> Result<SignedPath, EngineError> {
-        let attempt = bridge::attempt(factory);
-        let role = attempt.and_then(|attempt| self.members.get(&attempt));
-        let role = role.ok_or_else(|| EngineError::UnknownFactory {
-            factory: factory.to_owned(),
-        })?;
-        let path = role.path().ok_or_else(|| EngineError::NoPath {
-            factory: factory.to_owned(),
-            phase: role.phase().to_owned(),
-        })?;
-        let names = path.tree.signing_order(path.slot());
-        let signatures = names.into_iter().zip(path.signatures.iter().copied());
-        SignedPath::new(&path.tree, path.slot(), signatures)
-            .map_err(|error| EngineError::Exit(error.to_string()))
+    /// A member leaves by a factory's name, an LSP by name and slot.
+    fn exit_slot(&self, key: &str) -> Option<SlotRef> {
+        match self.parts.is_lsp {
+            true => bridge::slot_of_place(key),
+            false => Some(self.members.get(&bridge::attempt(key)?)?.slot()),
+        }
+    }
+
+    fn signed_path(&self, key: &str) -> Result<SignedPath, EngineError> {
+        let unknown = || EngineError::UnknownFactory {
+            factory: key.to_owned(),
+        };
+        let no_path = |phase: &str| EngineError::NoPath {
+            factory: key.to_owned(),
+            phase: phase.to_owned(),
+        };
+        let slot = self.exit_slot(key).ok_or_else(unknown)?;
+        let made = if let Some(role) = self.coordinators.get(&slot.attempt) {
+            let built = role.built().filter(|built| built.complete());
+            let built = built.ok_or_else(|| no_path(role.phase()))?;
+            SignedPath::new(&built.tree, slot.slot, built.named_signatures())
+        } else {
+            let role = self.members.get(&slot.attempt).ok_or_else(unknown)?;
+            let path = role.path().ok_or_else(|| no_path(role.phase()))?;
+            let names = path.tree.signing_order(path.slot());
+            let signatures = names.into_iter().zip(path.signatures.iter().copied());
+            SignedPath::new(&path.tree, path.slot(), signatures)
+        };
+        made.map_err(|error| EngineError::Exit(error.to_string()))
     }
 
     /// What the chain says about a path, mempool included.

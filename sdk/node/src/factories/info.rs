@@ -33,6 +33,12 @@ pub enum EngineError {
     /// The terms asked for are no valid factory.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The factory would end beyond any height.
+    #[error("life_blocks is {life_blocks}: no chain gets that high")]
+    Life {
+        /// What was asked for.
+        life_blocks: u32,
+    },
     /// No factory has this name.
     #[error("no factory is called {factory}")]
     UnknownFactory {

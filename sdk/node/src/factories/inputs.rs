@@ -3,12 +3,14 @@
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, Transaction};
 use lightning_block_sync::BlockData;
-use superscalar_factory::coordinator::{self, Coordinator, FactoryPlan, LspSecrets, Seat};
+use superscalar_factory::coordinator::{
+    self, Coordinator, FactoryPlan, LspSecrets, PlanError, Seat,
+};
 use superscalar_factory::effect::{Effect, SlotRef};
 use superscalar_factory::member::{self, JoinSecrets, Member};
 use superscalar_factory::message::{Attempt, Invite, Message, Refusal, RefusalCode, Seek};
 use superscalar_factory::shape::Shape;
-use superscalar_factory::terms::Instance;
+use superscalar_factory::terms::{Instance, TermsError};
 use superscalar_factory::wire::{Frame, WireError};
 use tokio::time::{Duration, Instant};
 
@@ -66,7 +68,7 @@ impl Engine {
             }
             HostEvent::ExitNeeded { slot, reason } => {
                 if let Some(slot) = bridge::slot_ref(&slot) {
-                    self.begin_exit(slot.attempt, &format!("{reason:?}")).await;
+                    self.begin_exit(&slot, &format!("{reason:?}")).await;
                 }
             }
             HostEvent::LeafConfirmed { slot, height } => {
@@ -355,6 +357,15 @@ impl Engine {
             return Err(EngineError::NotLsp);
         }
         let members = usize::from(request.members);
+        // What can never be built is refused before anybody is waited for.
+        let shape = request
+            .shape()
+            .unwrap_or_else(|| Shape::two_layers(members));
+        let invalid = |error| EngineError::Plan(PlanError::Terms(TermsError::Shape(error)));
+        shape.topology(members).map_err(invalid)?;
+        let life_blocks = request.life_blocks;
+        let expiry = self.tip.checked_add(life_blocks);
+        let expiry = expiry.ok_or(EngineError::Life { life_blocks })?;
         let peers: Vec<PublicKey> = self.waiting.keys().copied().take(members).collect();
         if peers.len() < members {
             return Err(EngineError::NotEnoughMembers {
@@ -371,9 +382,6 @@ impl Engine {
             stock: Amount::from_sat(request.stock_sat),
             price: Amount::ZERO,
         };
-        let shape = request
-            .shape()
-            .unwrap_or_else(|| Shape::two_layers(members));
         let timing = request.timing(self.parts.network, shape.layers());
         let plan = FactoryPlan {
             attempt: Attempt {
@@ -382,7 +390,7 @@ impl Engine {
             },
             network: self.parts.network,
             shape,
-            expiry: self.tip + request.life_blocks,
+            expiry,
             timing,
             tree_feerate: request.tree_feerate,
             policy: request.policy(),

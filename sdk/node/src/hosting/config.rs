@@ -21,9 +21,10 @@ use super::slot::SlotChannel;
 /// Where coins from closed channels go.
 pub type Destination = Arc<dyn ChangeDestinationSourceSync + Send + Sync>;
 
-/// Dust exposure never closes a channel here: its feerate is pinned, and the amount at stake is
-/// bounded by the number of HTLCs times the dust limit.
-const MAX_DUST_EXPOSURE_MSAT: u64 = 100_000_000;
+/// Practically no limit. LDK counts here what pending HTLCs cost in fees above the market rate,
+/// and ours are pinned: at 90 HTLCs a limit of 100,000 sat already failed forwards, and a rising
+/// feerate closed channels. What is truly lost to dust is bounded by the number of HTLCs.
+const MAX_DUST_EXPOSURE_MSAT: u64 = 10_000_000_000;
 
 /// Which part this node plays.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -107,7 +107,6 @@ impl Host {
             self.accept_connections(address).await?;
         }
         self.process_events();
-        self.keep_peers_alive();
         Ok(())
     }
 
@@ -256,21 +255,6 @@ impl Host {
         });
     }
 
-    /// LDK wants its peers' queues looked at whenever something may be waiting.
-    fn keep_peers_alive(self: &Arc<Self>) {
-        let peers = Arc::clone(&self.parts.peers);
-        let mut stop = self.stop.subscribe();
-        self.spawn(async move {
-            let mut ticks = tokio::time::interval(Duration::from_millis(100));
-            loop {
-                tokio::select! {
-                    _ = ticks.tick() => peers.process_events(),
-                    _ = stop.changed() => return,
-                }
-            }
-        });
-    }
-
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         lock(&self.tasks).push(tokio::spawn(task));
     }
@@ -351,10 +335,16 @@ impl Host {
                 continue;
             };
             let id = slot.channel.slot;
-            if lock(&self.exits_told).insert(id) {
-                self.parts
-                    .sink
-                    .deliver_lossy(HostEvent::ExitNeeded { slot: id, reason });
+            if lock(&self.exits_told).contains(&id) {
+                continue;
+            }
+            match self
+                .parts
+                .sink
+                .deliver(HostEvent::ExitNeeded { slot: id, reason })
+            {
+                Ok(()) => drop(lock(&self.exits_told).insert(id)),
+                Err(error) => tracing::error!(%error, slot = %id, "told again at the next block"),
             }
         }
         self.claimed.forget_expired(height);

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use lightning::ln::channel_state::{ChannelDetails, InboundHTLCDetails};
+use lightning::ln::channel_state::{ChannelDetails, InboundHTLCDetails, InboundHTLCStateDetails};
 use lightning::types::payment::PaymentHash;
 
 use super::delays::{
@@ -181,7 +181,13 @@ pub(super) fn exit_reason(
     let claim = channel
         .pending_inbound_htlcs
         .iter()
-        .filter(|htlc| !htlc.is_dust && claimed.contains(&htlc.payment_hash))
+        .filter(|htlc| !htlc.is_dust)
+        // Ours to claim, or (an LSP's) forwarded and fulfilled further on: then LDK has given the
+        // preimage to the peer and waits for it to let go.
+        .filter(|htlc| {
+            claimed.contains(&htlc.payment_hash)
+                || htlc.state == Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill)
+        })
         .map(|htlc| htlc.cltv_expiry)
         .filter(|expiry| height.saturating_add(exit_delay) >= *expiry)
         .min()

@@ -50,3 +50,88 @@ impl_writeable_tlv_based!(Slot, {
     (2, phase, required),
     (3, leaf_height, option),
 });
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use bitcoin::hashes::Hash;
+    use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
+    use bitcoin::{OutPoint, ScriptBuf, WScriptHash};
+    use lightning::util::ser::{Readable, Writeable};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn slots() -> impl Strategy<Value = Slot> {
+        let phase = prop_oneof![
+            Just(SlotPhase::Agreed),
+            Just(SlotPhase::Signable),
+            Just(SlotPhase::Committed),
+            Just(SlotPhase::Held),
+            Just(SlotPhase::Active),
+            Just(SlotPhase::Frozen),
+            Just(SlotPhase::Retired),
+            Just(SlotPhase::Closed),
+        ];
+        let ids = (
+            any::<[u8; 32]>(),
+            any::<u32>(),
+            any::<u16>(),
+            any::<u32>(),
+            any::<u32>(),
+        );
+        let values = (any::<u64>(), any::<u64>(), any::<[u16; 4]>(), any::<bool>());
+        (ids, values, phase, any::<Option<u32>>()).prop_map(|(ids, values, phase, leaf_height)| {
+            let (instance, attempt, slot, epoch, seq) = ids;
+            let (capacity_sat, push_msat, blocks, funder) = values;
+            let secret = SecretKey::from_slice(&[1; 32]).unwrap();
+            let channel = SlotChannel {
+                slot: SlotId {
+                    instance,
+                    attempt,
+                    slot,
+                    epoch,
+                    seq,
+                },
+                peer: PublicKey::from_secret_key(&Secp256k1::new(), &secret),
+                role: if funder {
+                    SlotRole::Funder
+                } else {
+                    SlotRole::Acceptor
+                },
+                outpoint: OutPoint {
+                    txid: bitcoin::Txid::from_byte_array(instance),
+                    vout: seq,
+                },
+                capacity_sat,
+                push_msat,
+                funding_script: ScriptBuf::new_p2wsh(&WScriptHash::from_byte_array(instance)),
+                delay_on_us_blocks: blocks[0],
+                delay_on_peer_blocks: blocks[1],
+                exit_delay_blocks: blocks[2],
+                blocks_early: blocks[3],
+            };
+            Slot {
+                channel,
+                phase,
+                leaf_height,
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn records_round_trip_and_damage_is_an_error(slot in slots(), at: prop::sample::Index) {
+            let bytes = slot.encode();
+            prop_assert_eq!(Slot::read(&mut Cursor::new(&bytes)).ok(), Some(slot));
+            let short = &bytes[..at.index(bytes.len())];
+            prop_assert!(Slot::read(&mut Cursor::new(short)).is_err());
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Slot::read(&mut Cursor::new(bytes));
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! One error for every call of a wallet, with a code that does not change.
 
+use superscalar_factory::coordinator::PlanError;
+
 use crate::chain::ChainError;
 use crate::factories::EngineError;
 use crate::hosting::{ChannelError, ConnectError, InvoiceError, PayError};
@@ -63,7 +65,9 @@ impl WalletError {
             WalletError::Start(_) => "start_failed",
             WalletError::Factory(EngineError::Stopped) => "stopped",
             WalletError::Factory(EngineError::NotEnoughMembers { .. }) => "not_enough_members",
-            WalletError::Factory(EngineError::Plan(_)) => "invalid_terms",
+            WalletError::Factory(EngineError::Plan(_) | EngineError::Life { .. }) => {
+                "invalid_terms"
+            }
             WalletError::Factory(EngineError::UnknownFactory { .. }) => "unknown_factory",
             WalletError::Factory(EngineError::NoPath { .. }) => "no_path",
             WalletError::Factory(_) => "factory_failed",
@@ -73,11 +77,29 @@ impl WalletError {
             WalletError::Invoice(InvoiceError::NoActiveChannel) => "no_active_channel",
             WalletError::Invoice(_) => "invalid_invoice_request",
             WalletError::Pay(PayError::Duplicate) => "already_paid",
-            WalletError::Pay(PayError::InvalidInvoice(_)) => "invalid_invoice",
+            WalletError::Pay(
+                PayError::InvalidInvoice(_) | PayError::WrongNetwork(_) | PayError::InvalidAmount,
+            ) => "invalid_invoice",
             WalletError::Pay(_) => "payment_failed",
             WalletError::Connect(_) => "peer_unreachable",
             WalletError::Channel(_) => "channel_failed",
             WalletError::Argument { .. } => "invalid_argument",
+        }
+    }
+
+    /// The argument or field of a request that was wrong, where there is one.
+    pub fn field(&self) -> Option<&'static str> {
+        match self {
+            WalletError::Argument { argument, .. } => Some(argument),
+            WalletError::Factory(EngineError::Plan(PlanError::Terms(error))) => Some(error.field()),
+            WalletError::Factory(EngineError::Life { .. }) => Some("life_blocks"),
+            WalletError::Pay(PayError::InvalidInvoice(_) | PayError::WrongNetwork(_)) => {
+                Some("invoice")
+            }
+            WalletError::Pay(PayError::InvalidAmount) => Some("amount_msat"),
+            WalletError::Invoice(InvoiceError::InvalidAmount(_)) => Some("amount_msat"),
+            WalletError::Invoice(InvoiceError::DescriptionTooLong { .. }) => Some("description"),
+            _ => None,
         }
     }
 

@@ -71,6 +71,57 @@ async fn nothing_is_received_before_active() {
     lsp.stop().await;
 }
 
+/// LDK lets 49 HTLCs pend in each direction of a channel that accepts 50.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ninety_payments_at_once_conserve_every_msat() {
+    const EACH_WAY: usize = 45;
+    let (chain, history) = (Chain::new(), History::default());
+    let mut lsp = Node::start("lsp", lsp_role(), &chain, &history).await;
+    let mut alice = Node::start("alice", Role::Member, &chain, &history).await;
+    let mut bob = Node::start("bob", Role::Member, &chain, &history).await;
+    alice.connect(&lsp).await;
+    bob.connect(&lsp).await;
+    let (a, b) = (slot_id(1), slot_id(2));
+    open(&mut lsp, &mut alice, a, 400_000_000).await;
+    open(&mut lsp, &mut bob, b, 400_000_000).await;
+    let (each, fee) = (2_000_000, 1_000 + 2_000_000 * 100 / 1_000_000);
+    invoice(&alice, 1).await;
+    invoice(&bob, 1).await;
+    for _ in 0..EACH_WAY {
+        for (payer, payee) in [(&alice, &bob), (&bob, &alice)] {
+            let invoice = payee.host.invoice(Some(each), "", 600).unwrap();
+            payer.host.pay(&invoice.to_string(), None).unwrap();
+        }
+    }
+    let mut peak = 0;
+    for node in [&mut alice, &mut bob] {
+        for _ in 0..EACH_WAY {
+            let pending = |slot| {
+                let state = lsp.host.channel_state(slot).unwrap();
+                state.inbound_htlcs + state.outbound_htlcs
+            };
+            peak = peak.max(pending(&a) + pending(&b));
+            node.expect(|event| match event {
+                HostEvent::PaymentSent { .. } => Some(()),
+                HostEvent::PaymentFailed { reason, .. } => panic!("{reason}"),
+                _ => None,
+            })
+            .await;
+        }
+    }
+    assert!(peak >= 50, "only {peak} at once");
+    let settled = |node: &Node, slot| {
+        let state = node.host.channel_state(slot).unwrap();
+        state.inbound_htlcs + state.outbound_htlcs == 0
+            && state.balance_msat == 400_000_000 - EACH_WAY as u64 * fee
+    };
+    wait_until("settled", || settled(&alice, &a) && settled(&bob, &b)).await;
+    for node in [alice, bob, lsp] {
+        assert!(node.published.all().is_empty());
+        node.stop().await;
+    }
+}
+
 /// An ordinary node knows nothing of factories; the LSP's rule protects the LSP in both directions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ordinary_node_pays_and_is_paid() {

@@ -1,0 +1,428 @@
+//! The configuration file.
+//!
+//! What always holds: a [`Config`] that was read is complete and every value is in its range;
+//! paths are absolute or start at the working directory; an error names the file, the key and what
+//! is wrong with it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use superscalar_sdk::hosting::{LspPolicy, OrdinaryOpens};
+use superscalar_sdk::{BitcoindAuth, ChainConfig};
+
+/// Everything `lsp-node` is started with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) network: bitcoin::Network,
+    pub(crate) storage_dir: PathBuf,
+    pub(crate) mnemonic_file: PathBuf,
+    pub(crate) listen: SocketAddr,
+    pub(crate) public_address: Option<String>,
+    pub(crate) poll_interval: Duration,
+    pub(crate) chain: ChainConfig,
+    pub(crate) api_listen: SocketAddr,
+    pub(crate) token_file: PathBuf,
+    pub(crate) policy: LspPolicy,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", file.display())]
+    Read {
+        file: PathBuf,
+        source: std::io::Error,
+    },
+    /// A key is unknown, missing or has a wrong value.
+    #[error("{}: {key}: {problem}", file.display())]
+    Key {
+        file: PathBuf,
+        key: String,
+        problem: String,
+    },
+    /// The file is not TOML.
+    #[error("{}:{line}: {problem}", file.display())]
+    Syntax {
+        file: PathBuf,
+        line: usize,
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub(crate) fn read(file: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Read {
+            file: file.to_owned(),
+            source,
+        })?;
+        Config::parse(file, &text)
+    }
+
+    fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
+        let syntax = |error: toml::de::Error| {
+            let before = error.span().map_or(0, |span| span.start);
+            let before = text.get(..before).unwrap_or_default();
+            ConfigError::Syntax {
+                file: file.to_owned(),
+                line: before.matches('\n').count() + 1,
+                problem: error.message().to_owned(),
+            }
+        };
+        let toml = toml::Deserializer::parse(text).map_err(syntax)?;
+        let raw: File = serde_path_to_error::deserialize(toml).map_err(|error| {
+            let problem = error.inner().message().to_owned();
+            ConfigError::Key {
+                file: file.to_owned(),
+                key: full_key(&error.path().to_string(), &problem),
+                problem,
+            }
+        })?;
+        let folder = file.parent().unwrap_or(Path::new(""));
+        raw.check(folder)
+            .map_err(|(key, problem)| ConfigError::Key {
+                file: file.to_owned(),
+                key: key.to_owned(),
+                problem,
+            })
+    }
+}
+
+/// Serde reports an unknown or missing key at the table that should not, or should, have it.
+fn full_key(path: &str, problem: &str) -> String {
+    let is_about_a_key =
+        problem.starts_with("missing field") || problem.starts_with("unknown field");
+    let named = problem.split('`').nth(1).filter(|_| is_about_a_key);
+    match (path, named) {
+        (".", Some(key)) => key.to_owned(),
+        (path, Some(key)) if path != key && !path.ends_with(&format!(".{key}")) => {
+            format!("{path}.{key}")
+        }
+        (path, _) => path.to_owned(),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    network: bitcoin::Network,
+    storage_dir: PathBuf,
+    mnemonic_file: PathBuf,
+    listen: SocketAddr,
+    public_address: Option<String>,
+    poll_interval_ms: Option<u64>,
+    bitcoind: Bitcoind,
+    api: Api,
+    #[serde(default)]
+    fees: Fees,
+    #[serde(default)]
+    channels: Channels,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bitcoind {
+    address: String,
+    cookie_file: Option<PathBuf>,
+    user: Option<String>,
+    password: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Api {
+    listen: SocketAddr,
+    #[serde(default)]
+    allow_remote: bool,
+    token_file: PathBuf,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fees {
+    base_msat: Option<u32>,
+    ppm: Option<u32>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Channels {
+    accept_ordinary: Option<bool>,
+    delta_blocks: Option<u16>,
+}
+
+/// A key and what is wrong with its value.
+type Wrong = (&'static str, String);
+
+impl File {
+    fn check(self, folder: &Path) -> Result<Config, Wrong> {
+        if !self.api.listen.ip().is_loopback() && !self.api.allow_remote {
+            let problem = format!(
+                "{} is not a loopback address; the API speaks plain HTTP, set api.allow_remote \
+                 = true only behind a proxy or tunnel",
+                self.api.listen
+            );
+            return Err(("api.listen", problem));
+        }
+        if let Some(address) = &self.public_address {
+            host_and_port(address).map_err(|problem| ("public_address", problem))?;
+        }
+        let poll_interval_ms = self.poll_interval_ms.unwrap_or(1_000);
+        Ok(Config {
+            network: self.network,
+            storage_dir: folder.join(self.storage_dir),
+            mnemonic_file: folder.join(self.mnemonic_file),
+            listen: self.listen,
+            public_address: self.public_address,
+            poll_interval: Duration::from_millis(in_range(
+                "poll_interval_ms",
+                poll_interval_ms,
+                10..=600_000,
+            )?),
+            chain: self.bitcoind.check(folder)?,
+            api_listen: self.api.listen,
+            token_file: folder.join(self.api.token_file),
+            policy: policy(&self.fees, &self.channels)?,
+        })
+    }
+}
+
+impl Bitcoind {
+    fn check(self, folder: &Path) -> Result<ChainConfig, Wrong> {
+        host_and_port(&self.address).map_err(|problem| ("bitcoind.address", problem))?;
+        let auth = match (self.cookie_file, self.user, self.password) {
+            (Some(file), None, None) => BitcoindAuth::CookieFile(folder.join(file)),
+            (None, Some(user), Some(password)) => BitcoindAuth::UserPassword { user, password },
+            (None, Some(_), None) => {
+                return Err(("bitcoind.password", "missing beside user".to_owned()));
+            }
+            (None, None, Some(_)) => {
+                return Err(("bitcoind.user", "missing beside password".to_owned()));
+            }
+            (None, None, None) => {
+                let problem = "missing; give this, or user and password".to_owned();
+                return Err(("bitcoind.cookie_file", problem));
+            }
+            (Some(_), _, _) => {
+                let problem = "give either this, or user and password".to_owned();
+                return Err(("bitcoind.cookie_file", problem));
+            }
+        };
+        Ok(ChainConfig::Bitcoind {
+            address: self.address,
+            auth,
+        })
+    }
+}
+
+fn policy(fees: &Fees, channels: &Channels) -> Result<LspPolicy, Wrong> {
+    let usual = LspPolicy::default();
+    let ppm = fees.ppm.unwrap_or(usual.fee_ppm);
+    let delta = channels.delta_blocks.unwrap_or(usual.ordinary_delta_blocks);
+    Ok(LspPolicy {
+        ordinary_opens: match channels.accept_ordinary {
+            Some(false) => OrdinaryOpens::Refuse,
+            Some(true) => OrdinaryOpens::Accept,
+            None => usual.ordinary_opens,
+        },
+        fee_base_msat: fees.base_msat.unwrap_or(usual.fee_base_msat),
+        fee_ppm: in_range("fees.ppm", ppm, 0..=1_000_000)?,
+        ordinary_delta_blocks: in_range("channels.delta_blocks", delta, 34..=2_016)?,
+    })
+}
+
+fn in_range<T: PartialOrd + std::fmt::Display>(
+    key: &'static str,
+    value: T,
+    allowed: std::ops::RangeInclusive<T>,
+) -> Result<T, Wrong> {
+    if allowed.contains(&value) {
+        return Ok(value);
+    }
+    let (least, most) = (allowed.start(), allowed.end());
+    Err((key, format!("{value} is not between {least} and {most}")))
+}
+
+fn host_and_port(text: &str) -> Result<(), String> {
+    let parts = text.rsplit_once(':');
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    match parts {
+        Some((host, port)) if !host.is_empty() && is_port(port) => Ok(()),
+        _ => Err(format!("\"{text}\" is not host:port")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../lsp.example.toml");
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("/etc/lsp/lsp.toml"), text)
+    }
+
+    #[test]
+    fn the_example_shows_the_defaults_and_paths_start_at_the_file() {
+        let config = parse(EXAMPLE).unwrap();
+        assert_eq!(config.storage_dir, Path::new("/etc/lsp/data"));
+        assert_eq!(config.mnemonic_file, Path::new("/etc/lsp/mnemonic"));
+        assert_eq!(config.policy, LspPolicy::default());
+        let spelled_out = EXAMPLE
+            .replace("# base_msat", "base_msat")
+            .replace("# ppm", "ppm")
+            .replace("# accept_ordinary", "accept_ordinary")
+            .replace("# delta_blocks", "delta_blocks")
+            .replace("# poll_interval_ms", "poll_interval_ms")
+            .replace("# allow_remote", "allow_remote");
+        assert_eq!(parse(&spelled_out).unwrap(), config);
+    }
+
+    #[test]
+    fn the_name_and_password_of_bitcoind_take_the_place_of_the_cookie() {
+        let text = EXAMPLE
+            .replace("cookie_file =", "# cookie_file =")
+            .replace("# user =", "user =")
+            .replace("# password =", "password =");
+        let ChainConfig::Bitcoind { auth, .. } = parse(&text).unwrap().chain else {
+            panic!("another chain source")
+        };
+        let expected = BitcoindAuth::UserPassword {
+            user: "lsp".to_owned(),
+            password: "secret".to_owned(),
+        };
+        assert_eq!(auth, expected);
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_file_key_and_problem() {
+        let cases = [
+            (
+                "network = \"regtest\"",
+                "network = \"moon\"",
+                "network",
+                "moon",
+            ),
+            ("network = \"regtest\"", "", "network", "missing"),
+            ("network =", "nettwork =", "nettwork", "unknown"),
+            ("storage_dir = \"data\"", "", "storage_dir", "missing"),
+            (
+                "storage_dir = \"data\"",
+                "storage_dir = 1",
+                "storage_dir",
+                "integer",
+            ),
+            (
+                "mnemonic_file = \"mnemonic\"",
+                "",
+                "mnemonic_file",
+                "missing",
+            ),
+            ("127.0.0.1:9735", "here", "listen", "invalid socket address"),
+            (
+                "# public_address = \"lsp.example:9735\"",
+                "public_address = \"lsp\"",
+                "public_address",
+                "host:port",
+            ),
+            (
+                "# poll_interval_ms = 1000",
+                "poll_interval_ms = 9",
+                "poll_interval_ms",
+                "9 is not between 10 and 600000",
+            ),
+            (
+                "# poll_interval_ms = 1000",
+                "poll_interval_ms = -1",
+                "poll_interval_ms",
+                "-1",
+            ),
+            (
+                "127.0.0.1:18443",
+                "127.0.0.1",
+                "bitcoind.address",
+                "host:port",
+            ),
+            (
+                "cookie_file =",
+                "# cookie_file =",
+                "bitcoind.cookie_file",
+                "missing",
+            ),
+            ("# user =", "user =", "bitcoind.cookie_file", "either"),
+            ("cookie_file = ", "user =", "bitcoind.password", "missing"),
+            ("cookie_file = ", "password =", "bitcoind.user", "missing"),
+            ("cookie_file =", "cookie =", "bitcoind.cookie", "unknown"),
+            (
+                "127.0.0.1:3030",
+                "0.0.0.0:3030",
+                "api.listen",
+                "not a loopback",
+            ),
+            (
+                "127.0.0.1:3030",
+                "127.0.0.1",
+                "api.listen",
+                "invalid socket address",
+            ),
+            (
+                "# allow_remote = false",
+                "allow_remote = \"no\"",
+                "api.allow_remote",
+                "string",
+            ),
+            (
+                "token_file = \"api-token\"",
+                "",
+                "api.token_file",
+                "missing",
+            ),
+            (
+                "# base_msat = 1000",
+                "base_msat = -5",
+                "fees.base_msat",
+                "-5",
+            ),
+            ("# ppm = 100", "ppm = 1000001", "fees.ppm", "1000001"),
+            ("# ppm = 100", "pppm = 1", "fees.pppm", "unknown"),
+            (
+                "# accept_ordinary = true",
+                "accept_ordinary = 1",
+                "channels.accept_ordinary",
+                "1",
+            ),
+            (
+                "# delta_blocks = 72",
+                "delta_blocks = 6",
+                "channels.delta_blocks",
+                "between 34",
+            ),
+            ("[fees]", "[feees]", "feees", "unknown"),
+        ];
+        for (from, to, key, problem) in cases {
+            assert!(EXAMPLE.contains(from), "{from} is not in the example");
+            let text = EXAMPLE.replacen(from, to, 1);
+            let error = parse(&text).unwrap_err().to_string();
+            let start = format!("/etc/lsp/lsp.toml: {key}: ");
+            assert!(error.starts_with(&start), "{from} -> {to}: {error}");
+            assert!(error.contains(problem), "{from} -> {to}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_toml_is_refused_with_its_line() {
+        let error = parse("network = \"regtest\"\nlisten = = 3\n").unwrap_err();
+        let error = error.to_string();
+        assert!(error.starts_with("/etc/lsp/lsp.toml:2: "), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = Config::read(Path::new("/nonexistent/lsp.toml")).unwrap_err();
+        assert!(error.to_string().starts_with("/nonexistent/lsp.toml: "));
+    }
+}

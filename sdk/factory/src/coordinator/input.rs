@@ -1,0 +1,48 @@
+//! What the LSP's role is told.
+
+use bitcoin::Transaction;
+use bitcoin::secp256k1::PublicKey;
+
+#[cfg(doc)]
+use crate::effect::Effect;
+use crate::message::Message;
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+#[allow(clippy::large_enum_variant)]
+pub enum Input {
+    /// A member said something about this attempt.
+    Message {
+        /// The member's Lightning node.
+        from: PublicKey,
+        /// What it said.
+        message: Message,
+    },
+    /// A member is connected again.
+    Connected(PublicKey),
+    /// Answer to [`Effect::Fund`]: the signed transaction and the output's position.
+    Funded {
+        /// The transaction, not published.
+        tx: Transaction,
+        /// Position of the factory's output.
+        vout: u32,
+    },
+    /// Answer to [`Effect::Fund`]: there are not enough confirmed coins.
+    FundingFailed,
+    /// Both sides hold commitments on the slot's outpoint, ours durably.
+    ChannelHeld(u16),
+    /// The slot's channel could not be opened or was closed.
+    ChannelLost(u16),
+    /// The time for this round is over.
+    TimedOut,
+    /// The funding transaction is in the block at `height`.
+    FundingConfirmed {
+        /// Its height.
+        height: u32,
+    },
+    /// The block the funding transaction was in is no longer in the best chain.
+    FundingReorged,
+    /// The best chain's height.
+    Height(u32),
+}

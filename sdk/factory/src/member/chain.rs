@@ -1,0 +1,61 @@
+//! The member's factory on the chain: it exists once the path is complete and the funding buried,
+//! and while it is.
+
+use bitcoin::Transaction;
+
+use super::{Member, Phase};
+use crate::effect::{Effect, Event, depth};
+use crate::journal::Activated;
+
+impl Member {
+    pub(super) fn funding_confirmed(&mut self, tx: &Transaction, height: u32) -> Vec<Effect> {
+        let tree = match &self.phase {
+            Phase::Committed { path, .. } | Phase::Complete { path, .. } => &path.tree,
+            _ => return Vec::new(),
+        };
+        let output = tx.output.get(tree.funding.vout as usize);
+        if tx.compute_txid() != tree.funding.txid || output != Some(&tree.funding_output) {
+            return Vec::new();
+        }
+        self.funding_height = Some(height);
+        self.bury()
+    }
+
+    pub(super) fn funding_reorged(&mut self) -> Vec<Effect> {
+        self.funding_height = None;
+        match std::mem::take(&mut self.open) {
+            true => vec![
+                Effect::Suspend(self.slot()),
+                Effect::Emit(Event::Reorged(self.attempt())),
+            ],
+            false => Vec::new(),
+        }
+    }
+
+    /// The factory begins to exist when path and funding are both final.
+    pub(super) fn bury(&mut self) -> Vec<Effect> {
+        let (slot, attempt) = (self.slot(), self.attempt());
+        if self.open || !self.is_buried() {
+            return Vec::new();
+        }
+        let (Phase::Complete { active, .. }, Some(height)) = (&mut self.phase, self.funding_height)
+        else {
+            return Vec::new();
+        };
+        self.open = true;
+        let mut effects = Vec::new();
+        if *active != Some(height) {
+            *active = Some(height);
+            effects.push(Effect::Persist(Activated { height }.into()));
+            effects.push(Effect::Emit(Event::Active { attempt, height }));
+        }
+        effects.push(Effect::Activate(slot));
+        effects
+    }
+
+    pub(super) fn is_buried(&self) -> bool {
+        let least = u32::from(self.joined.invite.header.timing.min_depth);
+        self.funding_height
+            .is_some_and(|height| depth(self.tip, height) >= least)
+    }
+}

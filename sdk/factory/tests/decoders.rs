@@ -1,0 +1,251 @@
+//! Everything that reads bytes: the committed corpus of the fuzzers, random bytes, and random
+//! damage to valid encodings. Nothing panics, and what decodes encodes back.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "all of this program is tests and what they share"
+)]
+
+#[path = "../fuzz/targets.rs"]
+#[allow(unreachable_pub, reason = "public for the fuzzers")]
+mod targets;
+mod world;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use superscalar_factory::codec::{Decode as _, DecodeError, Encode as _};
+use superscalar_factory::journal::{Ended, Record};
+use superscalar_factory::message::{Message, Refusal, RefusalCode, Seek};
+use superscalar_factory::terms::TimeoutPolicy;
+use superscalar_factory::wire::{Assembler, Frame};
+use world::{Party, TIP, World, plan};
+
+type Target = fn(&[u8]);
+
+const TARGETS: [(&str, Target); 3] = [
+    ("wire", targets::wire),
+    ("journal", targets::journal),
+    ("terms", targets::terms),
+];
+
+fn corpus(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target)
+}
+
+/// What a real ceremony says and writes down: the seeds of the corpus, by target and file name.
+fn seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
+    let mut seeds = BTreeMap::new();
+    let mut world = World::new(4);
+    world.run();
+    world.confirm_funding(TIP + 1);
+    let attempt = world.plan.attempt;
+    let (code, field) = (RefusalCode::Terms, "expiry".to_owned());
+    let refusal = Refusal {
+        attempt,
+        code,
+        field,
+    };
+    let mut said: Vec<Message> = world
+        .log
+        .iter()
+        .map(|(_, message)| message.clone())
+        .collect();
+    said.push(refusal.into());
+    said.push(
+        Seek {
+            capacity: bitcoin::Amount::from_sat(500_000),
+        }
+        .into(),
+    );
+    for message in said {
+        let name = format!("message-{:02}", message.number());
+        seeds
+            .entry(("wire", name))
+            .or_insert_with(|| targets::frames(&message));
+        if let Message::Terms(terms) = message {
+            let path = (terms.header, terms.facts).to_bytes();
+            seeds.insert(("terms", "path".to_owned()), path);
+        }
+    }
+    let member = world.journal[&Party::Member(0)].clone();
+    let mut lsp = world.journal[&Party::Lsp].clone();
+    seeds.insert(("journal", "member".to_owned()), targets::records(&member));
+    seeds.insert(("journal", "lsp".to_owned()), targets::records(&lsp));
+    lsp.truncate(2);
+    lsp.push(Ended { code }.into());
+    seeds.insert(("journal", "lsp-ended".to_owned()), targets::records(&lsp));
+    for (name, policy) in [
+        ("members-reclaim", TimeoutPolicy::MembersReclaim),
+        ("lsp-reclaims", TimeoutPolicy::LspReclaims),
+    ] {
+        let mut terms = world.lsp.as_ref().unwrap().built().unwrap().terms.clone();
+        terms.header.policy = policy;
+        seeds.insert(("terms", name.to_owned()), terms.to_bytes());
+    }
+    seeds
+}
+
+/// The committed corpus holds what a ceremony of this version says (written anew with
+/// `SUPERSCALAR_BLESS=1`), and nothing in it breaks a target.
+#[test]
+fn the_corpus_is_replayed() {
+    let bless = std::env::var_os("SUPERSCALAR_BLESS").is_some();
+    for ((target, name), bytes) in seeds() {
+        let file = corpus(target).join(name);
+        if bless {
+            fs::create_dir_all(corpus(target)).unwrap();
+            fs::write(&file, &bytes).unwrap();
+        }
+        let committed = fs::read(&file).unwrap_or_default();
+        assert!(
+            committed == bytes,
+            "{} is not of this version",
+            file.display()
+        );
+    }
+    let mut numbers = Vec::new();
+    for (target, run) in TARGETS {
+        for entry in fs::read_dir(corpus(target)).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = fs::read(&path).unwrap();
+            run(&bytes);
+            if target == "wire" {
+                numbers.push(u16::from_be_bytes([bytes[0], bytes[1]]));
+            }
+        }
+    }
+    // One seed of every message there is.
+    for number in 0..=u16::MAX {
+        let unknown = DecodeError::UnknownType {
+            what: "message",
+            typ: number.into(),
+        };
+        let known = Message::from_parts(number, &[]) != Err(unknown);
+        assert!(
+            !known || numbers.contains(&number),
+            "no seed of message {number}"
+        );
+    }
+}
+
+/// One byte string per record of a whole ceremony.
+fn all_records() -> Vec<Vec<u8>> {
+    let mut world = World::with(plan(2));
+    world.run();
+    world.confirm_funding(TIP + 1);
+    let all = world.journal.values().flatten();
+    let mut records: Vec<Vec<u8>> = all.map(|record| record.to_bytes()).collect();
+    let code = RefusalCode::Other;
+    records.push(Record::from(Ended { code }).to_bytes());
+    records
+}
+
+#[derive(Debug, Clone)]
+enum Damage {
+    Flip(prop::sample::Index, u8),
+    Cut(prop::sample::Index),
+    Insert(prop::sample::Index, Vec<u8>),
+    Repeat(prop::sample::Index, prop::sample::Index),
+}
+
+fn damage() -> impl Strategy<Value = Vec<Damage>> {
+    let index = any::<prop::sample::Index>;
+    let one = prop_oneof![
+        5 => (index(), 1u8..).prop_map(|(at, mask)| Damage::Flip(at, mask)),
+        1 => index().prop_map(Damage::Cut),
+        1 => (index(), prop::collection::vec(any::<u8>(), 1..40))
+            .prop_map(|(at, bytes)| Damage::Insert(at, bytes)),
+        1 => (index(), index()).prop_map(|(from, to)| Damage::Repeat(from, to)),
+    ];
+    prop::collection::vec(one, 1..4)
+}
+
+fn damaged(mut bytes: Vec<u8>, all: &[Damage]) -> Vec<u8> {
+    for one in all {
+        if bytes.is_empty() {
+            break;
+        }
+        match one {
+            Damage::Flip(at, mask) => {
+                let at = at.index(bytes.len());
+                bytes[at] ^= mask;
+            }
+            Damage::Cut(at) => bytes.truncate(at.index(bytes.len())),
+            Damage::Insert(at, more) => {
+                let at = at.index(bytes.len());
+                bytes.splice(at..at, more.iter().copied());
+            }
+            Damage::Repeat(from, to) => {
+                let (from, to) = (from.index(bytes.len()), to.index(bytes.len()));
+                let piece = bytes[from.min(to)..from.max(to)].to_vec();
+                bytes.extend(piece);
+            }
+        }
+    }
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        for (_, target) in TARGETS {
+            target(&bytes);
+        }
+        for number in 0..=16 {
+            let mut assembler = Assembler::default();
+            let frame = Frame { submessage: number, payload: bytes.clone() };
+            let _ = assembler.receive(&frame);
+        }
+        for number in 0..=40u16 {
+            let _ = Record::from_bytes(&[&number.to_be_bytes(), &bytes[..]].concat(), "Record");
+        }
+    }
+
+    #[test]
+    fn damaged_encodings_never_panic(
+        choice in any::<prop::sample::Index>(),
+        damage in damage(),
+    ) {
+        thread_local! {
+            static SEEDS: Vec<(&'static str, Vec<u8>)> =
+                seeds().into_iter().map(|((target, _), bytes)| (target, bytes)).collect();
+            static RECORDS: Vec<Vec<u8>> = all_records();
+        }
+        let (target, bytes) = SEEDS.with(|seeds| choice.get(seeds).clone());
+        let (_, run) = TARGETS.iter().find(|(name, _)| *name == target).unwrap();
+        run(&damaged(bytes, &damage));
+        let record = damaged(RECORDS.with(|records| choice.get(records).clone()), &damage);
+        if let Ok(decoded) = Record::from_bytes(&record, "Record") {
+            prop_assert_eq!(Record::from_bytes(&decoded.to_bytes(), "Record"), Ok(decoded));
+        }
+    }
+
+    /// Records of both roles, whole but in any order and number, replayed.
+    #[test]
+    fn no_order_of_records_panics(choices in prop::collection::vec(any::<prop::sample::Index>(), 0..9)) {
+        thread_local! {
+            static RECORDS: Vec<Record> = all_records()
+                .iter()
+                .map(|bytes| Record::from_bytes(bytes, "Record").unwrap())
+                .collect();
+        }
+        RECORDS.with(|records| {
+            // Most orders are refused at once, so both begin as a journal does.
+            let is_first = |record: &&Record| {
+                matches!(record, Record::MemberJoined(_) | Record::LspGathering(_))
+            };
+            for first in records.iter().filter(is_first) {
+                let mut journal = vec![first.clone()];
+                journal.extend(choices.iter().map(|choice| choice.get(records).clone()));
+                targets::journal(&targets::records(&journal));
+            }
+        });
+    }
+}
