@@ -9,6 +9,7 @@ pub mod demo;
 pub mod meter;
 pub mod network;
 pub mod ordinary;
+pub mod processes;
 
 pub use superscalar_regtest as regtest;
 

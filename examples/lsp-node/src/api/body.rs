@@ -26,6 +26,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // Serde would also read a list of all fields in order.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(ApiError::bad_request("invalid_body", "expected an object"));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let message = error.inner().to_string();
@@ -44,10 +48,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
-/// Serde reports a missing field at the object that lacks it.
+/// Serde reports a missing or repeated field at its object.
 fn field(path: &str, message: &str) -> Option<String> {
-    let is_missing = message.starts_with("missing field");
-    let named = message.split('`').nth(1).filter(|_| is_missing);
+    let at_object = message.starts_with("missing field") || message.starts_with("duplicate field");
+    let named = message.split('`').nth(1).filter(|_| at_object);
     match (path, named) {
         (".", named) => named.map(str::to_owned),
         (path, Some(named)) => Some(format!("{path}.{named}")),
@@ -68,6 +72,7 @@ mod tests {
             ("", "invalid_json", None),
             ("{", "invalid_json", None),
             ("null", "invalid_body", None),
+            (" [4, 500000, 0, 2000]", "invalid_body", None),
             (&format!("{good} 7"), "invalid_json", None),
             (
                 &good.replace("\"members\":4,", ""),

@@ -1,0 +1,97 @@
+//! Each request as calls of the SDK.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use superscalar_sdk::Wallet;
+
+use crate::protocol::{Failure, Request, Response};
+
+/// Longest wait of one request for events.
+const MAX_WAIT: Duration = Duration::from_secs(3_600);
+
+pub(super) async fn answer(wallet: &Wallet, request: Request) -> Response {
+    match call(wallet, request).await {
+        Ok(value) => Response::Done(value),
+        Err(failure) => Response::Failed(failure),
+    }
+}
+
+async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
+    match request {
+        Request::Status {} => done(&wallet.status()),
+        Request::Join { capacity_sat } => {
+            wallet.factories().join(capacity_sat).await?;
+            Ok(json!({}))
+        }
+        Request::Receive {
+            amount_msat,
+            description,
+            expiry_secs,
+        } => {
+            let lightning = wallet.lightning();
+            let invoice = lightning.receive(amount_msat, &description, expiry_secs);
+            Ok(json!({ "invoice": invoice.await? }))
+        }
+        Request::Send {
+            invoice,
+            amount_msat,
+        } => {
+            let hash = wallet.lightning().send(&invoice, amount_msat).await?;
+            Ok(json!({ "payment_hash": hash }))
+        }
+        Request::Payment { payment_hash } => {
+            let unknown = || {
+                let message = format!("no payment has the hash {payment_hash}");
+                Failure::new("unknown_payment", message).hint("`payments` lists them")
+            };
+            let is_hash = payment_hash.len() == 64
+                && payment_hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if !is_hash {
+                return Err(unknown());
+            }
+            let found = wallet.lightning().payment(&payment_hash)?;
+            done(&found.ok_or_else(unknown)?)
+        }
+        Request::Payments {} => done(&wallet.lightning().payments()?),
+        Request::Balance {} => done(&wallet.balance()),
+        Request::Factories {} => done(&wallet.factories().list().await?),
+        Request::Tree { factory } => done(&wallet.factories().tree(&factory).await?),
+        Request::ExitPlan { factory } => done(&wallet.exit().plan(&factory).await?),
+        Request::ExitStart { factory, mode } => {
+            wallet.exit().start(&factory, mode).await?;
+            Ok(json!({}))
+        }
+        Request::ExitStatus {} => done(&wallet.exit().status().await?),
+        Request::Address {} => Ok(json!({ "address": wallet.onchain().address()? })),
+        Request::Coins {} => done(&wallet.onchain().balance()),
+        Request::SendCoins {
+            address,
+            amount_sat,
+            feerate_sat_per_vb,
+        } => {
+            let onchain = wallet.onchain();
+            let sent = onchain.send(&address, amount_sat, feerate_sat_per_vb);
+            Ok(json!({ "txid": sent.await? }))
+        }
+        Request::Events {
+            after,
+            limit,
+            wait_ms,
+        } => {
+            let wait = Duration::from_millis(wait_ms).min(MAX_WAIT);
+            if let Ok(waited) = tokio::time::timeout(wait, wallet.wait_for_event(after)).await {
+                waited?;
+            }
+            done(&wallet.events(after, limit)?)
+        }
+        Request::Sync {} => Ok(json!({ "height": wallet.sync().await? })),
+        // Answered by the connection, which ends with it.
+        Request::Stop {} => Ok(json!({})),
+    }
+}
+
+fn done(value: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(value).map_err(|error| Failure::new("internal", error))
+}
