@@ -3,4 +3,5 @@
 
 pub mod checker;
 pub mod ledger;
+pub mod picture;
 pub mod published;
