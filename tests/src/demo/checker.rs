@@ -246,9 +246,8 @@ fn check_path_tx(step: &PathTx, tx: &Transaction, feerate: u64) -> Result<(), Ch
     if tx.version.0 != 3 || tx.input.len() != 1 {
         return Err(wrong(name, "is not version 3 with one input"));
     }
-    let is_anchor = |it: &bitcoin::TxOut| {
-        it.value == ANCHOR && it.script_pubkey == ScriptBuf::new_p2a()
-    };
+    let is_anchor =
+        |it: &bitcoin::TxOut| it.value == ANCHOR && it.script_pubkey == ScriptBuf::new_p2a();
     match tx.output.split_last() {
         Some((anchor, others)) if is_anchor(anchor) && !others.iter().any(is_anchor) => Ok(()),
         _ => Err(wrong(name, "has not one anchor, at its end")),
@@ -271,7 +270,10 @@ fn check_commitment(
     let name = "commitment";
     let (tx, height) = spending(ledger, said.channel, name)?;
     if tx.input.len() != 1 || height < leaf_height {
-        return Err(wrong(name, "does not spend the channel alone, after the leaf"));
+        return Err(wrong(
+            name,
+            "does not spend the channel alone, after the leaf",
+        ));
     }
     // One output each; what is above two are HTLCs.
     let htlcs = tx.output.len().saturating_sub(2);
@@ -333,10 +335,21 @@ fn check_sweep(
     let fee = fee_of(commitment.member_output, &tx, name)?;
     let paid: Amount = tx.output.iter().map(|output| output.value).sum();
     let arrived = ledger.unspent_at(&said.member_scripts)?;
-    same("coins of the member before", said.member_coins_before, arrived - paid)?;
-    same("coins of the member after", said.member_coins_after, arrived)?;
+    same(
+        "coins of the member before",
+        said.member_coins_before,
+        arrived - paid,
+    )?;
+    same(
+        "coins of the member after",
+        said.member_coins_after,
+        arrived,
+    )?;
     let found = found(name, &tx, height, fee, Payer::Member);
-    Ok(Sweep { found, arrived: paid })
+    Ok(Sweep {
+        found,
+        arrived: paid,
+    })
 }
 
 fn pays_only(tx: &Transaction, scripts: &[ScriptBuf]) -> bool {

@@ -96,7 +96,9 @@ impl<'a> Layout<'a> {
         let root = layout.branch(&picture.root, 1, &mut rows);
         let funding = column(0, root.middle(), BOX_HEIGHT);
         layout.line(funding, root, picture.root.kickoff.block.is_some());
-        layout.boxes.push(Box::Transaction(funding, &picture.funding));
+        layout
+            .boxes
+            .push(Box::Transaction(funding, &picture.funding));
         let edge = |it: &Box<'_>| (it.place().x + BOX_WIDTH, it.place().y + it.place().height);
         layout.width = layout.boxes.iter().map(|it| edge(it).0).max().unwrap_or(0) + LEFT;
         layout.height = layout.boxes.iter().map(|it| edge(it).1).max().unwrap_or(0) + BOTTOM;

@@ -105,7 +105,11 @@ fn draw_backstop(out: &mut String, place: Place, shown: &Shown) {
 }
 
 fn draw_output(out: &mut String, place: Place, output: &Output) {
-    let class = if output.is_channel { "channel" } else { "stock" };
+    let class = if output.is_channel {
+        "channel"
+    } else {
+        "stock"
+    };
     open(out, place, class, output.on_chain, 18);
     let down = if output.is_channel { 9 } else { 0 };
     text(out, "name", place.x + 18, place.y + 17 + down, &output.name);
@@ -148,7 +152,10 @@ fn draw_legend(out: &mut String, y: u32) {
 
 fn text(out: &mut String, class: &str, x: u32, y: u32, words: &str) {
     let words = escape(words);
-    let _ = writeln!(out, "<text class=\"{class}\" x=\"{x}\" y=\"{y}\">{words}</text>");
+    let _ = writeln!(
+        out,
+        "<text class=\"{class}\" x=\"{x}\" y=\"{y}\">{words}</text>"
+    );
 }
 
 fn on_off(on_chain: bool) -> &'static str {

@@ -52,13 +52,21 @@ fn leaf_outputs(names: [&str; 2], on_chain: bool) -> Below {
 }
 
 fn four() -> Picture {
-    let left = branch("1", [Some(108), Some(114)], leaf_outputs(["Alice", "Bob"], true));
+    let left = branch(
+        "1",
+        [Some(108), Some(114)],
+        leaf_outputs(["Alice", "Bob"], true),
+    );
     let right = branch("2", [None, None], leaf_outputs(["Carol", "Dave"], false));
     Picture {
         title: "A factory of <four> & one way out".to_owned(),
         subtitle: "What is on the chain".to_owned(),
         funding: shown("funding", Some(101)),
-        root: branch("0", [Some(102), Some(108)], Below::Branches(vec![left, right])),
+        root: branch(
+            "0",
+            [Some(102), Some(108)],
+            Below::Branches(vec![left, right]),
+        ),
     }
 }
 
@@ -89,7 +97,13 @@ fn what_is_on_chain_is_drawn_so_and_nothing_else() {
     assert_eq!(count("class=\"channel on\""), 2 + 1);
     assert_eq!(count("class=\"channel off\""), 2);
     assert_eq!(count("class=\"badge\""), 7);
-    for words in ["block 101", "block 259", "channel Alice", "stock Dave", "1,234,567 sat"] {
+    for words in [
+        "block 101",
+        "block 259",
+        "channel Alice",
+        "stock Dave",
+        "1,234,567 sat",
+    ] {
         assert!(drawn.contains(words), "{words}");
     }
 }
