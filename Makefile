@@ -12,7 +12,7 @@ help:
 	@echo "make setup   install system packages (as root on Debian), or say which are missing"
 
 demo: bitcoind
-	$(CARGO) build --locked -p lsp-node -p wallet-cli
+	$(CARGO) build --locked -p lsp-node -p wallet-cli -p outside-node
 	$(CARGO) run --locked -p superscalar-tests --bin demo
 
 test: bitcoind

@@ -5,6 +5,7 @@
     reason = "everything here is for tests, which fail by panicking"
 )]
 
+pub mod demo;
 pub mod network;
 pub mod ordinary;
 pub mod processes;

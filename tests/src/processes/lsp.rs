@@ -96,6 +96,11 @@ impl LspProcess {
         &mut self.program
     }
 
+    /// The server's directory.
+    pub fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
     /// Node ids of members waiting for a factory.
     pub fn waiting(&self) -> Result<Vec<String>> {
         let mut answer = self.get("/v1/waiting")?;

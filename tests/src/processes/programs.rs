@@ -10,13 +10,15 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 
-/// Paths of both programs.
+/// Paths of all programs.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// The server.
     pub lsp_node: PathBuf,
     /// The wallet.
     pub wallet_cli: PathBuf,
+    /// An ordinary Lightning node.
+    pub outside_node: PathBuf,
 }
 
 impl Programs {
@@ -48,6 +50,7 @@ fn locate() -> Result<Programs> {
     Ok(Programs {
         lsp_node: program("lsp-node")?,
         wallet_cli: program("wallet-cli")?,
+        outside_node: program("outside-node")?,
     })
 }
 
@@ -68,6 +71,7 @@ fn build() -> Result<PathBuf> {
     let built = Command::new(cargo)
         .current_dir(workspace())
         .args(["build", "--quiet", "-p", "lsp-node", "-p", "wallet-cli"])
+        .args(["-p", "outside-node"])
         .args([
             "--profile",
             if profile == "debug" { "dev" } else { profile },
@@ -78,7 +82,7 @@ fn build() -> Result<PathBuf> {
         .context("cargo cannot be run")?;
     ensure!(
         built.success(),
-        "lsp-node and wallet-cli cannot be built: {built}"
+        "lsp-node, wallet-cli or outside-node cannot be built: {built}"
     );
     Ok(folder.to_owned())
 }
