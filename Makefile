@@ -2,6 +2,12 @@
 
 CARGO ?= cargo
 
+# Where the programs stand when the whole workspace is built in one go, which resolves every
+# dependency's features once: tests and demo then need no second build of them.
+BIN_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
+PROGRAMS = -p lsp-node -p wallet-cli -p outside-node
+export SUPERSCALAR_BIN_DIR = $(BIN_DIR)
+
 .PHONY: help demo test lint bench setup bitcoind
 
 help:
@@ -12,8 +18,8 @@ help:
 	@echo "make setup   install system packages (as root on Debian), or say which are missing"
 
 demo: bitcoind
-	$(CARGO) build --locked -p lsp-node -p wallet-cli -p outside-node
-	$(CARGO) run --locked -p superscalar-tests --bin demo
+	$(CARGO) build --locked $(PROGRAMS) -p superscalar-tests --bins
+	$(BIN_DIR)/demo
 
 test: bitcoind
 	$(CARGO) test --workspace --locked
