@@ -10,9 +10,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
 use superscalar_tests::demo::progress::Progress;
-use superscalar_tests::demo::{picture, steps, table};
+use superscalar_tests::demo::{self, steps};
 use tokio::signal::unix::{SignalKind, signal};
 
 const OUT: &str = "demo-out";
@@ -22,7 +21,7 @@ const INTERRUPTED: u8 = 130;
 fn main() -> ExitCode {
     let interrupted = Arc::new(AtomicBool::new(false));
     let mut progress = Progress::new(Arc::clone(&interrupted));
-    let result = watch_signals(Arc::clone(&interrupted)).and_then(|()| demo(&mut progress));
+    let result = watch_signals(Arc::clone(&interrupted)).and_then(|()| run(&mut progress));
     progress.finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -37,27 +36,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn demo(progress: &mut Progress) -> anyhow::Result<()> {
+fn run(progress: &mut Progress) -> anyhow::Result<()> {
     let (network, report) = steps::run(progress)?;
     drop(network);
     progress.finish();
-    let folder = Path::new(OUT);
-    std::fs::create_dir_all(folder).context(OUT)?;
-    let drawing = folder.join("factory.svg");
-    std::fs::write(&drawing, picture::svg(&report.picture)).context("factory.svg")?;
-    let mut out = std::io::stdout().lock();
-    write!(out, "{}", table::steps(&report.steps))?;
-    write!(out, "{}", table::balances(&report.books, &report.names))?;
-    write!(out, "{}", table::transactions(&report.audit))?;
-    let home = table::way_home(
-        &report.audit,
-        &report.published,
-        report.reserve_msat,
-        "Alice",
-    );
-    write!(out, "{home}")?;
-    writeln!(out, "\nThe factory is drawn in {}.", drawing.display())?;
-    Ok(())
+    demo::show(&report, Path::new(OUT), &mut std::io::stdout().lock())
 }
 
 /// The first SIGINT or SIGTERM ends the demo at its next wait, the second at once.

@@ -1,6 +1,11 @@
 //! The demo: separate processes on a real chain, from a factory's funding to a member that leaves
 //! alone after the LSP was killed; checked against bitcoind to the satoshi, and drawn.
 
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+
 pub mod books;
 pub mod checker;
 pub mod ledger;
@@ -12,3 +17,22 @@ pub mod steps;
 pub mod table;
 mod tree;
 pub mod words;
+
+/// Prints what happened and writes `factory.svg` into `folder`.
+///
+/// # Errors
+/// When the file cannot be written or nobody reads the words.
+pub fn show(report: &steps::Report, folder: &Path, out: &mut impl Write) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let drawing = folder.join("factory.svg");
+    let shown = || drawing.display().to_string();
+    std::fs::write(&drawing, picture::svg(&report.picture)).with_context(shown)?;
+    let (audit, name) = (&report.audit, &report.names[0]);
+    write!(out, "{}", table::steps(&report.steps))?;
+    write!(out, "{}", table::balances(&report.books, &report.names))?;
+    write!(out, "{}", table::transactions(audit))?;
+    let home = table::way_home(audit, &report.published, report.reserve_msat, name);
+    write!(out, "{home}")?;
+    writeln!(out, "\nThe factory is drawn in {}.", shown())?;
+    Ok(())
+}

@@ -3,7 +3,7 @@
 use super::{Below, Branch, Output, Picture, Shown};
 
 /// Width of every box.
-pub const BOX_WIDTH: u32 = 148;
+pub(super) const BOX_WIDTH: u32 = 148;
 const BOX_HEIGHT: u32 = 56;
 const SMALL_HEIGHT: u32 = 26;
 const COLUMN: u32 = 180;

@@ -14,7 +14,7 @@ text{font-family:Inter,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif;fill:#1d2
 .id{font-size:10.5px;fill:#64717f;font-family:'DejaVu Sans Mono',Menlo,Consolas,monospace}\
 .block{font-size:10.5px;font-weight:700;fill:#fff}\
 .on{fill:#e3f6ec;stroke:#12805c;stroke-width:2}\
-.channel.on{fill:#fff3d6;stroke:#c98a06}\
+.channel.on,.stock.on{fill:#fff3d6;stroke:#c98a06}\
 .off{fill:#fafbfc;stroke:#b3bdc7;stroke-width:1.3;stroke-dasharray:5 4}\
 .off-text text{fill:#7a8793}\
 .badge{fill:#12805c}.line{fill:none}\
@@ -84,7 +84,7 @@ fn draw_transaction(out: &mut String, place: Place, shown: &Shown) {
 
 fn draw_badge(out: &mut String, place: Place, height: u32) {
     let label = format!("block {height}");
-    let width = 8 + 6 * label.len() as u32;
+    let width = 16 + 6 * label.len() as u32;
     let (x, y) = (place.x + BOX_WIDTH - width + 8, place.y - 9);
     let _ = writeln!(
         out,

@@ -1,0 +1,116 @@
+//! The demo itself, with all of its processes: what it prints and draws is what the chain says, one
+//! satoshi of difference is found, and nothing outlives it when it is interrupted.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use bitcoin::Amount;
+use superscalar_regtest::wait_until;
+use superscalar_tests::demo::checker::{Payer, check};
+use superscalar_tests::demo::progress::Progress;
+use superscalar_tests::demo::published::Published;
+use superscalar_tests::demo::table::thousands;
+use superscalar_tests::demo::{show, steps};
+
+#[test]
+fn the_demo_tells_the_truth_to_the_satoshi() {
+    let mut progress = Progress::new(Arc::new(AtomicBool::new(false)));
+    let (network, report) = steps::run(&mut progress).unwrap();
+    let audit = &report.audit;
+    assert_eq!(audit.transactions.len(), 7, "funding, path, close, sweep");
+    assert_eq!(audit.paid_by(Payer::Member), audit.sweep_fee);
+    // Alice was paid 150,000 and 5,000 and paid 40,000.123 sat and a fee.
+    let fee_msat = report.books.payments[1].fee_msat;
+    let expected_msat = 155_000_000 - 40_000_123 - fee_msat;
+    assert_eq!(report.published.member_msat, expected_msat);
+    let home = Amount::from_sat(expected_msat / 1_000);
+    assert_eq!(audit.arrived + audit.sweep_fee, home);
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut words = Vec::new();
+    show(&report, folder.path(), &mut words).unwrap();
+    let words = String::from_utf8(words).unwrap();
+    for it in &audit.transactions {
+        assert!(words.contains(&it.txid.to_string()), "{}: {words}", it.name);
+    }
+    assert!(words.contains(&thousands(audit.arrived.to_sat())));
+    assert!(words.contains("trimmed HTLCs") && words.contains("reserve"));
+    let drawn = std::fs::read_to_string(folder.path().join("factory.svg")).unwrap();
+    // The seven transactions of the way home, and the legend's.
+    assert_eq!(drawn.matches("class=\"tx on\"").count(), 7 + 1);
+    assert!(drawn.contains("channel Alice") && drawn.contains("sweep to Alice"));
+
+    type Change = fn(&mut Published);
+    let changes: [Change; 8] = [
+        |it| it.funding_amount += Amount::ONE_SAT,
+        |it| it.lsp_coins_after -= Amount::ONE_SAT,
+        |it| it.path[0].fee += Amount::ONE_SAT,
+        |it| it.path[3].outputs[1] -= Amount::ONE_SAT,
+        |it| it.capacity -= Amount::ONE_SAT,
+        |it| it.member_msat -= 1_000,
+        |it| it.member_coins_before += Amount::ONE_SAT,
+        |it| it.member_coins_after += Amount::ONE_SAT,
+    ];
+    for (index, change) in changes.into_iter().enumerate() {
+        let mut published = report.published.clone();
+        change(&mut published);
+        assert!(check(&network.chain, &published).is_err(), "change {index}");
+    }
+    check(&network.chain, &report.published).unwrap();
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_demo"))
+        // Everything it starts keeps its files below, so that what is left can be seen.
+        .env("TMPDIR", folder.path())
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(demo.stderr.take().unwrap()).lines();
+    let wallets = lines.find(|line| {
+        line.as_ref()
+            .is_ok_and(|line| line.contains("four wallets"))
+    });
+    wallets.expect("it starts four wallets").unwrap();
+    assert!(running_below(folder.path()) >= 6, "bitcoind, LSP, wallets");
+    let id = demo.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    assert_eq!(demo.wait().unwrap().code(), Some(130), "{rest:?}");
+    wait_until("all processes to end", Duration::from_secs(30), || {
+        running_below(folder.path()) == 0
+    })
+    .unwrap();
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Processes whose command line names this folder.
+fn running_below(folder: &std::path::Path) -> usize {
+    let listed = Command::new("ps")
+        .args(["-ww", "-eo", "args"])
+        .output()
+        .unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let name = folder.to_str().unwrap();
+    listed.lines().filter(|line| line.contains(name)).count()
+}
