@@ -14,14 +14,17 @@ const BEGIN: &str = "<!-- bench -->";
 const END: &str = "<!-- /bench -->";
 
 /// What measures: arguments of `cargo run --release`.
-const PROGRAMS: [&[&str]; 1] = [&[
-    "--package",
-    "superscalar-factory",
-    "--example",
-    "factory_speed",
-    "--",
-    "--json",
-]];
+const PROGRAMS: [&[&str]; 2] = [
+    &[
+        "--package",
+        "superscalar-factory",
+        "--example",
+        "factory_speed",
+        "--",
+        "--json",
+    ],
+    &["--package", "superscalar-tests", "--bin", "bench"],
+];
 
 /// One line of the table.
 #[derive(Debug, Deserialize)]

@@ -295,6 +295,6 @@ fn messages() {
         })
     });
     let each: Vec<Value> = each.collect();
-    assert_eq!(each.len(), 9);
+    assert_eq!(each.len(), 10);
     published("messages.json", &json!({ "messages": each }));
 }

@@ -1,4 +1,4 @@
-//! What building factories and paying cost over real sockets, as JSON for `cargo xtask bench`.
+//! What building factories and paying cost over real sockets, as rows for `cargo xtask bench`.
 //!
 //! Ceremony: one LSP and its members in one process, connections up and stores on disk, from the
 //! command to build until everyone holds a complete path and the funding is published. Bytes are
@@ -21,18 +21,21 @@ const AMOUNT_MSAT: u64 = 100_000;
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     superscalar_tests::log_to_stderr();
-    let mut ceremonies = Vec::new();
+    let mut rows = Vec::new();
     for members in [8, 64] {
         eprintln!("ceremony of {members}");
-        ceremonies.push(ceremony(members).await);
+        rows.extend(ceremony(members).await);
     }
     eprintln!("payments");
-    let payments = payments().await;
-    let report = serde_json::json!({ "ceremonies": ceremonies, "payments": payments });
-    println!("{report}");
+    rows.extend(payments().await);
+    println!("{}", serde_json::Value::from(rows));
 }
 
-async fn ceremony(members: u16) -> serde_json::Value {
+fn row(figure: &str, value: String, unit: &str, remark: String) -> serde_json::Value {
+    serde_json::json!({ "figure": figure, "value": value, "unit": unit, "remark": remark })
+}
+
+async fn ceremony(members: u16) -> Vec<serde_json::Value> {
     let network = TestNetwork::start_polling(usize::from(members), Duration::from_secs(60)).await;
     network.all_waiting(members).await;
     let (bytes, cpu, started) = (network.carried_bytes(), cpu_seconds(), Instant::now());
@@ -40,15 +43,26 @@ async fn ceremony(members: u16) -> serde_json::Value {
     let wall = started.elapsed().as_secs_f64();
     let cpu = cpu_seconds() - cpu;
     let bytes = network.carried_bytes() - bytes;
-    serde_json::json!({
-        "members": members,
-        "wall_s": wall,
-        "cpu_s": cpu,
-        "bytes_per_member": bytes / u64::from(members),
-    })
+    let figure = "ceremony over sockets";
+    let of = || format!("{members} members, stores on disk");
+    vec![
+        row(figure, format!("{wall:.2}"), "s wall", of()),
+        row(
+            figure,
+            format!("{cpu:.2}"),
+            "s CPU",
+            format!("{}, all parties", of()),
+        ),
+        row(
+            figure,
+            format!("{:.1}", bytes as f64 / f64::from(members) / 1_000.0),
+            "kB per member",
+            format!("{}, both directions, encryption included", of()),
+        ),
+    ]
 }
 
-async fn payments() -> serde_json::Value {
+async fn payments() -> Vec<serde_json::Value> {
     let network = TestNetwork::start(4).await;
     network.build(regtest_factory(4)).await;
     network.lsp_pays(0, 200_000_000).await;
@@ -77,13 +91,27 @@ async fn payments() -> serde_json::Value {
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
     };
-    serde_json::json!({
-        "factory_ms": median(pairs.iter().map(|(factory, _)| *factory).collect()),
-        "ordinary_ms": median(pairs.iter().map(|(_, plain)| *plain).collect()),
-        "ratio": median(pairs.iter().map(|(factory, plain)| factory / plain).collect()),
-        "pairs": PAIRS,
-        "payments": PAYMENTS,
-    })
+    let figure = "payment through the LSP";
+    let of = format!("median of {PAIRS} interleaved batches of {PAYMENTS}");
+    let factory = median(pairs.iter().map(|(factory, _)| *factory).collect());
+    let plain = median(pairs.iter().map(|(_, plain)| *plain).collect());
+    let ratio = median(
+        pairs
+            .iter()
+            .map(|(factory, plain)| factory / plain)
+            .collect(),
+    );
+    let channels = |kind: &str| format!("{kind} channels, {of}");
+    vec![
+        row(figure, format!("{factory:.1}"), "ms", channels("factory")),
+        row(figure, format!("{plain:.1}"), "ms", channels("ordinary")),
+        row(
+            figure,
+            format!("{ratio:.2}"),
+            "ratio",
+            "factory to ordinary".to_owned(),
+        ),
+    ]
 }
 
 /// CPU seconds of this process so far, all threads, user and system.

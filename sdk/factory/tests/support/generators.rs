@@ -76,6 +76,9 @@ pub fn timing(layers: u32) -> impl Strategy<Value = Timing> {
             let races = layers * (u32::from(states) - 1);
             let most = (MAX_EXIT_DELAY - timing.exit_delay(layers)) / races.max(1);
             timing.step = step.min(most as u16).max(1);
+            // Earlier than the least there is, as far as the budget leaves room for it.
+            let room = 2 * (MAX_EXIT_DELAY - timing.exit_delay(layers));
+            let early = early.min(room as u16);
             timing.blocks_early = timing.exit_delay(layers) as u16 + early;
             timing
         })
