@@ -335,10 +335,17 @@ fn check_sweep(
     let fee = fee_of(commitment.member_output, &tx, name)?;
     let paid: Amount = tx.output.iter().map(|output| output.value).sum();
     let arrived = ledger.unspent_at(&said.member_scripts)?;
+    let spent = || {
+        wrong(
+            name,
+            "is spent already: what it brought cannot be told apart",
+        )
+    };
+    let before = arrived.checked_sub(paid).ok_or_else(spent)?;
     same(
         "coins of the member before",
         said.member_coins_before,
-        arrived - paid,
+        before,
     )?;
     same(
         "coins of the member after",

@@ -101,6 +101,7 @@ pub fn run(progress: &mut Progress) -> Result<(Network, Report)> {
         slot: built.slots[0],
         audit: &audit,
         funding_amount: exit.published.funding_amount,
+        to_self_delay: exit.published.to_self_delay,
     })?;
     let report = Report {
         steps: progress.steps().to_vec(),

@@ -70,6 +70,8 @@ pub(super) struct Drawn<'a> {
     pub(super) slot: u16,
     pub(super) audit: &'a Audit,
     pub(super) funding_amount: Amount,
+    /// Blocks the sweep waits after the commitment.
+    pub(super) to_self_delay: u32,
 }
 
 /// The whole factory, with what the chain has of it.
@@ -81,7 +83,10 @@ pub(super) fn picture(drawn: &Drawn<'_>) -> Result<Picture> {
     let member = &drawn.names[usize::from(drawn.slot)];
     let then = vec![
         found(commitment, drawn.audit.capacity, "commitment"),
-        found(sweep, drawn.audit.arrived, &format!("sweep to {member}")),
+        Shown {
+            delay: drawn.to_self_delay,
+            ..found(sweep, drawn.audit.arrived, &format!("sweep to {member}"))
+        },
     ];
     let vbytes: u64 = drawn
         .audit
