@@ -1,5 +1,4 @@
 //! A factory on a real chain, Lightning in its leaves, and a member that leaves alone.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use superscalar_sdk::ExitMode;
 use superscalar_tests::network::{TestNetwork, regtest_factory};

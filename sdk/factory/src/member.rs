@@ -8,6 +8,7 @@
 mod chain;
 mod limits;
 mod replay;
+mod secrets;
 mod verify;
 
 use bitcoin::secp256k1::{PublicKey, schnorr};
@@ -21,13 +22,14 @@ use crate::message::{
     Attempt, Identity, Invite, Join, Message, NodeSigs, PartialBytes, PartialSigs, PathAck,
     Refusal, RefusalCode, RootAck, RootPartial, RootSig, TermsMessage,
 };
-use crate::scripts::tagged_hash;
 use crate::signing::{
-    AggregateNonce, FactoryKey, NoncePool, ReservedNonces, SecretNonce, SigningSession, verify,
+    AggregateNonce, FactoryKey, ReservedNonces, SecretNonce, SigningSession, verify,
 };
 use crate::tree::Tree;
 
 pub use limits::WalletLimits;
+pub(crate) use secrets::reserve;
+pub use secrets::revocation_key;
 
 /// ASCII name of this factory type in bLIP-56 identities, zero-padded.
 pub const PROTOCOL: [u8; 32] = {
@@ -641,26 +643,4 @@ fn join_message(joined: &MemberJoined, key: &FactoryKey, nonces: &ReservedNonces
         revocation_key: joined.revocation_key,
         nonces: nonces.public().iter().map(|n| n.to_bytes()).collect(),
     }
-}
-
-/// The key that takes stale stock of one factory.
-pub fn revocation_key(seed: &[u8; 32], salt: &[u8; 32]) -> FactoryKey {
-    FactoryKey::derive(seed, &tagged_hash("superscalar/stock revocation", &[salt]))
-}
-
-/// Makes `count` nonces from 32 fresh random bytes.
-pub(crate) fn reserve(
-    key: &FactoryKey,
-    count: usize,
-    randomness: &[u8; 32],
-) -> Result<ReservedNonces, Refused> {
-    let each = |index: usize| {
-        let index = (index as u32).to_be_bytes();
-        tagged_hash("superscalar/nonce randomness", &[randomness, &index])
-    };
-    let randomness: Vec<_> = (0..count).map(each).collect();
-    let mut pool = NoncePool::new(key);
-    let made = pool.refill(key, &randomness).ok();
-    made.and_then(|()| pool.reserve(count).ok())
-        .ok_or(Refused::new(RefusalCode::Nonce, "nonces"))
 }

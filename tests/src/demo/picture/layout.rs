@@ -34,7 +34,7 @@ pub struct Place {
     pub x: u32,
     /// Upper edge.
     pub y: u32,
-    /// Height; the width is always [`BOX_WIDTH`].
+    /// Height; the width is always the same.
     pub height: u32,
 }
 
