@@ -165,6 +165,7 @@ impl Engine {
             tip: tip.height,
         };
         engine.replay()?;
+        engine.free_unnamed_fundings()?;
         engine.settle().await;
         engine.block(tip).await;
         let (commands, orders) = mpsc::unbounded_channel();
@@ -205,6 +206,32 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// A crash between reserving a funding's coins and its record leaves a reservation that no
+    /// journal names: nobody was told of that funding, so its coins are free. Ordinary channels'
+    /// fundings (P2WSH) are LDK's business.
+    fn free_unnamed_fundings(&self) -> Result<(), StartError> {
+        let named: Vec<Txid> = self
+            .coordinators
+            .values()
+            .filter_map(Coordinator::built)
+            .map(|built| built.tree.funding.txid)
+            .collect();
+        for tx in self.parts.onchain.reserved()? {
+            let txid = tx.compute_txid();
+            let is_factory = tx
+                .output
+                .first()
+                .is_some_and(|out| out.script_pubkey.is_p2tr());
+            if is_factory
+                && !named.contains(&txid)
+                && let Err(error) = self.parts.onchain.release(txid)
+            {
+                tracing::info!(%txid, %error, "a reservation stays");
+            }
+        }
+        Ok(())
     }
 
     fn replay(&mut self) -> Result<(), StartError> {

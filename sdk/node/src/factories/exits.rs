@@ -296,9 +296,11 @@ impl Engine {
                 info.blocks_left_best = closing
                     .ready_height
                     .map(|ready| ready.saturating_sub(facts.tip));
-                let done = closing.commitment_confirmed && closing.pending_sat == 0;
+                // Of a channel in which nothing is ours LDK has nothing to say: the chain does.
+                let closed = self.parts.chain.watcher().spend(&outpoint).is_some();
+                let done = closed && closing.pending_sat == 0;
                 info.stage = if done { "done" } else { "closing" }.to_owned();
-                info.waiting = match (done, closing.commitment_confirmed) {
+                info.waiting = match (done, closed) {
                     (true, _) => String::new(),
                     (false, true) => "the delay on our balance, then the sweep".to_owned(),
                     (false, false) => "the channel's commitment to confirm".to_owned(),

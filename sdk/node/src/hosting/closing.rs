@@ -11,8 +11,6 @@ use super::host::Host;
 /// How far the money of a closing channel is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Closing {
-    /// Whether a commitment is on chain.
-    pub commitment_confirmed: bool,
     /// Ours, but not in the wallet yet, in satoshi.
     pub pending_sat: u64,
     /// Height from which the last of it can be swept, where that is known.
@@ -27,21 +25,15 @@ impl Host {
             // Leaves have a few outputs, not thousands.
             u16::try_from(outpoint.vout).unwrap_or(u16::MAX),
         );
-        let mut closing = Closing {
-            commitment_confirmed: true,
-            ..Closing::default()
-        };
+        let mut closing = Closing::default();
         if let Ok(monitor) = self.monitors().get_monitor(channel) {
             for balance in monitor.get_claimable_balances() {
-                match balance {
-                    Balance::ClaimableOnChannelClose { .. } => closing.commitment_confirmed = false,
-                    Balance::ClaimableAwaitingConfirmations {
-                        confirmation_height,
-                        ..
-                    } => {
-                        closing.ready_height = closing.ready_height.max(Some(confirmation_height));
-                    }
-                    _ => {}
+                if let Balance::ClaimableAwaitingConfirmations {
+                    confirmation_height,
+                    ..
+                } = balance
+                {
+                    closing.ready_height = closing.ready_height.max(Some(confirmation_height));
                 }
                 closing.pending_sat += balance.claimable_amount_satoshis();
             }
