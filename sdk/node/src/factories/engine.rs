@@ -168,6 +168,7 @@ impl Engine {
         engine.free_unnamed_fundings()?;
         engine.settle().await;
         engine.block(tip).await;
+        engine.suspend_unburied();
         let (commands, orders) = mpsc::unbounded_channel();
         let (done, settled) = watch::channel(tip.height);
         let task = tokio::spawn(engine.run(inbox, orders, tips, done));
@@ -204,6 +205,26 @@ impl Engine {
                 () = tokio::time::sleep_until(next_round.unwrap_or(idle)) => {
                     self.rounds_over().await;
                 }
+            }
+        }
+    }
+
+    /// A funding may have left the chain while we were away: its channels were open then.
+    fn suspend_unburied(&self) {
+        for slot in self.parts.host.slots() {
+            let open = slot.phase == crate::hosting::SlotPhase::Active;
+            let Some(place) = bridge::slot_ref(&slot.channel.slot).filter(|_| open) else {
+                continue;
+            };
+            let member = self.members.get(&place.attempt).map(Member::is_active);
+            let lsp = self
+                .coordinators
+                .get(&place.attempt)
+                .map(Coordinator::is_active);
+            if member.or(lsp) == Some(false)
+                && let Err(error) = self.parts.host.freeze(&slot.channel.slot)
+            {
+                tracing::warn!(%error, "a channel without a funding was not frozen");
             }
         }
     }

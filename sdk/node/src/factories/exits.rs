@@ -18,6 +18,7 @@ use super::engine::Engine;
 use super::info::{EngineError, ExitInfo, ExitMode, ExitPlan};
 use crate::chain::OutPointStatus;
 use crate::event::Event;
+use crate::hosting::SlotPhase;
 use crate::store::{Store, StoreError};
 use superscalar_factory::effect::SlotRef;
 
@@ -94,9 +95,9 @@ impl Engine {
         mode: ExitMode,
     ) -> Result<(), EngineError> {
         let path = self.signed_path(factory)?;
-        let facts = self.facts(&path).await?;
-        let possible = exit::plan(&path, mode.goal(), &facts);
-        possible.map_err(|error| EngineError::Exit(error.to_string()))?;
+        // Whether there is such a way at all does not depend on the chain.
+        exit::plan(&path, mode.goal(), &ChainFacts::default())
+            .map_err(|error| EngineError::Exit(error.to_string()))?;
         if self.exits.jobs.contains_key(factory) {
             return Ok(());
         }
@@ -106,23 +107,39 @@ impl Engine {
             leaf_told: None,
             payout_told: false,
         };
+        // The job is on disk before anybody is asked: whatever fails from here on is tried again
+        // with the next block.
         self.exits.put(&self.parts.store, factory, job)?;
         let started = Event::ExitStarted {
             factory: factory.to_owned(),
             reason: reason.to_owned(),
         };
-        self.tell(&started).map_err(EngineError::Exit)?;
-        // Nothing moves in this channel any more; the commitment is held until the leaf is there.
-        if let Some(slot) = self.slot_of(factory)
-            && let Err(error) = self.parts.host.force_close(&slot)
-        {
-            tracing::info!(%error, "the channel is closed already");
+        if let Err(error) = self.tell(&started) {
+            tracing::warn!(factory, error, "the application was not told of an exit");
         }
-        self.step_exit(factory).await
+        if let Err(error) = self.step_exit(factory).await {
+            tracing::warn!(factory, %error, "the exit begins with the next block");
+        }
+        Ok(())
+    }
+
+    /// Exits that a crash or an error kept from beginning: the channel is closed, the path is
+    /// there, and no job is.
+    async fn begin_missed_exits(&mut self) {
+        let complete = self.members.values().filter(|role| role.path().is_some());
+        let slots: Vec<SlotRef> = complete.map(|role| role.slot()).collect();
+        for slot in slots {
+            let entry = self.parts.host.slot(&bridge::slot_id(&slot));
+            let closed = entry.is_some_and(|entry| entry.phase == SlotPhase::Closed);
+            if closed && !self.exits.jobs.contains_key(&bridge::name(&slot.attempt)) {
+                self.begin_exit(&slot, "the channel was closed").await;
+            }
+        }
     }
 
     /// Does what each job can do at this tip.
     pub(super) async fn step_exits(&mut self) {
+        self.begin_missed_exits().await;
         for factory in self.exits.jobs.keys().cloned().collect::<Vec<_>>() {
             if let Err(error) = self.step_exit(&factory).await {
                 tracing::warn!(factory, %error, "this block brought the exit no further");
@@ -132,6 +149,13 @@ impl Engine {
 
     async fn step_exit(&mut self, factory: &str) -> Result<(), EngineError> {
         let path = self.signed_path(factory)?;
+        // Nothing moves in this channel any more; its commitment is held until the leaf is there.
+        if let Some(slot) = self.slot_of(factory)
+            && self.parts.host.channel_state(&slot).is_some()
+            && let Err(error) = self.parts.host.force_close(&slot)
+        {
+            tracing::warn!(%error, "the channel is not closed yet");
+        }
         let facts = self.facts(&path).await?;
         let Some(mode) = self.exits.jobs.get(factory).map(|job| job.mode) else {
             return Ok(());
@@ -243,7 +267,11 @@ impl Engine {
     pub(super) async fn exit_infos(&mut self) -> Result<Vec<ExitInfo>, EngineError> {
         let mut infos = Vec::new();
         for (factory, job) in self.exits.jobs.clone() {
-            infos.push(self.exit_info(&factory, &job).await?);
+            // One that cannot be judged now does not hide the others.
+            match self.exit_info(&factory, &job).await {
+                Ok(info) => infos.push(info),
+                Err(error) => infos.push(ExitInfo::unknown(factory, job.reason, &error)),
+            }
         }
         Ok(infos)
     }

@@ -297,7 +297,8 @@ pub struct ExitInfo {
     pub factory: String,
     /// Why it began.
     pub reason: String,
-    /// `tree`, `closing`, `paid_out`, `superseded` or `done`.
+    /// `tree`, `closing`, `paid_out`, `superseded`, `done`, or `unknown` when it cannot be judged
+    /// at the moment.
     pub stage: String,
     /// Number of the next tree transaction, from 1.
     pub step: u32,
@@ -313,6 +314,23 @@ pub struct ExitInfo {
     pub pending_sat: u64,
     /// Height of the leaf's block, once on chain.
     pub leaf_height: Option<u32>,
+}
+
+impl ExitInfo {
+    pub(super) fn unknown(factory: String, reason: String, error: &EngineError) -> ExitInfo {
+        ExitInfo {
+            factory,
+            reason,
+            stage: "unknown".to_owned(),
+            step: 0,
+            of: 0,
+            waiting: error.to_string(),
+            blocks_left_best: None,
+            blocks_left_worst: None,
+            pending_sat: 0,
+            leaf_height: None,
+        }
+    }
 }
 
 impl Engine {

@@ -275,6 +275,9 @@ impl Engine {
         let Some(seeking) = wanted else {
             return self.refuse(peer, attempt, RefusalCode::Unexpected, "invite");
         };
+        if invite.slot >= invite.members {
+            return self.refuse(peer, attempt, RefusalCode::Limits, "slot");
+        }
         let slot = SlotRef {
             attempt,
             slot: invite.slot,
