@@ -123,9 +123,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Exits that a crash or an error kept from beginning: the channel is closed, the path is
+    /// After a start: exits that a crash kept from beginning. The channel is closed, the path is
     /// there, and no job is.
-    async fn begin_missed_exits(&mut self) {
+    pub(super) async fn begin_missed_exits(&mut self) {
         let complete = self.members.values().filter(|role| role.path().is_some());
         let slots: Vec<SlotRef> = complete.map(|role| role.slot()).collect();
         for slot in slots {
@@ -139,7 +139,6 @@ impl Engine {
 
     /// Does what each job can do at this tip.
     pub(super) async fn step_exits(&mut self) {
-        self.begin_missed_exits().await;
         for factory in self.exits.jobs.keys().cloned().collect::<Vec<_>>() {
             if let Err(error) = self.step_exit(&factory).await {
                 tracing::warn!(factory, %error, "this block brought the exit no further");
