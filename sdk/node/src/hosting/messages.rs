@@ -31,16 +31,7 @@ pub const MAX_PAYLOAD_BYTES: usize = MAX_MESSAGE_BYTES - HEADER_BYTES;
 const MAX_WAITING_PER_PEER: usize = 256;
 
 /// `superscalar_v1`, padded with zeros.
-pub const PROTOCOL_ID: [u8; 32] = {
-    let name = b"superscalar_v1";
-    let mut id = [0; 32];
-    let mut at = 0;
-    while at < name.len() {
-        id[at] = name[at];
-        at += 1;
-    }
-    id
-};
+pub const PROTOCOL_ID: [u8; 32] = superscalar_factory::member::PROTOCOL;
 
 /// One message of the factory protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
