@@ -76,6 +76,21 @@ pub enum DecodeError {
     },
 }
 
+impl DecodeError {
+    /// The field that was wrong, or the structure where no field is known.
+    pub fn field(&self) -> &'static str {
+        match self {
+            DecodeError::Truncated { field }
+            | DecodeError::Invalid { field }
+            | DecodeError::Missing { field }
+            | DecodeError::NotMinimal { field }
+            | DecodeError::TooLong { field, .. } => field,
+            DecodeError::Trailing { what, .. } | DecodeError::UnknownType { what, .. } => what,
+            DecodeError::Order { .. } | DecodeError::UnknownEven { .. } => "tlv",
+        }
+    }
+}
+
 /// A value with one canonical byte encoding.
 pub trait Encode {
     /// Whether a reader finds the end of a value by itself. A TLV stream ends where the input

@@ -1,6 +1,7 @@
 //! What the parties say to each other while a factory is built: the types, and their numbers.
 //!
-//! Every message is a BOLT1 TLV stream and (but [`Seek`]) names the factory and the attempt it
+//! `MESSAGES.md` beside this crate's manifest is the registry of numbers, fields and codes. Every
+//! message is a BOLT1 TLV stream and (but [`Seek`]) names the factory and the attempt it
 //! belongs to, so that nothing said in one ceremony counts in another.
 
 use bitcoin::secp256k1::{PublicKey, XOnlyPublicKey, schnorr};
@@ -25,6 +26,15 @@ pub struct Attempt {
 }
 
 crate::codec::fields!(Attempt { instance, number });
+
+impl Attempt {
+    /// Stands where a refused message did not say which attempt it belongs to; no factory is
+    /// called so.
+    pub const NONE: Attempt = Attempt {
+        instance: Instance([0; 32]),
+        number: 0,
+    };
+}
 
 tlv! {
     /// Member → LSP: I would like a channel in your next factory.
@@ -182,6 +192,12 @@ macro_rules! refusal_codes {
         #[non_exhaustive]
         pub enum RefusalCode { $( $(#[$meta])* $name ),* }
 
+        #[cfg(test)]
+        impl RefusalCode {
+            const REGISTRY: &'static [(u16, &'static str, &'static str)] =
+                &[$( ($number, stringify!($name), $text) ),*];
+        }
+
         impl std::fmt::Display for RefusalCode {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(match self { $( RefusalCode::$name => $text ),* })
@@ -229,6 +245,8 @@ refusal_codes! {
     11 => Channel: "the channel was not opened as agreed",
     /// The attempt is not known (any more).
     12 => Unknown: "no such attempt is known",
+    /// The bytes are no message of this protocol.
+    13 => Malformed: "the message cannot be read",
 }
 
 macro_rules! messages {
@@ -240,6 +258,9 @@ macro_rules! messages {
         pub enum Message { $( $name($ty) ),* }
 
         impl Message {
+            #[cfg(test)]
+            const REGISTRY: &'static [(u16, &'static str)] = &[$( ($number, stringify!($name)) ),*];
+
             /// The submessage number.
             pub fn number(&self) -> u16 {
                 match self { $( Message::$name(_) => $number ),* }
@@ -311,6 +332,25 @@ impl Message {
             Message::RootAck(body) => Some(body.attempt),
             Message::Refusal(body) => Some(body.attempt),
             Message::PathAck(body) => Some(body.attempt),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The registry people implement from says what the code does.
+    #[test]
+    fn the_registry_names_every_message_and_refusal() {
+        let registry = include_str!("../MESSAGES.md");
+        for (number, name) in Message::REGISTRY.iter().chain([&(4, "Part")]) {
+            let row = format!("| {number} | `{name}` |");
+            assert!(registry.contains(&row), "{row}");
+        }
+        for (number, name, text) in RefusalCode::REGISTRY {
+            let row = format!("| {number} | `{name}` | {text} |");
+            assert!(registry.contains(&row), "{row}");
         }
     }
 }

@@ -153,10 +153,10 @@ impl Timing {
         exit_delay + exit_delay.max(u32::from(self.blocks_early)) + 200
     }
 
-    /// Whether an HTLC with this absolute expiry may be accepted in a factory that expires at
-    /// `factory_expiry`: it must be over `blocks_early` blocks before the factory is.
-    pub fn htlc_ends_in_time(&self, htlc_expiry: u32, factory_expiry: u32) -> bool {
-        htlc_expiry.saturating_add(u32::from(self.blocks_early)) <= factory_expiry
+    /// The highest absolute expiry an HTLC may have in a factory that expires at `factory_expiry`:
+    /// it must be over `blocks_early` blocks before the factory is.
+    pub fn last_htlc_expiry(&self, factory_expiry: u32) -> u32 {
+        factory_expiry.saturating_sub(u32::from(self.blocks_early))
     }
 }
 
@@ -200,9 +200,7 @@ mod tests {
         };
         assert_eq!(timing.exit_delay(8), 124);
         assert_eq!(timing.invoice_min_final(), 42 + 144);
-        let expiry = 10_000;
-        assert!(!timing.htlc_ends_in_time(expiry - 143, expiry));
-        assert!(timing.htlc_ends_in_time(expiry - 144, expiry));
+        assert_eq!(timing.last_htlc_expiry(10_000), 10_000 - 144);
     }
 
     #[test]

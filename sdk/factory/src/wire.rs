@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::codec::{Decode, DecodeError, Encode, tlv};
-use crate::message::Message;
+use crate::message::{Attempt, Message, Refusal, RefusalCode};
 
 /// Submessage number of one part of a longer message.
 pub const PART: u16 = 4;
@@ -77,6 +77,41 @@ pub enum WireError {
     #[error("a message of more than {MAX_MESSAGE} bytes")]
     TooLong,
 }
+
+impl WireError {
+    /// What could not be read.
+    pub fn field(&self) -> &'static str {
+        match self {
+            WireError::Decode(error) => error.field(),
+            WireError::Part { .. } => "part",
+            WireError::TooLong => "length",
+        }
+    }
+}
+
+impl Frame {
+    /// The refusal that answers a frame which is no message; `None` for one that was itself a
+    /// refusal, because two parties must not refuse each other's refusals for ever.
+    pub fn refused(&self, error: &WireError) -> Option<Message> {
+        if self.submessage == REFUSAL {
+            return None;
+        }
+        // The first field of every message that belongs to an attempt.
+        let head = self.payload.get(..ATTEMPT_TLV_HEAD.len() + ATTEMPT_BYTES);
+        let attempt = head.and_then(|head| head.strip_prefix(&ATTEMPT_TLV_HEAD));
+        let attempt = attempt.and_then(|bytes| Attempt::from_bytes(bytes, "attempt").ok());
+        Some(Message::Refusal(Refusal {
+            attempt: attempt.unwrap_or(Attempt::NONE),
+            code: RefusalCode::Malformed,
+            field: error.field().to_owned(),
+        }))
+    }
+}
+
+const REFUSAL: u16 = 12;
+/// Type and length of the TLV that holds an attempt.
+const ATTEMPT_TLV_HEAD: [u8; 2] = [0, ATTEMPT_BYTES as u8];
+const ATTEMPT_BYTES: usize = 34;
 
 /// The frames of a message, in the order in which they must be sent.
 pub fn frames(message: &Message) -> Vec<Frame> {
