@@ -26,6 +26,7 @@ pub struct Member {
     mnemonic: String,
     directory: TempDir,
     uri: LspUri,
+    chain: ChainConfig,
 }
 
 /// A chain, an LSP with coins, and wallets without.
@@ -47,12 +48,24 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 impl TestNetwork {
     /// Starts everything and lets every wallet wait for a place.
     pub async fn start(members: usize) -> TestNetwork {
-        TestNetwork::start_polling(members, POLL_INTERVAL).await
+        TestNetwork::start_on(RegtestNode::new().unwrap(), members).await
+    }
+
+    /// The same on a chain that was started in a way of its own.
+    pub async fn start_on(chain: RegtestNode, members: usize) -> TestNetwork {
+        TestNetwork::start_with(chain, members, POLL_INTERVAL).await
     }
 
     /// The same with nodes that look for blocks every `poll_interval`.
     pub async fn start_polling(members: usize, poll_interval: Duration) -> TestNetwork {
-        let chain = RegtestNode::new().unwrap();
+        TestNetwork::start_with(RegtestNode::new().unwrap(), members, poll_interval).await
+    }
+
+    async fn start_with(
+        chain: RegtestNode,
+        members: usize,
+        poll_interval: Duration,
+    ) -> TestNetwork {
         let lsp_directory = TempDir::new().unwrap();
         let lsp_mnemonic = mnemonic().phrase().to_string();
         let lsp = open_lsp(&chain, &lsp_mnemonic, lsp_directory.path(), poll_interval).await;
@@ -74,14 +87,9 @@ impl TestNetwork {
             let directory = TempDir::new().unwrap();
             let wire = Wire::to(network.lsp_address()).await;
             let uri = network.uri_over(&wire);
-            let wallet = open(
-                &network.chain,
-                &uri,
-                &mnemonic,
-                directory.path(),
-                poll_interval,
-            )
-            .await;
+            let chain = chain_config(&network.chain);
+            let opening = try_open(&chain, &uri, &mnemonic, directory.path(), poll_interval);
+            let wallet = opening.await.unwrap();
             wallet.factories().join(500_000).await.unwrap();
             network.members.push(Member {
                 wallet,
@@ -89,6 +97,7 @@ impl TestNetwork {
                 mnemonic,
                 directory,
                 uri,
+                chain,
             });
         }
         network.sync().await;
@@ -196,6 +205,7 @@ impl TestNetwork {
             mnemonic,
             directory,
             uri,
+            chain,
         } = self.members.remove(member);
         wallet.stop().await;
         // The directory's lock goes with the last handle of the wallet: a task that was told to end
@@ -204,13 +214,8 @@ impl TestNetwork {
         meanwhile(&self.chain);
         let mut opened = None;
         self.wait("the directory's lock", async || {
-            let opening = try_open(
-                &self.chain,
-                &uri,
-                &mnemonic,
-                directory.path(),
-                self.poll_interval,
-            );
+            let interval = self.poll_interval;
+            let opening = try_open(&chain, &uri, &mnemonic, directory.path(), interval);
             match opening.await {
                 Ok(wallet) => opened = Some(wallet),
                 Err(error) if error.code() == "storage_locked" => return false,
@@ -225,8 +230,18 @@ impl TestNetwork {
             mnemonic,
             directory,
             uri,
+            chain,
         };
         self.members.insert(member, member_again);
+    }
+
+    /// Puts a wire between a member and its chain source, over a restart.
+    pub async fn chain_wire(&mut self, member: usize) -> Wire {
+        let rpc = format!("{}:{}", self.chain.rpc_host(), self.chain.rpc_port());
+        let wire = Wire::to(rpc.parse().expect("an address")).await;
+        self.members[member].chain = chain_config_at(&self.chain, wire.address.to_string());
+        self.restart(member).await;
+        wire
     }
 
     /// Pays `amount_msat` between members and waits until both sides say so.
@@ -381,19 +396,8 @@ async fn open_lsp(
         .unwrap()
 }
 
-async fn open(
-    chain: &RegtestNode,
-    lsp: &LspUri,
-    mnemonic: &str,
-    directory: &std::path::Path,
-    poll_interval: Duration,
-) -> Arc<Wallet> {
-    let opened = try_open(chain, lsp, mnemonic, directory, poll_interval);
-    opened.await.unwrap()
-}
-
 async fn try_open(
-    chain: &RegtestNode,
+    chain: &ChainConfig,
     lsp: &LspUri,
     mnemonic: &str,
     directory: &std::path::Path,
@@ -401,7 +405,7 @@ async fn try_open(
 ) -> Result<Arc<Wallet>, WalletError> {
     WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
         .storage_dir(directory)
-        .chain_source(chain_config(chain))
+        .chain_source(chain.clone())
         .lsp(lsp.clone())
         .poll_interval(poll_interval)
         .start()
@@ -424,8 +428,13 @@ pub fn regtest_factory(members: u16) -> BuildRequest {
 }
 
 pub(crate) fn chain_config(chain: &RegtestNode) -> ChainConfig {
+    let address = format!("{}:{}", chain.rpc_host(), chain.rpc_port());
+    chain_config_at(chain, address)
+}
+
+fn chain_config_at(chain: &RegtestNode, address: String) -> ChainConfig {
     ChainConfig::Bitcoind {
-        address: format!("{}:{}", chain.rpc_host(), chain.rpc_port()),
+        address,
         auth: BitcoindAuth::UserPassword {
             user: chain.rpc_user().to_owned(),
             password: chain.rpc_password().to_owned(),

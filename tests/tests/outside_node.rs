@@ -170,6 +170,7 @@ async fn open_slot(lsp: &mut Running, member: &mut Running) -> SlotId {
         delay_on_peer_blocks: 144,
         exit_delay_blocks: EXIT_DELAY,
         blocks_early: EXIT_DELAY,
+        last_htlc_expiry_height: 100_000,
     };
     let theirs = SlotChannel {
         peer: lsp.host.node_id(),

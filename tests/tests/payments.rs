@@ -6,10 +6,11 @@ mod outside;
 
 use std::str::FromStr;
 
-use bitcoin::{OutPoint, Txid};
+use bitcoin::{FeeRate, OutPoint, Txid};
 use outside::Outside;
 use superscalar_sdk::{Direction, PaymentStatus};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
+use superscalar_tests::regtest::RegtestNode;
 
 const FEE_BASE_MSAT: u64 = 1_000;
 const FEE_PPM: u64 = 100;
@@ -206,5 +207,41 @@ async fn a_hundred_payments_in_both_directions_at_once_all_arrive() {
         assert_eq!(network.balance_msat(member), 200_000_000 - fees, "{member}");
     }
     assert_only_the_funding(&network, &factory, height).await;
+    network.stop().await;
+}
+
+/// Without coins an exit pays what was fixed with the tree: what arrives while the mempool asks for
+/// more than half of that could not be enforced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_received_while_the_mempool_asks_for_more_than_the_tree_pays() {
+    superscalar_tests::log_to_stderr();
+    let chain = RegtestNode::with_args(&["-maxmempool=5"]).unwrap();
+    let network = TestNetwork::start_on(chain, 2).await;
+    network.build(regtest_factory(2)).await;
+    let wallet = network.wallet(0).lightning();
+    let early = wallet.receive(Some(10_000_000), "", 3_600).await.unwrap();
+
+    let minimum = FeeRate::from_sat_per_vb(6).unwrap();
+    network.chain.congest(minimum).unwrap();
+    network.sync().await;
+    network.mine(1).await;
+    let refused = wallet.receive(Some(10_000_000), "", 3_600).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.retryable()),
+        ("fees_too_high", true)
+    );
+
+    let payer = network.lsp().lightning();
+    let hash = payer.send(&early, None).await.unwrap();
+    network
+        .wait("the payment to fail", async || {
+            let payment = payer.payment(&hash).unwrap().unwrap();
+            assert_ne!(payment.status, PaymentStatus::Succeeded);
+            payment.status == PaymentStatus::Failed
+        })
+        .await;
+    assert_eq!(network.balance_msat(0), 0);
+    assert_eq!(network.channel(0).balance_msat, 500_000_000);
     network.stop().await;
 }

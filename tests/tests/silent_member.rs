@@ -1,5 +1,6 @@
-//! A member with a payment to or from the outside goes silent at the worst moment: the LSP brings
-//! the channel on chain in time and loses nothing, and its ordinary channel stays as it is.
+//! A member with a payment to or from the outside goes silent or breaks off at the worst moment, or
+//! wants a distribution of a living LSP: the LSP brings on chain in time what must be there and
+//! loses nothing, and its ordinary channel stays as it is.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod outside;
@@ -8,8 +9,9 @@ use std::str::FromStr;
 
 use bitcoin::{OutPoint, Transaction, Txid};
 use outside::Outside;
-use superscalar_sdk::ExitInfo;
+use superscalar_sdk::{BuildRequest, ExitInfo, ExitMode};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
+use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath};
 use superscalar_tests::wire::{COMMIT_BYTES, REVOKE_BYTES};
 
 const HTLC_SAT: u64 = 40_000;
@@ -29,14 +31,19 @@ fn value_of(tx: &Transaction) -> u64 {
 /// Mines until the LSP has begun to bring a channel on chain by itself, and until it is done; gives
 /// what it said of it, and the height named in the reason.
 async fn lsp_closes(network: &TestNetwork, kind: &str) -> (ExitInfo, u32) {
+    let exit = until_lsp_closed(network).await;
+    assert!(exit.reason.starts_with(kind), "{}", exit.reason);
+    let digits: String = exit.reason.chars().filter(char::is_ascii_digit).collect();
+    (exit, digits.parse().unwrap())
+}
+
+async fn until_lsp_closed(network: &TestNetwork) -> ExitInfo {
     for _ in 0..1_500 {
         network.chain.mine(1).unwrap();
         network.lsp().sync().await.unwrap();
         let exits = network.lsp().exit().status().await.unwrap();
         if let Some(exit) = exits.into_iter().find(|exit| exit.stage == "done") {
-            assert!(exit.reason.starts_with(kind), "{}", exit.reason);
-            let digits: String = exit.reason.chars().filter(char::is_ascii_digit).collect();
-            return (exit, digits.parse().unwrap());
+            return exit;
         }
     }
     let exits = network.lsp().exit().status().await.unwrap();
@@ -220,5 +227,126 @@ async fn a_member_that_pays_the_outside_and_goes_silent_is_made_to_pay_on_chain(
     let ours = (&commitment, at, balance_sat);
     assert_lsp_has(&network, coins_sat, ours, (&success, height));
     outside.stop().await;
+    network.stop().await;
+}
+
+/// The attack: the member holds an HTLC from the outside, breaks off (BOLT1 `error`) and waits until
+/// the LSP has failed the HTLC upstream, to claim it afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_breaks_off_with_a_payment_in_its_hands_gains_nothing() {
+    let (mut network, factory, outside) = start().await;
+    // Its chain source is cut off later: what it publishes itself would only help the LSP.
+    let members_chain = network.chain_wire(0).await;
+    network
+        .wait("the member to be back", async || network.channel(0).usable)
+        .await;
+    let outside_msat = outside.balance_msat();
+    let coins_sat = network.lsp().onchain().balance().spendable_sat;
+    let member = network.wallet(0).lightning();
+    let invoice = member.receive(Some(HTLC_SAT * 1_000), "", 3_600).await;
+    network.members[0].wire.to_member.hold();
+    let id = outside.send(&invoice.unwrap());
+    network.until_an_htlc_stands(0).await;
+    let began = network.chain.height().unwrap();
+
+    members_chain.to_lsp.hold();
+    network.members[0].wire.to_lsp.pass();
+    let cheater = std::sync::Arc::clone(&network.members[0].wallet);
+    let name = factory.clone();
+    let breaking_off =
+        tokio::spawn(async move { cheater.exit().start(&name, ExitMode::Leave).await });
+    network
+        .wait("the LSP to go on chain by itself", async || {
+            !network.lsp().exit().status().await.unwrap().is_empty()
+        })
+        .await;
+    assert_eq!(
+        network.chain.height().unwrap(),
+        began,
+        "not one block later"
+    );
+
+    let exit_delay = network.lsp().factories().await.unwrap()[0].exit_delay_blocks;
+    until_timed_out(&network, &factory).await;
+    outside.until_failed(&network, &id).await;
+    let failed_back = network.chain.height().unwrap();
+    let exit = until_lsp_closed(&network).await;
+    let (commitment, at) = commitment(&network, &factory, &exit).await;
+    let (timeout, height) = spender(&network, &commitment, HTLC_SAT);
+    let expiry = timeout.lock_time.to_consensus_u32();
+    assert!(height > expiry && failed_back < expiry + exit_delay + FORWARD_MARGIN_BLOCKS);
+    assert_eq!(value_of(&timeout), HTLC_SAT - HTLC_TIMEOUT_FEE_SAT);
+    let fee_sat = 500_000 - value_of(&commitment);
+    let ours = (&commitment, at, 400_000 - HTLC_SAT - fee_sat);
+    assert_lsp_has(&network, coins_sat, ours, (&timeout, height));
+    assert_eq!(outside.balance_msat(), outside_msat);
+
+    // The cheater comes back: its own balance is all there is for it.
+    members_chain.to_lsp.pass();
+    breaking_off.await.unwrap().unwrap();
+    network
+        .wait("the cheater to have its balance", async || {
+            network.chain.mine(1).unwrap();
+            network.wallet(0).sync().await.unwrap();
+            network.wallet(0).balance().onchain_sat > 0
+        })
+        .await;
+    network.chain.mine(200).unwrap();
+    network.wallet(0).sync().await.unwrap();
+    assert!(network.wallet(0).balance().onchain_sat < 100_000);
+    outside.stop().await;
+    network.stop().await;
+}
+
+/// The attack: after T a member opens the root and waits for the distribution, which would pay it
+/// its whole capacity and the stock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_t_a_living_lsp_answers_every_kickoff_with_its_state() {
+    superscalar_tests::log_to_stderr();
+    let network = TestNetwork::start(2).await;
+    let request = BuildRequest {
+        shape: Some(vec![2, 1]),
+        life_blocks: 400,
+        ..regtest_factory(2)
+    };
+    let factory = network.build(request).await;
+    network.lsp_pays(0, 100_000_000).await;
+    network.settle().await;
+    let wallet = network.wallet(0);
+    let path = ExitPath::of(wallet, &factory).await;
+    wallet
+        .exit()
+        .start(&factory, ExitMode::Reclaim)
+        .await
+        .unwrap();
+    // Until T it is a channel as any other.
+    network.pay(0, 1, 40_000_000).await;
+    network.settle().await;
+    let balance_msat = network.channel_msat(0);
+    let height = network.chain.height().unwrap();
+    network.chain.mine(path.expiry - height).unwrap();
+    network.follow(&[0]).await;
+
+    let mut parent = network.chain.height().unwrap();
+    for step in &path.steps {
+        // The member publishes kickoffs only, so the states are the LSP's.
+        let confirmed = network.confirm(step.txid, &[0]).await;
+        let allowed = parent + step.info.delay_blocks.max(1);
+        assert_eq!(confirmed, allowed, "{}", step.role);
+        parent = confirmed;
+    }
+    path.check_tree(&network);
+    let closed = network.close(0, &path, balance_msat).await;
+    // The fee of the payment is 5 sat: base 1,000 msat and 100 ppm.
+    assert_eq!(closed.own_sat, 100_000 - 40_000 - 5);
+    let fee_sat = path.capacity_sat - closed.own_sat - closed.other_sat;
+    assert_eq!(fee_sat, COMMITMENT_FEE_SAT);
+    for distribution in &path.distributions {
+        assert_eq!(network.chain.confirmed_at(distribution.txid).unwrap(), None);
+    }
+    assert_eq!(
+        network.wallet(0).balance().onchain_sat,
+        closed.own_sat - closed.sweep_fee_sat
+    );
     network.stop().await;
 }

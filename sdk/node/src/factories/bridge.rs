@@ -55,6 +55,7 @@ pub(super) fn channel(channel: &SlotChannel, is_lsp: bool) -> hosting::SlotChann
         // Validated terms keep it below 1,008.
         exit_delay_blocks: u16::try_from(timing.exit_delay(channel.layers)).unwrap_or(u16::MAX),
         blocks_early: timing.blocks_early,
+        last_htlc_expiry_height: timing.last_htlc_expiry(channel.expiry),
     }
 }
 

@@ -8,38 +8,60 @@ use lightning::ln::types::ChannelId;
 use superscalar_factory::codec::Encode as _;
 use superscalar_factory::coordinator::{self, Coordinator};
 use superscalar_factory::effect::{Effect, Event as CoreEvent, SlotRef};
-use superscalar_factory::member::Member;
+use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::{Attempt, Message};
 use superscalar_factory::wire;
 
 use super::bridge;
 use super::engine::{Engine, Watched};
 use crate::event::Event;
-use crate::hosting::{FactoryMessage, SlotPhase};
+use crate::hosting::{ChannelError, FactoryMessage, SlotError, SlotPhase};
 use crate::onchain::FundingRequest;
+use crate::store::StoreError;
 
 impl Engine {
-    /// Carries out everything that is due, and what follows from it.
+    /// Carries out everything that is due, and what follows from it. Where the store fails, all
+    /// that follows in that attempt waits for the next try, in order.
     pub(super) async fn settle(&mut self) {
+        for (attempt, effect) in std::mem::take(&mut self.stalled).into_iter().rev() {
+            self.due.push_front((attempt, effect));
+        }
         while let Some((attempt, effect)) = self.due.pop_front() {
-            if let Err(error) = self.carry_out(attempt, effect).await {
-                // Nothing of this attempt may happen on top of a failed step: a restart replays
-                // the journal up to it.
-                tracing::error!(factory = bridge::name(&attempt), error, "an effect failed");
-                self.due.retain(|(other, _)| *other != attempt);
-                self.members.remove(&attempt);
-                self.coordinators.remove(&attempt);
+            if self.stalled.iter().any(|(stalled, _)| *stalled == attempt) {
+                self.stalled.push_back((attempt, effect));
+                continue;
+            }
+            match self.carry_out(attempt, &effect).await {
+                Ok(()) => {}
+                Err(Failure::Later(error)) => {
+                    tracing::error!(factory = bridge::name(&attempt), error, "tried again soon");
+                    self.stalled.push_back((attempt, effect));
+                }
+                Err(Failure::Never(error)) => {
+                    tracing::error!(factory = bridge::name(&attempt), error, "cannot be done");
+                    self.give_up(attempt, &effect);
+                }
             }
         }
         self.time_rounds();
     }
 
-    async fn carry_out(&mut self, attempt: Attempt, effect: Effect) -> Result<(), String> {
-        match effect {
+    /// An attempt whose next step is impossible ends as one whose channel was lost; nothing that
+    /// was to follow the step happens.
+    fn give_up(&mut self, attempt: Attempt, effect: &Effect) {
+        self.due.retain(|(other, _)| *other != attempt);
+        self.member(attempt, |_| member::Input::ChannelLost);
+        if let Effect::Agree(channel) = effect {
+            let lost = coordinator::Input::ChannelLost(channel.slot.slot);
+            self.coordinator(attempt, lost);
+        }
+    }
+
+    async fn carry_out(&mut self, attempt: Attempt, effect: &Effect) -> Result<(), Failure> {
+        match effect.clone() {
             Effect::Persist(record) => {
                 let stream = bridge::stream(&attempt, self.parts.is_lsp);
-                let appended = self.parts.store.append(&stream, &record.to_bytes());
-                appended.map_err(|error| error.to_string())?;
+                self.parts.store.append(&stream, &record.to_bytes())?;
             }
             Effect::Send { to, message } => self.say(to, &message),
             Effect::Fund(output) => self.fund(attempt, output),
@@ -52,30 +74,29 @@ impl Engine {
                 let channel = bridge::channel(&channel, self.parts.is_lsp);
                 let slot = channel.slot;
                 let host = &self.parts.host;
-                host.agree_slot(channel)
-                    .map_err(|error| error.to_string())?;
+                host.agree_slot(channel)?;
                 let phase = host.slot(&slot).map(|slot| slot.phase);
                 if phase == Some(SlotPhase::Agreed) {
-                    host.allow_signing(&slot)
-                        .map_err(|error| error.to_string())?;
+                    host.allow_signing(&slot)?;
                 }
             }
             Effect::Open(slot) => self.open(&slot),
             Effect::Activate(slot) => {
-                if let Err(error) = self.parts.host.activate(&bridge::slot_id(&slot)) {
-                    tracing::warn!(%error, "the channel was not activated");
-                }
+                let activated = self.parts.host.activate(&bridge::slot_id(&slot));
+                still_possible(activated, "the channel was not activated")?;
             }
             Effect::Suspend(slot) => {
-                if let Err(error) = self.parts.host.freeze(&bridge::slot_id(&slot)) {
-                    tracing::warn!(%error, "the channel was not frozen");
-                }
+                let frozen = self.parts.host.freeze(&bridge::slot_id(&slot));
+                still_possible(frozen, "the channel was not frozen")?;
             }
-            Effect::Discard(slot) => self.discard(&slot),
+            Effect::Discard(slot) => self.discard(&slot)?,
             Effect::Watch(outpoint) => self.watch(attempt, outpoint).await?,
             Effect::Broadcast(tx) => self.publish(tx).await,
             Effect::Emit(event) => self.emit(attempt, event)?,
-            other => return Err(format!("an effect this node does not know: {other:?}")),
+            other => {
+                let error = format!("an effect this node does not know: {other:?}");
+                return Err(Failure::Never(error));
+            }
         }
         Ok(())
     }
@@ -122,30 +143,33 @@ impl Engine {
         }
     }
 
-    fn discard(&self, slot: &SlotRef) {
+    fn discard(&self, slot: &SlotRef) -> Result<(), Failure> {
         let id = bridge::slot_id(slot);
         let host = &self.parts.host;
         if host.slot(&id).is_none() {
-            return;
+            return Ok(());
         }
-        if let Err(error) = host.retire(&id) {
-            tracing::info!(slot = %id, %error, "the slot was not retired");
+        match host.retire(&id) {
+            Err(ChannelError::Slot(error)) => still_possible(Err(error), "the slot stays"),
+            Err(error) => {
+                tracing::info!(slot = %id, %error, "the channel was not closed");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
-    async fn watch(&mut self, attempt: Attempt, outpoint: OutPoint) -> Result<(), String> {
+    async fn watch(&mut self, attempt: Attempt, outpoint: OutPoint) -> Result<(), Failure> {
         let txid = outpoint.txid;
         let watcher = self.parts.chain.watcher();
-        let watching = watcher.watch_txs(&[txid]);
-        watching.map_err(|error| error.to_string())?;
+        watcher.watch_txs(&[txid])?;
         // Before the funding can be on chain: nobody can open the tree unseen, and no exit has to
         // search old blocks.
         let member = self.members.get(&attempt).and_then(Member::tree);
         let coordinator = self.coordinators.get(&attempt).and_then(Coordinator::built);
         if let Some(tree) = member.or(coordinator.map(|built| &built.tree)) {
             let outpoints: Vec<OutPoint> = tree.outpoints().into_iter().collect();
-            let watching = watcher.watch_outpoints(&outpoints);
-            watching.map_err(|error| error.to_string())?;
+            watcher.watch_outpoints(&outpoints)?;
         }
         self.watched
             .entry(attempt)
@@ -201,7 +225,7 @@ impl Engine {
         }
     }
 
-    fn emit(&mut self, attempt: Attempt, event: CoreEvent) -> Result<(), String> {
+    fn emit(&mut self, attempt: Attempt, event: CoreEvent) -> Result<(), Failure> {
         let factory = bridge::name(&attempt);
         let told = match event {
             CoreEvent::Joined(slot) => Event::FactoryJoined {
@@ -224,7 +248,7 @@ impl Engine {
             CoreEvent::Reorged(_) => Event::FactoryReorged { factory },
             CoreEvent::Refused {
                 peer, code, field, ..
-            } => Event::FactoryRefused {
+            } if self.bears_with(peer) => Event::FactoryRefused {
                 factory,
                 peer: peer.to_string(),
                 reason: code.to_string(),
@@ -243,11 +267,44 @@ impl Engine {
             }
             _ => return Ok(()),
         };
-        self.tell(&told)
+        Ok(self.tell(&told)?)
     }
 
-    pub(super) fn tell(&self, event: &Event) -> Result<(), String> {
-        let appended = self.parts.events.append(event);
-        appended.map_err(|error| error.to_string())
+    pub(super) fn tell(&self, event: &Event) -> Result<(), StoreError> {
+        self.parts.events.append(event)
+    }
+}
+
+/// Why an effect was not carried out.
+enum Failure {
+    /// The store cannot write now: a full disk may have room again.
+    Later(String),
+    /// It contradicts what is already agreed, and always will.
+    Never(String),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Failure::Later(error.to_string())
+    }
+}
+
+impl From<SlotError> for Failure {
+    fn from(error: SlotError) -> Self {
+        match error {
+            SlotError::Store(error) => Failure::Later(error.to_string()),
+            other => Failure::Never(other.to_string()),
+        }
+    }
+}
+
+/// For steps a slot may have left behind: only a failing store keeps them from being over.
+fn still_possible(done: Result<(), SlotError>, what: &str) -> Result<(), Failure> {
+    match done.map_err(Failure::from) {
+        Err(Failure::Never(error)) => {
+            tracing::warn!(error, "{what}");
+            Ok(())
+        }
+        other => other,
     }
 }

@@ -21,6 +21,7 @@ use super::exits::Exits;
 use super::info::{
     BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo,
 };
+use super::patience::Patience;
 use crate::chain::{Chain, Tip};
 use crate::event::EventLog;
 use crate::hosting::{Host, HostEvent};
@@ -29,6 +30,9 @@ use crate::node::StartError;
 use crate::onchain::OnchainWallet;
 use crate::store::Store;
 use superscalar_factory::codec::Decode as _;
+
+/// How long the store is left alone after it could not write.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// What the engine works with.
 pub(crate) struct EngineParts {
@@ -128,6 +132,9 @@ pub(crate) struct Engine {
     pub(super) coordinators: BTreeMap<Attempt, Coordinator>,
     /// What is left to do, in order, and for which attempt.
     pub(super) due: VecDeque<(Attempt, Effect)>,
+    /// What the store refused, with all that follows it in the same attempt.
+    pub(super) stalled: VecDeque<(Attempt, Effect)>,
+    pub(super) patience: Patience,
     pub(super) plans: BTreeMap<Attempt, FactoryPlan>,
     pub(super) waiting: BTreeMap<PublicKey, Amount>,
     pub(super) seeking: Option<Seeking>,
@@ -154,6 +161,8 @@ impl Engine {
             members: BTreeMap::new(),
             coordinators: BTreeMap::new(),
             due: VecDeque::new(),
+            stalled: VecDeque::new(),
+            patience: Patience::default(),
             plans: BTreeMap::new(),
             waiting: BTreeMap::new(),
             seeking: None,
@@ -184,7 +193,10 @@ impl Engine {
         done: watch::Sender<u32>,
     ) {
         loop {
-            let next_round = self.rounds.values().map(|(_, until)| *until).min();
+            let mut next_round = self.rounds.values().map(|(_, until)| *until).min();
+            if !self.stalled.is_empty() {
+                next_round = Some(Instant::now() + RETRY_AFTER);
+            }
             let idle = Instant::now() + Duration::from_secs(3_600);
             tokio::select! {
                 event = inbox.recv() => match event {

@@ -20,7 +20,9 @@ use crate::chain::OutPointStatus;
 use crate::event::Event;
 use crate::hosting::SlotPhase;
 use crate::store::{Store, StoreError};
+use superscalar_factory::coordinator::Built;
 use superscalar_factory::effect::SlotRef;
+use superscalar_factory::member::Member;
 
 const SETTING: &str = "exits";
 /// Weight of a `static_remotekey` commitment without HTLCs, in virtual bytes (BOLT3: 724 weight).
@@ -35,6 +37,9 @@ pub(super) struct Job {
     leaf_told: Option<u32>,
     /// Whether the application was told of a payout.
     payout_told: bool,
+    /// Whether everything that came of the channel is in the wallet: LDK forgets after a month.
+    #[serde(default)]
+    done: bool,
 }
 
 /// All jobs, by factory name.
@@ -65,27 +70,62 @@ impl Exits {
 impl Engine {
     /// A channel was closed that we did not close: while building, the attempt ends; afterwards
     /// the member leaves.
-    pub(super) async fn slot_closed(&mut self, slot: SlotRef, reason: &str) {
+    pub(super) async fn slot_closed(&mut self, slot: SlotRef, reason: &str, at_stake_msat: u64) {
         use superscalar_factory::{coordinator, member};
         self.member(slot.attempt, |_| member::Input::ChannelLost);
         self.coordinator(slot.attempt, coordinator::Input::ChannelLost(slot.slot));
-        // An LSP whose member left waits for what the member publishes: opening the tree costs
-        // more than a balance that only waits. An HTLC that does not wait is another event.
-        let complete = |role: &member::Member| role.path().is_some();
-        if self.members.get(&slot.attempt).is_some_and(complete) {
-            self.begin_exit(&slot, reason).await;
+        self.leave_closed(&slot, reason, at_stake_msat).await;
+    }
+
+    /// A member leaves with its balance. An LSP whose member left waits for what the member
+    /// publishes: opening the tree costs more than a balance that only waits. HTLCs do not wait:
+    /// nobody can settle them in a closed channel, and what was received for them expires.
+    async fn leave_closed(&mut self, slot: &SlotRef, reason: &str, at_stake_msat: u64) {
+        let complete = |role: &Member| role.path().is_some();
+        let ours = self.members.get(&slot.attempt).is_some_and(complete);
+        if ours || (self.parts.is_lsp && at_stake_msat > 0) {
+            self.begin_exit(slot, reason, at_stake_msat).await;
         }
     }
 
-    /// Starts leaving, unless that is under way.
-    pub(super) async fn begin_exit(&mut self, slot: &SlotRef, reason: &str) {
+    /// Starts leaving, unless that is under way. An LSP forgoes HTLCs worth less than the
+    /// transactions that bring them on chain.
+    pub(super) async fn begin_exit(&mut self, slot: &SlotRef, reason: &str, at_stake_msat: u64) {
         let factory = match self.parts.is_lsp {
             true => bridge::place(slot),
             false => bridge::name(&slot.attempt),
         };
-        if let Err(error) = self.start_exit(&factory, reason, ExitMode::Leave).await {
+        let begun = self
+            .begin_leaving(&factory, reason, at_stake_msat / 1_000)
+            .await;
+        if let Err(error) = begun {
             tracing::warn!(factory, %error, "the exit could not be started");
         }
+    }
+
+    async fn begin_leaving(
+        &mut self,
+        factory: &str,
+        reason: &str,
+        at_stake_sat: u64,
+    ) -> Result<(), EngineError> {
+        let path = self.signed_path(factory)?;
+        let job = self.exits.jobs.get(factory);
+        // From T on a member that waited for it has closed its channel itself.
+        let expired = self.tip >= path.header().expiry;
+        if job.is_some_and(|job| job.mode == ExitMode::Leave || expired) {
+            return Ok(());
+        }
+        if self.parts.is_lsp {
+            let planned = exit::plan(&path, Goal::Leave, &ChainFacts::default());
+            let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
+            let cost_sat = planned.status.figures.fees.to_sat();
+            if at_stake_sat <= cost_sat {
+                tracing::info!(factory, at_stake_sat, cost_sat, "HTLCs not worth the tree");
+                return Ok(());
+            }
+        }
+        self.start_exit(factory, reason, ExitMode::Leave).await
     }
 
     pub(super) async fn start_exit(
@@ -98,7 +138,9 @@ impl Engine {
         // Whether there is such a way at all does not depend on the chain.
         exit::plan(&path, mode.goal(), &ChainFacts::default())
             .map_err(|error| EngineError::Exit(error.to_string()))?;
-        if self.exits.jobs.contains_key(factory) {
+        let known = self.exits.jobs.get(factory).map(|job| job.mode);
+        // Waiting for T does not keep anybody from leaving now; leaving is not undone.
+        if known == Some(mode) || known == Some(ExitMode::Leave) {
             return Ok(());
         }
         let job = Job {
@@ -106,6 +148,7 @@ impl Engine {
             mode,
             leaf_told: None,
             payout_told: false,
+            done: false,
         };
         // The job is on disk before anybody is asked: whatever fails from here on is tried again
         // with the next block.
@@ -115,7 +158,7 @@ impl Engine {
             reason: reason.to_owned(),
         };
         if let Err(error) = self.tell(&started) {
-            tracing::warn!(factory, error, "the application was not told of an exit");
+            tracing::warn!(factory, %error, "the application was not told of an exit");
         }
         if let Err(error) = self.step_exit(factory).await {
             tracing::warn!(factory, %error, "the exit begins with the next block");
@@ -126,13 +169,11 @@ impl Engine {
     /// After a start: exits that a crash kept from beginning. The channel is closed, the path is
     /// there, and no job is.
     pub(super) async fn begin_missed_exits(&mut self) {
-        let complete = self.members.values().filter(|role| role.path().is_some());
-        let slots: Vec<SlotRef> = complete.map(|role| role.slot()).collect();
-        for slot in slots {
-            let entry = self.parts.host.slot(&bridge::slot_id(&slot));
-            let closed = entry.is_some_and(|entry| entry.phase == SlotPhase::Closed);
-            if closed && !self.exits.jobs.contains_key(&bridge::name(&slot.attempt)) {
-                self.begin_exit(&slot, "the channel was closed").await;
+        for entry in self.parts.host.slots() {
+            let closed = entry.phase == SlotPhase::Closed && entry.leaf_height.is_none();
+            if let Some(slot) = bridge::slot_ref(&entry.channel.slot).filter(|_| closed) {
+                let reason = "the channel was closed";
+                self.leave_closed(&slot, reason, entry.at_stake_msat).await;
             }
         }
     }
@@ -148,20 +189,36 @@ impl Engine {
 
     async fn step_exit(&mut self, factory: &str) -> Result<(), EngineError> {
         let path = self.signed_path(factory)?;
+        let Some(mode) = self.exits.jobs.get(factory).map(|job| job.mode) else {
+            return Ok(());
+        };
         // Nothing moves in this channel any more; its commitment is held until the leaf is there.
-        if let Some(slot) = self.slot_of(factory)
+        // Who waits for T goes on paying and being paid till then.
+        let now = mode == ExitMode::Leave || self.tip >= path.header().expiry;
+        if let Some(slot) = self.slot_of(factory).filter(|_| now)
             && self.parts.host.channel_state(&slot).is_some()
             && let Err(error) = self.parts.host.force_close(&slot)
         {
             tracing::warn!(%error, "the channel is not closed yet");
         }
         let facts = self.facts(&path).await?;
-        let Some(mode) = self.exits.jobs.get(factory).map(|job| job.mode) else {
-            return Ok(());
-        };
         let planned = exit::plan(&path, mode.goal(), &facts);
         let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
-        for action in &planned.actions {
+        self.act(&planned.actions).await;
+        match planned.status.progress {
+            Progress::LeafConfirmed { height, outpoint } => {
+                self.leaf_confirmed(factory, height, outpoint)?;
+            }
+            Progress::PaidOut {
+                outpoint, amount, ..
+            } => self.paid_out(factory, outpoint, amount)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn act(&self, actions: &[Action]) {
+        for action in actions {
             let Action::Publish {
                 name, transaction, ..
             } = action
@@ -173,34 +230,84 @@ impl Engine {
                 Err(error) => tracing::info!(%name, %error, "not published yet"),
             }
         }
-        match planned.status.progress {
-            Progress::LeafConfirmed { height, .. } => self.leaf_confirmed(factory, height)?,
-            Progress::PaidOut {
-                outpoint, amount, ..
-            } => self.paid_out(factory, outpoint, amount)?,
-            _ => {}
+    }
+
+    /// The LSP's duty, before T and after it: every kickoff, whoever published it, is followed by
+    /// the newest state before a distribution may. Members need not: while every epoch is the
+    /// first and nothing was sold, no state and no distribution pays them less than another.
+    pub(super) async fn defend(&mut self) {
+        let opened = |built: &Built| {
+            let funding = built.tree.funding;
+            built.complete() && self.parts.chain.watcher().spend(&funding).is_some()
+        };
+        let places: Vec<SlotRef> = self
+            .coordinators
+            .iter()
+            .filter_map(|(attempt, role)| Some((attempt, role.built().filter(|it| opened(it))?)))
+            .flat_map(|(attempt, built)| {
+                let slots = 0..built.terms.slots.len() as u16;
+                slots.map(|slot| SlotRef {
+                    attempt: *attempt,
+                    slot,
+                })
+            })
+            .collect();
+        for slot in places {
+            let entry = self.parts.host.slot(&bridge::slot_id(&slot));
+            if entry.is_some_and(|entry| entry.leaf_height.is_some()) {
+                continue;
+            }
+            let place = bridge::place(&slot);
+            if let Err(error) = self.defend_path(&place).await {
+                tracing::warn!(place, %error, "a kickoff may be unanswered until the next block");
+            }
         }
+    }
+
+    async fn defend_path(&mut self, place: &str) -> Result<(), EngineError> {
+        let path = self.signed_path(place)?;
+        let facts = self.facts(&path).await?;
+        let planned = exit::plan(&path, Goal::Defend, &facts);
+        let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
+        self.act(&planned.actions).await;
         Ok(())
     }
 
-    fn leaf_confirmed(&mut self, factory: &str, height: u32) -> Result<(), EngineError> {
+    fn leaf_confirmed(
+        &mut self,
+        factory: &str,
+        height: u32,
+        channel: OutPoint,
+    ) -> Result<(), EngineError> {
         let Some(job) = self.exits.jobs.get(factory).cloned() else {
             return Ok(());
         };
         self.parts.host.rebroadcast_claims();
-        if job.leaf_told == Some(height) {
+        let known = job.done && job.leaf_told == Some(height);
+        let done = known || self.is_settled(channel);
+        if job.leaf_told == Some(height) && job.done == done {
             return Ok(());
         }
-        let told = Event::ExitLeafConfirmed {
-            factory: factory.to_owned(),
-            height,
-        };
-        self.tell(&told).map_err(EngineError::Exit)?;
+        if job.leaf_told != Some(height) {
+            let told = Event::ExitLeafConfirmed {
+                factory: factory.to_owned(),
+                height,
+            };
+            self.tell(&told)?;
+        }
         let job = Job {
             leaf_told: Some(height),
+            done,
             ..job
         };
         Ok(self.exits.put(&self.parts.store, factory, job)?)
+    }
+
+    /// Whether the channel is closed on chain and nothing of it is still to come.
+    fn is_settled(&self, channel: OutPoint) -> bool {
+        // Of a channel in which nothing is ours LDK has nothing to say: the chain does.
+        let closed = self.parts.chain.watcher().spend(&channel).is_some();
+        closed && self.parts.host.closing(channel).pending_sat == 0
     }
 
     fn paid_out(
@@ -220,7 +327,7 @@ impl Engine {
             outpoint: outpoint.to_string(),
             amount_sat: amount.to_sat(),
         };
-        self.tell(&told).map_err(EngineError::Exit)?;
+        self.tell(&told)?;
         let job = Job {
             payout_told: true,
             ..job
@@ -319,13 +426,12 @@ impl Engine {
             Progress::LeafConfirmed { outpoint, height } => {
                 let closing = self.parts.host.closing(outpoint);
                 info.leaf_height = Some(height);
-                info.pending_sat = closing.pending_sat;
+                info.pending_sat = if job.done { 0 } else { closing.pending_sat };
                 info.blocks_left_best = closing
                     .ready_height
                     .map(|ready| ready.saturating_sub(facts.tip));
-                // Of a channel in which nothing is ours LDK has nothing to say: the chain does.
                 let closed = self.parts.chain.watcher().spend(&outpoint).is_some();
-                let done = closed && closing.pending_sat == 0;
+                let done = job.done || (closed && closing.pending_sat == 0);
                 info.stage = if done { "done" } else { "closing" }.to_owned();
                 info.waiting = match (done, closed) {
                     (true, _) => String::new(),

@@ -18,7 +18,7 @@ use super::bridge;
 use super::engine::{Command, Engine, Seeking};
 use super::info::{BuildRequest, EngineError};
 use crate::chain::{Confirmation, Tip};
-use crate::hosting::HostEvent;
+use crate::hosting::{HostEvent, Paused};
 
 /// A member waits this many of the LSP's rounds: the LSP waits for everyone's answer first.
 const MEMBER_PATIENCE_ROUNDS: u64 = 4;
@@ -36,7 +36,7 @@ impl Engine {
                 match self.assemblers.entry(peer).or_default().receive(&frame) {
                     Ok(None) => {}
                     Ok(Some(message)) => self.message(peer, message),
-                    Err(error) => self.unreadable(peer, &error),
+                    Err(error) => self.unreadable(peer, &frame, &error),
                 }
             }
             HostEvent::PeerConnected {
@@ -61,14 +61,24 @@ impl Engine {
             HostEvent::OpenFailed { slot, reason } => {
                 tracing::info!(%slot, reason, "the channel did not open, waiting for the next try");
             }
-            HostEvent::SlotClosed { slot, reason, .. } => {
+            HostEvent::SlotClosed {
+                slot,
+                reason,
+                at_stake_msat,
+                ..
+            } => {
                 if let Some(slot) = bridge::slot_ref(&slot) {
-                    self.slot_closed(slot, &reason).await;
+                    self.slot_closed(slot, &reason, at_stake_msat).await;
                 }
             }
-            HostEvent::ExitNeeded { slot, reason } => {
+            HostEvent::ExitNeeded {
+                slot,
+                reason,
+                at_stake_msat,
+            } => {
                 if let Some(slot) = bridge::slot_ref(&slot) {
-                    self.begin_exit(&slot, &format!("{reason:?}")).await;
+                    let reason = format!("{reason:?}");
+                    self.begin_exit(&slot, &reason, at_stake_msat).await;
                 }
             }
             HostEvent::LeafConfirmed { slot, height } => {
@@ -147,8 +157,26 @@ impl Engine {
         self.look_at_fundings().await;
         self.settle().await;
         self.republish().await;
+        self.judge_fees();
         self.step_exits().await;
+        self.defend().await;
         self.settle().await;
+    }
+
+    /// A member's exit pays what was fixed when the tree was signed: while the mempool asks for
+    /// more than half of it, nothing is received that only an exit could enforce.
+    fn judge_fees(&self) {
+        let active = self.members.values().filter(|role| role.is_active());
+        let rates = active.filter_map(|role| Some(role.tree()?.header.tree_feerate));
+        let Some(least) = rates.min() else { return };
+        let half = u64::from(least) * 1_000 / 4 / 2;
+        let minimum = self.parts.chain.fees().mempool_minimum();
+        self.parts
+            .host
+            .pause_receiving(match minimum.to_sat_per_kwu() > half {
+                true => Paused::Yes,
+                false => Paused::No,
+            });
     }
 
     /// A funding may be confirmed before it is watched for the first time, so this also runs after
@@ -340,12 +368,30 @@ impl Engine {
         }
     }
 
-    fn unreadable(&mut self, peer: PublicKey, error: &WireError) {
-        tracing::warn!(%peer, %error, "a message could not be read");
+    fn unreadable(&mut self, peer: PublicKey, frame: &Frame, error: &WireError) {
+        tracing::info!(%peer, %error, "a message could not be read");
+        if self.bears_with(peer)
+            && let Some(refusal) = frame.refused(error)
+        {
+            self.say(peer, &refusal);
+        }
+    }
+
+    /// Whether the peer may be told of another refusal; else it is hung up on.
+    pub(super) fn bears_with(&mut self, peer: PublicKey) -> bool {
+        let exhausted = self.patience.is_exhausted_by(peer, Instant::now());
+        if exhausted {
+            tracing::warn!(%peer, "too many wrong messages: disconnecting");
+            self.parts.host.disconnect(&peer);
+        }
+        !exhausted
     }
 
     fn refuse(&mut self, peer: PublicKey, attempt: Attempt, code: RefusalCode, field: &str) {
         tracing::info!(%peer, %code, field, "refused");
+        if !self.bears_with(peer) {
+            return;
+        }
         let field = field.to_owned();
         let refusal = Refusal {
             attempt,

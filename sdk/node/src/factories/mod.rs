@@ -11,6 +11,7 @@ mod engine;
 mod exits;
 mod info;
 mod inputs;
+mod patience;
 
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
 pub use info::{

@@ -129,7 +129,8 @@ impl Host {
         self.parts.slots.set_phase(slot, SlotPhase::Frozen)
     }
 
-    /// Ends a channel that a newer one has replaced. Its commitment is not broadcast.
+    /// Ends a channel that a newer one has replaced, or of which nothing came. Its commitment is
+    /// not broadcast, unless the leaf appears on chain.
     pub fn retire(&self, slot: &SlotId) -> Result<(), ChannelError> {
         let state = self.channel_state(slot);
         let pending = state
@@ -141,7 +142,14 @@ impl Host {
                 pending,
             });
         }
-        self.parts.slots.set_phase(slot, SlotPhase::Retired)?;
+        let phase = self.slot(slot).map(|entry| entry.phase);
+        let signed = !matches!(phase, Some(SlotPhase::Agreed | SlotPhase::Signable));
+        let ended = match signed {
+            true => SlotPhase::Retired,
+            // No commitment exists; LDK may be negotiating all the same.
+            false => SlotPhase::Closed,
+        };
+        self.parts.slots.set_phase(slot, ended)?;
         match state {
             Some(state) => self.close_channel(&state, "replaced by a newer channel"),
             None => Ok(()),

@@ -6,7 +6,15 @@ use lightning::ln::types::ChannelId;
 use lightning::sign::EntropySource;
 use lightning::util::sweep::OutputSpendStatus;
 
+use super::fees::COMMITMENT_FEERATE_SAT_PER_KW;
 use super::host::Host;
+use super::slot::SlotRole;
+
+/// BOLT3: commitments have no smaller output.
+const DUST_LIMIT_SAT: u64 = 354;
+/// BOLT3: 724 weight units and 172 for each of 100 HTLCs.
+const MAX_COMMITMENT_FEE_SAT: u64 =
+    (724 + 100 * 172) * COMMITMENT_FEERATE_SAT_PER_KW as u64 / 1_000;
 
 /// How far the money of a closing channel is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +28,7 @@ pub struct Closing {
 impl Host {
     /// What is left to come of the channel funded at `outpoint`.
     pub fn closing(&self, outpoint: OutPoint) -> Closing {
+        self.handle_monitor_events();
         let channel = ChannelId::v1_from_funding_txid(
             outpoint.txid.as_ref(),
             // Leaves have a few outputs, not thousands.
@@ -38,7 +47,9 @@ impl Host {
                 closing.pending_sat += balance.claimable_amount_satoshis();
             }
         }
+        let mut swept = false;
         for output in self.sweeper().tracked_spendable_outputs() {
+            swept |= output.channel_id == Some(channel);
             let confirmed = matches!(
                 output.status,
                 OutputSpendStatus::PendingThresholdConfirmations { .. }
@@ -47,7 +58,29 @@ impl Host {
                 closing.pending_sat += output.descriptor_value_sat();
             }
         }
+        if !swept && closing.pending_sat == 0 {
+            // LDK says nothing of an output between its last delay and the event which hands it
+            // out.
+            closing.pending_sat = self.last_balance_sat(&outpoint);
+        }
         closing
+    }
+
+    /// What a closed channel owes us by its last commitment, where that has an output for it.
+    fn last_balance_sat(&self, outpoint: &OutPoint) -> u64 {
+        let Some(slot) = self.parts.slots.by_outpoint(outpoint) else {
+            return 0;
+        };
+        let least_sat = match slot.channel.role {
+            // The funder pays the commitment's fee, HTLCs included.
+            SlotRole::Funder => DUST_LIMIT_SAT + MAX_COMMITMENT_FEE_SAT,
+            SlotRole::Acceptor => DUST_LIMIT_SAT,
+        };
+        let balance_sat = slot.last_balance_msat / 1_000;
+        match balance_sat < least_sat {
+            true => 0,
+            false => balance_sat,
+        }
     }
 
     /// 32 fresh random bytes.

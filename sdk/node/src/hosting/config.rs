@@ -15,16 +15,29 @@ use super::Store;
 use super::broadcast::Broadcaster;
 use super::delays::forward_delta_blocks;
 use super::events::EventSink;
-use super::fees::FeeSource;
+use super::fees::{COMMITMENT_FEERATE_SAT_PER_KW, FeeSource};
 use super::slot::SlotChannel;
 
 /// Where coins from closed channels go.
 pub type Destination = Arc<dyn ChangeDestinationSourceSync + Send + Sync>;
 
-/// Practically no limit. LDK counts here what pending HTLCs cost in fees above the market rate,
-/// and ours are pinned: at 90 HTLCs a limit of 100,000 sat already failed forwards, and a rising
-/// feerate closed channels. What is truly lost to dust is bounded by the number of HTLCs.
-const MAX_DUST_EXPOSURE_MSAT: u64 = 10_000_000_000;
+/// Weight of an HTLC in a commitment and of the second stage that claims it (BOLT3).
+const HTLC_WEIGHT: u64 = 172 + 703;
+/// Pending HTLCs of a channel: LDK's `max_accepted_htlcs` of 50 for each side.
+const MAX_HTLCS: u64 = 2 * 50;
+/// LDK judges a change by the feerate the channel might have next, this much above the present.
+const DUST_BUFFER_SAT_PER_KW: u64 = 2_530;
+const DUST_LIMIT_SAT: u64 = 354;
+
+/// What LDK counts as exposure when every HTLC there may be is pending, none more: each as dust,
+/// and the fees of each, all of which a low market makes "excess" because ours are pinned. Less
+/// fails payments (100,000 sat did at 90 HTLCs) or closes channels; more would let the LSP raise
+/// the feerate of a commitment until HTLCs worth more become dust.
+const MAX_DUST_EXPOSURE_MSAT: u64 = {
+    let feerate = COMMITMENT_FEERATE_SAT_PER_KW as u64 + DUST_BUFFER_SAT_PER_KW;
+    let each_sat = DUST_LIMIT_SAT + 2 * HTLC_WEIGHT * feerate / 1_000;
+    MAX_HTLCS * each_sat * 1_000
+};
 
 /// Which part this node plays.
 #[derive(Clone, Debug, PartialEq, Eq)]

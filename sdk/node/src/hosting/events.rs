@@ -83,6 +83,8 @@ pub enum HostEvent {
         reason: String,
         /// Our balance in the last commitment.
         last_balance_msat: Option<u64>,
+        /// Value of the HTLCs that only the chain can settle now.
+        at_stake_msat: u64,
     },
     /// An ordinary channel we open needs its funding transaction.
     OrdinaryFundingNeeded {
@@ -143,12 +145,14 @@ pub enum HostEvent {
         /// What we earned, where known.
         fee_msat: Option<u64>,
     },
-    /// A slot's channel must be brought on chain now.
+    /// A slot's channel must be brought on chain now. Told with every block until it is closed.
     ExitNeeded {
         /// The slot.
         slot: SlotId,
         /// Why.
         reason: ExitReason,
+        /// Value of the HTLCs whose time has come.
+        at_stake_msat: u64,
     },
     /// The leaf below a slot's channel was confirmed.
     LeafConfirmed {

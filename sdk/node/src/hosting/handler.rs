@@ -10,14 +10,20 @@ use lightning::ln::types::ChannelId;
 use lightning::types::payment::PaymentHash;
 use lightning::util::errors::APIError;
 
+use super::config::Role;
 use super::config::slot_overrides;
 use super::delays;
 use super::events::{EventRefused, HostEvent};
 use super::host::Host;
-use super::htlc::{HtlcRefusal, check_forward, check_receive, matching_incoming};
+use super::htlc::{HtlcRefusal, check_exposure, check_forward, check_receive, matching_incoming};
 use super::opens::{OpenRefusal, OpenRequest, OpenVerdict, judge};
+use super::pending::Htlc;
 use super::slot::{SlotId, SlotRole};
 use super::slots::{SlotError, SlotPhase};
+
+/// What an LSP may keep from a member being spent: a hundredth of the capacity is usual.
+const MAX_RESERVE_DIVISOR: u64 = 50;
+const MIN_RESERVE_SAT: u64 = 1_000;
 
 impl Host {
     pub(super) fn handle_ldk(&self, event: Event) -> Result<(), ReplayEvent> {
@@ -71,7 +77,11 @@ impl Host {
                 ..
             } => {
                 match self.parts.slots.by_user_channel_id(user_channel_id) {
-                    Some(slot) if slot.phase == SlotPhase::Committed => {
+                    // Held already: a crash may have kept us from telling.
+                    Some(slot) if matches!(slot.phase, SlotPhase::Committed | SlotPhase::Held) => {
+                        if !self.reserve_is_fair(&slot) {
+                            return self.refuse_reserve(&channel_id, &counterparty_node_id);
+                        }
                         // The chain monitor is deferred: manager and monitor are on disk, or
                         // this message would not have been exchanged.
                         let slot = slot.channel.slot;
@@ -115,12 +125,21 @@ impl Host {
                 purpose,
                 receiving_channel_ids,
                 claim_deadline,
+                amount_msat,
                 ..
             } => {
-                let channels = receiving_channel_ids
-                    .iter()
-                    .filter_map(|(_, user_id)| *user_id);
-                self.claim_or_fail(payment_hash, &purpose, channels, claim_deadline)
+                let channels = receiving_channel_ids.iter();
+                let slots = channels
+                    .filter_map(|(_, user_id)| self.parts.slots.by_user_channel_id((*user_id)?))
+                    .collect();
+                let payment = Claimable {
+                    hash: payment_hash,
+                    amount_msat,
+                    // LDK's deadline is its own margin before the earliest expiry of all parts.
+                    expiry: claim_deadline.map(|at| at + delays::LDK_FAIL_BACK_BLOCKS),
+                    slots,
+                };
+                self.claim_or_fail(&payment, &purpose)
             }
             Event::PaymentClaimed {
                 payment_hash,
@@ -216,6 +235,25 @@ impl Host {
         })
     }
 
+    /// LDK tells what `open_channel` reserves of a member's money only once the channel is there.
+    fn reserve_is_fair(&self, slot: &super::Slot) -> bool {
+        let agreed = &slot.channel;
+        let most_sat = (agreed.capacity_sat / MAX_RESERVE_DIVISOR).max(MIN_RESERVE_SAT);
+        let state = self.channel_state(&agreed.slot);
+        agreed.role == SlotRole::Funder || state.is_some_and(|it| it.reserve_sat <= most_sat)
+    }
+
+    /// `ChannelClosed` follows, and ends the attempt.
+    fn refuse_reserve(&self, channel: &ChannelId, peer: &PublicKey) -> Result<(), HandleError> {
+        let reason = "channel_reserve_satoshis is too high".to_owned();
+        let channels = &self.parts.channels;
+        let closed = channels.force_close_broadcasting_latest_txn(channel, peer, reason);
+        if let Err(error) = closed {
+            tracing::warn!(?error, "the channel is gone already");
+        }
+        Ok(())
+    }
+
     fn closed(
         &self,
         channel: ChannelId,
@@ -240,13 +278,25 @@ impl Host {
                 slot: id,
                 reason: reason_text,
             }),
-            SlotPhase::Retired | SlotPhase::Closed => Ok(()),
-            _ => {
-                self.parts.slots.set_phase(&id, SlotPhase::Closed)?;
+            SlotPhase::Retired => Ok(()),
+            phase => {
+                let at_stake_msat = match phase {
+                    // Closed already: a crash may have kept us from telling.
+                    SlotPhase::Closed => slot.at_stake_msat,
+                    SlotPhase::Active | SlotPhase::Frozen => {
+                        // Closed while it was loaded: nobody knows what was pending.
+                        let all_msat = slot.channel.capacity_sat * 1_000;
+                        self.pending.at_stake_msat(&id).unwrap_or(all_msat)
+                    }
+                    _ => 0,
+                };
+                let last_msat = last_balance_msat.unwrap_or(slot.last_balance_msat);
+                self.parts.slots.close(&id, at_stake_msat, last_msat)?;
                 self.tell(HostEvent::SlotClosed {
                     slot: id,
                     reason: reason_text,
                     last_balance_msat,
+                    at_stake_msat,
                 })
             }
         }
@@ -279,7 +329,7 @@ impl Host {
         &self,
         htlc: &Intercepted,
     ) -> Result<(ChannelId, PublicKey), Option<HtlcRefusal>> {
-        let channels = self.parts.channels.list_channels();
+        let channels = self.observe_htlcs();
         let next = channels
             .iter()
             .find(|channel| {
@@ -302,37 +352,59 @@ impl Host {
             self.height(),
         )
         .map_err(Some)?;
+        if let Some(slot) = outgoing {
+            let htlc = Htlc {
+                hash: htlc.payment_hash,
+                amount_msat: htlc.outbound_amount_msat,
+            };
+            self.pending.giving(slot.channel.slot, htlc);
+        }
         Ok((next.channel_id, next.counterparty.node_id))
     }
 
-    /// Claims a payment to us, unless one of its parts came too early or too late.
+    /// Claims a payment to us, unless one of its parts came too early or too late, or what it
+    /// stands on could not be enforced.
     fn claim_or_fail(
         &self,
-        payment_hash: PaymentHash,
+        payment: &Claimable,
         purpose: &PaymentPurpose,
-        channels: impl Iterator<Item = u128>,
-        claim_deadline: Option<u32>,
     ) -> Result<(), HandleError> {
-        // LDK's deadline is its own margin before the earliest expiry of all parts.
-        let expiry = claim_deadline.map(|deadline| deadline + delays::LDK_FAIL_BACK_BLOCKS);
-        let height = self.height();
-        for slot in channels.filter_map(|id| self.parts.slots.by_user_channel_id(id)) {
-            if let Err(reason) = check_receive(&slot, expiry.unwrap_or(0), height) {
-                tracing::info!(%payment_hash, %reason, "payment failed back");
-                self.parts.channels.fail_htlc_backwards(&payment_hash);
-                return Ok(());
-            }
+        let hash = payment.hash;
+        if let Err(reason) = self.check_claim(payment) {
+            tracing::info!(%hash, %reason, "payment failed back");
+            self.parts.channels.fail_htlc_backwards(&hash);
+            return Ok(());
         }
         let Some(preimage) = purpose.preimage() else {
             // Only a payment to a hash of somebody else's choosing; none are issued yet.
-            self.parts.channels.fail_htlc_backwards(&payment_hash);
+            self.parts.channels.fail_htlc_backwards(&hash);
             return Ok(());
         };
         // On disk first: from the claim on, the deadline to go on chain must never be missed.
-        self.claimed
-            .insert(payment_hash, expiry.unwrap_or(height))?;
+        let expiry = payment.expiry.unwrap_or_else(|| self.height());
+        self.claimed.insert(hash, expiry)?;
         self.parts.channels.claim_funds(preimage);
         Ok(())
+    }
+
+    fn check_claim(&self, payment: &Claimable) -> Result<(), HtlcRefusal> {
+        let height = self.height();
+        for slot in &payment.slots {
+            check_receive(slot, payment.expiry.unwrap_or(0), height)?;
+        }
+        if payment.slots.is_empty() || self.parts.role != Role::Member {
+            return Ok(());
+        }
+        if self.is_receiving_paused() {
+            return Err(HtlcRefusal::FeesTooHigh);
+        }
+        let channels = self.parts.channels.list_channels();
+        let claimed = self.claimed.hashes();
+        // Claimed once already, before a crash.
+        if claimed.contains(&payment.hash) {
+            return Ok(());
+        }
+        check_exposure(&channels, &claimed, payment.amount_msat)
     }
 
     pub(super) fn slot_closed(
@@ -349,6 +421,7 @@ impl Host {
             slot,
             reason,
             last_balance_msat,
+            at_stake_msat: 0,
         });
     }
 
@@ -398,6 +471,13 @@ impl Host {
             tracing::warn!(?error, slot = %agreed.slot, "cannot fund");
         }
     }
+}
+
+struct Claimable {
+    hash: PaymentHash,
+    amount_msat: u64,
+    expiry: Option<u32>,
+    slots: Vec<super::Slot>,
 }
 
 struct Intercepted {

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use bitcoin::block::Header;
 use bitcoin::secp256k1::PublicKey;
 use lightning::chain::transaction::TransactionData;
 use lightning::chain::{BlockLocator, Listen};
+use lightning::events::EventsProvider as _;
+use lightning::ln::channel_state::ChannelDetails;
 use lightning::types::payment::PaymentHash;
 use lightning_background_processor::{
     GossipSync, NO_LIQUIDITY_MANAGER, NO_ONION_MESSENGER, process_events_async_with_kv_store_sync,
@@ -23,12 +26,12 @@ use tokio::task::JoinHandle;
 use super::Store;
 use super::config::Role;
 use super::events::{HostEvent, SharedSink};
-use super::htlc::exit_reason;
+use super::htlc::exit_due;
 use super::ldk::{Channels, Gate, Keys, Log, Monitors, Peers, SharedScorer, Sweeper};
 use super::load::{LoadError, unix_time};
 use super::messages::{FactoryMessage, Messages, SendError};
 use super::payments::Claimed;
-use super::slot::SlotId;
+use super::pending::PendingHtlcs;
 use super::slots::{SharedSlots, SlotPhase};
 
 /// How long a connection may take to finish its handshake.
@@ -48,6 +51,15 @@ pub enum ConnectError {
         /// Its address.
         address: SocketAddr,
     },
+}
+
+/// Whether something is stopped for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paused {
+    /// It is.
+    Yes,
+    /// It goes on.
+    No,
 }
 
 /// What [`LoadedHost`](super::LoadedHost) puts together.
@@ -72,7 +84,8 @@ pub(super) struct HostParts {
 pub struct Host {
     pub(super) parts: HostParts,
     pub(super) claimed: Claimed,
-    exits_told: Mutex<HashSet<SlotId>>,
+    pub(super) pending: PendingHtlcs,
+    receiving_paused: AtomicBool,
     listening: Mutex<Option<SocketAddr>>,
     stop: watch::Sender<bool>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -84,7 +97,8 @@ impl Host {
         Ok(Arc::new(Self {
             parts,
             claimed,
-            exits_told: Mutex::default(),
+            pending: PendingHtlcs::default(),
+            receiving_paused: AtomicBool::new(false),
             listening: Mutex::default(),
             stop: watch::channel(false).0,
             tasks: Mutex::default(),
@@ -105,6 +119,7 @@ impl Host {
 
     pub(super) async fn run(self: &Arc<Self>, listen: Option<SocketAddr>) -> Result<(), LoadError> {
         self.reconcile();
+        self.check_deadlines(self.height());
         if let Some(address) = listen {
             self.accept_connections(address).await?;
         }
@@ -115,6 +130,19 @@ impl Host {
     /// Our node id.
     pub fn node_id(&self) -> PublicKey {
         self.parts.channels.get_our_node_id()
+    }
+
+    /// Whether a member receives nothing, because the mempool asks for more than its exit could
+    /// pay.
+    pub fn pause_receiving(&self, paused: Paused) {
+        let paused = paused == Paused::Yes;
+        if self.receiving_paused.swap(paused, Ordering::SeqCst) != paused {
+            tracing::warn!(paused, "receiving, by the mempool's feerate");
+        }
+    }
+
+    pub(super) fn is_receiving_paused(&self) -> bool {
+        self.receiving_paused.load(Ordering::SeqCst)
     }
 
     /// Where we accept connections; the port is real also if 0 was asked for.
@@ -301,9 +329,9 @@ impl Host {
             for slot in self.parts.slots.with_leaf(&tx.compute_txid()) {
                 any = true;
                 let id = slot.channel.slot;
+                // The money comes home also where this cannot be written down.
                 if let Err(error) = self.parts.slots.set_leaf_height(&id, Some(height)) {
                     tracing::error!(%error, slot = %id, "cannot record the leaf");
-                    continue;
                 }
                 self.parts.gate.release(&slot);
                 self.parts
@@ -323,6 +351,11 @@ impl Host {
         }
     }
 
+    pub(super) fn handle_monitor_events(&self) {
+        let handler = |event| self.handle_ldk(event);
+        self.parts.monitors.process_pending_events(&handler);
+    }
+
     /// Sweeps now rather than at the loop's next turn, which is up to half a minute away.
     pub(super) fn sweep(&self) {
         if let Err(()) = self
@@ -334,30 +367,36 @@ impl Host {
         }
     }
 
-    /// Tells, once per slot and run, which channels must go on chain at `height`.
+    /// Tells which channels must go on chain at `height`.
     fn check_deadlines(&self, height: u32) {
         let claimed: HashSet<PaymentHash> = self.claimed.hashes();
-        for channel in self.parts.channels.list_channels() {
+        for channel in self.observe_htlcs() {
             let Some(slot) = self.parts.slots.by_user_channel_id(channel.user_channel_id) else {
                 continue;
             };
-            let Some(reason) = exit_reason(&channel, &slot, &claimed, height) else {
+            let Some((reason, at_stake_msat)) = exit_due(&channel, &slot, &claimed, height) else {
                 continue;
             };
-            let id = slot.channel.slot;
-            if lock(&self.exits_told).contains(&id) {
-                continue;
-            }
-            match self
-                .parts
-                .sink
-                .deliver(HostEvent::ExitNeeded { slot: id, reason })
-            {
-                Ok(()) => drop(lock(&self.exits_told).insert(id)),
-                Err(error) => tracing::error!(%error, slot = %id, "told again at the next block"),
-            }
+            // What is not heard now is told again with the next block.
+            self.parts.sink.deliver_lossy(HostEvent::ExitNeeded {
+                slot: slot.channel.slot,
+                reason,
+                at_stake_msat,
+            });
         }
         self.claimed.forget_expired(height);
+    }
+
+    /// All channels, after a look at their HTLCs.
+    pub(super) fn observe_htlcs(&self) -> Vec<ChannelDetails> {
+        let parts = &self.parts;
+        self.pending.observe(
+            || parts.channels.list_channels(),
+            |channel| {
+                let slot = parts.slots.by_user_channel_id(channel.user_channel_id)?;
+                Some(slot.channel.slot)
+            },
+        )
     }
 }
 
@@ -394,6 +433,9 @@ impl Listen for ChainFollower {
             if leaf {
                 parts.monitors.rebroadcast_pending_claims();
             }
+            // Now rather than at the loop's next turn: an output that became spendable in this
+            // block is counted nowhere until its event is handled.
+            self.host.handle_monitor_events();
             self.host.check_deadlines(height);
         }
     }

@@ -48,6 +48,23 @@ pub enum HtlcRefusal {
     /// LDK did not say when the outgoing HTLC expires.
     #[error("outgoing expiry unknown")]
     NoOutgoingExpiry,
+    /// It would outlive what the factory leaves room for.
+    #[error("expiry {expiry} is above height {last}, the last one this factory allows")]
+    PastFactory {
+        /// Its expiry.
+        expiry: u32,
+        /// `blocks_early` before the factory ends.
+        last: u32,
+    },
+    /// Payments the peer has the preimages of and does not settle are worth too much already.
+    #[error("{unsettled_msat} msat are claimed and not settled")]
+    Unsettled {
+        /// Their sum.
+        unsettled_msat: u64,
+    },
+    /// The tree's own fee might not be relayed, so nothing could be enforced.
+    #[error("the mempool asks for more than the tree can pay")]
+    FeesTooHigh,
     /// It would expire further away than any node accepts.
     #[error("expiry {expiry} is too far after height {height}")]
     ExpiresTooLate {
@@ -120,6 +137,11 @@ pub(super) fn check_forward(
         return Err(HtlcRefusal::NotActive(slot.phase));
     }
     let outgoing = outgoing_expiry.ok_or(HtlcRefusal::NoOutgoingExpiry)?;
+    for end in incoming {
+        if let Some(slot) = &end.slot {
+            ends_in_time(slot, end.expiry)?;
+        }
+    }
     // The peer chooses hash and amount of all candidates: assume the worst.
     let incoming = incoming
         .iter()
@@ -141,6 +163,7 @@ pub(super) fn check_forward(
         });
     }
     if let Some(slot) = outgoing_slot {
+        ends_in_time(slot, outgoing)?;
         let needed = outgoing_expiry_blocks(slot.channel.exit_delay_blocks);
         if outgoing < height.saturating_add(needed.into()) {
             return Err(HtlcRefusal::ExpiresTooSoon {
@@ -158,6 +181,7 @@ pub(super) fn check_receive(slot: &Slot, expiry: u32, height: u32) -> Result<(),
     if slot.phase != SlotPhase::Active {
         return Err(HtlcRefusal::NotActive(slot.phase));
     }
+    ends_in_time(slot, expiry)?;
     let needed = slot.channel.blocks_early;
     if expiry < height.saturating_add(needed.into()) {
         return Err(HtlcRefusal::ExpiresTooSoon {
@@ -169,16 +193,46 @@ pub(super) fn check_receive(slot: &Slot, expiry: u32, height: u32) -> Result<(),
     Ok(())
 }
 
-/// Whether an HTLC of `channel` forces it on chain at `height`. Dust is left alone: it has no
-/// output to claim.
-pub(super) fn exit_reason(
+/// A wallet without coins cannot hurry a claim along on chain: it does not go on giving out
+/// preimages to a peer that does not settle what it has them for. Beside what is unsettled, a
+/// payment may bring the sum to half of all capacity; the first may be any size.
+pub(super) fn check_exposure<'a>(
+    channels: impl IntoIterator<Item = &'a ChannelDetails>,
+    claimed: &HashSet<PaymentHash>,
+    amount_msat: u64,
+) -> Result<(), HtlcRefusal> {
+    let (mut unsettled_msat, mut capacity_msat) = (0_u64, 0_u64);
+    for channel in channels {
+        capacity_msat += channel.channel_value_satoshis * 1_000;
+        let htlcs = channel.pending_inbound_htlcs.iter();
+        let known = htlcs.filter(|htlc| claimed.contains(&htlc.payment_hash));
+        unsettled_msat += known.map(|htlc| htlc.amount_msat).sum::<u64>();
+    }
+    match unsettled_msat > 0 && unsettled_msat + amount_msat > capacity_msat / 2 {
+        true => Err(HtlcRefusal::Unsettled { unsettled_msat }),
+        false => Ok(()),
+    }
+}
+
+/// An HTLC must be over while the factory can still be left in time.
+fn ends_in_time(slot: &Slot, expiry: u32) -> Result<(), HtlcRefusal> {
+    let last = slot.channel.last_htlc_expiry_height;
+    match expiry > last {
+        true => Err(HtlcRefusal::PastFactory { expiry, last }),
+        false => Ok(()),
+    }
+}
+
+/// Whether HTLCs of `channel` force it on chain at `height`, and what they are worth in msat. Dust
+/// is left alone: it has no output to claim.
+pub(super) fn exit_due(
     channel: &ChannelDetails,
     slot: &Slot,
     claimed: &HashSet<PaymentHash>,
     height: u32,
-) -> Option<ExitReason> {
+) -> Option<(ExitReason, u64)> {
     let exit_delay = u32::from(slot.channel.exit_delay_blocks);
-    let claim = channel
+    let claims: Vec<(u32, u64)> = channel
         .pending_inbound_htlcs
         .iter()
         .filter(|htlc| !htlc.is_dust)
@@ -188,19 +242,21 @@ pub(super) fn exit_reason(
             claimed.contains(&htlc.payment_hash)
                 || htlc.state == Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill)
         })
-        .map(|htlc| htlc.cltv_expiry)
-        .filter(|expiry| height.saturating_add(exit_delay) >= *expiry)
-        .min()
-        .map(|expiry_height| ExitReason::ClaimDeadline { expiry_height });
-    let timed_out = channel
+        .map(|htlc| (htlc.cltv_expiry, htlc.amount_msat))
+        .filter(|(expiry, _)| height.saturating_add(exit_delay) >= *expiry)
+        .collect();
+    let timed_out: Vec<(u32, u64)> = channel
         .pending_outbound_htlcs
         .iter()
         .filter(|htlc| !htlc.is_dust)
-        .map(|htlc| htlc.cltv_expiry)
-        .filter(|expiry| height >= expiry.saturating_add(HTLC_TIMEOUT_GRACE_BLOCKS))
-        .min()
-        .map(|expiry_height| ExitReason::TimedOut { expiry_height });
-    claim.or(timed_out)
+        .map(|htlc| (htlc.cltv_expiry, htlc.amount_msat))
+        .filter(|(expiry, _)| height >= expiry.saturating_add(HTLC_TIMEOUT_GRACE_BLOCKS))
+        .collect();
+    let soonest = |of: &[(u32, u64)]| of.iter().map(|(expiry, _)| *expiry).min();
+    let claim = soonest(&claims).map(|expiry_height| ExitReason::ClaimDeadline { expiry_height });
+    let timeout = soonest(&timed_out).map(|expiry_height| ExitReason::TimedOut { expiry_height });
+    let worth_msat = claims.iter().chain(&timed_out).map(|(_, msat)| msat).sum();
+    Some((claim.or(timeout)?, worth_msat))
 }
 
 #[cfg(test)]
@@ -212,6 +268,7 @@ mod tests {
     use bitcoin::{OutPoint, ScriptBuf};
 
     const HEIGHT: u32 = 1_000;
+    const LAST: u32 = HEIGHT + 3_000;
 
     fn slot(exit_delay_blocks: u16, phase: SlotPhase) -> Slot {
         let secret = SecretKey::from_slice(&[1; 32]).unwrap();
@@ -233,11 +290,14 @@ mod tests {
             delay_on_peer_blocks: 144,
             exit_delay_blocks,
             blocks_early: exit_delay_blocks,
+            last_htlc_expiry_height: LAST,
         };
         Slot {
             channel,
             phase,
             leaf_height: None,
+            at_stake_msat: 0,
+            last_balance_msat: 0,
         }
     }
 
@@ -284,6 +344,29 @@ mod tests {
             check(HEIGHT + 2_017, HEIGHT + 100),
             Err(HtlcRefusal::ExpiresTooLate { .. })
         ));
+    }
+
+    /// Acceptance "blocks_early": with 144 an HTLC that expires at T−143 is refused, at T−144 not.
+    #[test]
+    fn nothing_outlives_the_factory_by_a_block() {
+        let mut member = slot(124, SlotPhase::Active);
+        let factory_expiry = HEIGHT + 900;
+        member.channel.blocks_early = 144;
+        member.channel.last_htlc_expiry_height = factory_expiry - 144;
+        let (last, past) = (factory_expiry - 144, factory_expiry - 143);
+        let refused = Err(HtlcRefusal::PastFactory { expiry: past, last });
+        assert_eq!(check_receive(&member, last, HEIGHT), Ok(()));
+        assert_eq!(check_receive(&member, past, HEIGHT), refused);
+        let towards = |expiry| {
+            let incoming = [from(expiry + 172, None)];
+            check_forward(&incoming, Some(&member), Some(expiry), HEIGHT)
+        };
+        assert_eq!((towards(last), towards(past)), (Ok(()), refused));
+        let away = |expiry| {
+            let incoming = [from(expiry, Some(member.clone()))];
+            check_forward(&incoming, None, Some(expiry - 172), HEIGHT)
+        };
+        assert_eq!((away(last), away(past)), (Ok(()), refused));
     }
 
     #[test]

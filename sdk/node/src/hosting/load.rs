@@ -188,7 +188,7 @@ impl Ground {
         let gate = BroadcasterGate::load(Arc::clone(&slots), Arc::clone(&store), network)?;
         Ok(Self {
             keys: Arc::new(FactoryKeys::new(&config.node_seed, Arc::clone(&slots))),
-            fees: Arc::new(PinnedFees::new(Arc::clone(&config.fees))),
+            fees: Arc::new(PinnedFees::new(Arc::clone(&config.fees), &config.role)),
             gate: Arc::new(gate),
             log: Arc::new(TracingLog),
             store,

@@ -32,6 +32,7 @@ mod load;
 mod messages;
 mod opens;
 mod payments;
+mod pending;
 mod record;
 mod router;
 mod signer;
@@ -48,7 +49,7 @@ pub use closing::Closing;
 pub use config::{Destination, HostConfig, LspPolicy, OrdinaryOpens, Role};
 pub use events::{EventRefused, EventSink, ExitReason, HostEvent, event_queue};
 pub use fees::{COMMITMENT_FEERATE_SAT_PER_KW, FeeSource};
-pub use host::{ChainFollower, ConnectError, Host};
+pub use host::{ChainFollower, ConnectError, Host, Paused};
 pub use htlc::HtlcRefusal;
 pub use load::{LoadError, LoadedHost};
 pub use messages::{

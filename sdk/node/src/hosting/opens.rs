@@ -10,8 +10,14 @@ use lightning::ln::types::ChannelId;
 use lightning::types::features::ChannelTypeFeatures;
 
 use super::config::{OrdinaryOpens, Role};
+use super::fees::COMMITMENT_FEERATE_SAT_PER_KW;
 use super::slot::{SlotId, SlotRole};
 use super::slots::{Slot, SlotPhase, Slots};
+
+/// BOLT3's dust limit of a P2WPKH-sized output is 294 sat, of the largest witness program 354.
+const MAX_DUST_LIMIT_SAT: u64 = 354;
+const MAX_HTLC_MINIMUM_MSAT: u64 = 1_000;
+const MIN_ACCEPTED_HTLCS: u16 = 30;
 
 /// Why an `open_channel` was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,8 +106,25 @@ pub(super) fn judge(
     if *open.channel_type != ChannelTypeFeatures::only_static_remote_key() {
         return mismatch("channel_type");
     }
-    if open.params.to_self_delay != slot.channel.delay_on_us_blocks {
+    let params = open.params;
+    if params.to_self_delay != slot.channel.delay_on_us_blocks {
         return mismatch("delay_on_us_blocks");
+    }
+    if params.commitment_feerate_sat_per_1000_weight != COMMITMENT_FEERATE_SAT_PER_KW {
+        return mismatch("commitment_feerate");
+    }
+    // What the LSP would take of ours: a channel in which we cannot send is none.
+    if params.dust_limit_satoshis > MAX_DUST_LIMIT_SAT {
+        return mismatch("dust_limit");
+    }
+    if params.htlc_minimum_msat > MAX_HTLC_MINIMUM_MSAT {
+        return mismatch("htlc_minimum");
+    }
+    if params.max_accepted_htlcs < MIN_ACCEPTED_HTLCS {
+        return mismatch("max_accepted_htlcs");
+    }
+    if params.max_htlc_value_in_flight_msat < slot.channel.capacity_sat * 1_000 {
+        return mismatch("max_htlc_value_in_flight");
     }
     Ok(OpenVerdict::Slot(Box::new(slot)))
 }

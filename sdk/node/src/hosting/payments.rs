@@ -22,6 +22,7 @@ use super::Store;
 use super::delays::min_final_cltv_expiry_blocks;
 use super::host::Host;
 use super::load::unix_time;
+use super::slot::SlotChannel;
 use super::slots::SlotPhase;
 
 const PRIMARY: &str = "superscalar";
@@ -38,6 +39,16 @@ pub enum InvoiceError {
     /// No active channel could receive.
     #[error("no active channel can receive")]
     NoActiveChannel,
+    /// Every active channel's factory ends before a payment could be settled.
+    #[error("the factory ends too soon: no invoice after height {last_height}")]
+    FactoryEnding {
+        /// The last height at which this node could issue one.
+        last_height: u32,
+    },
+    /// The mempool asks for more than an exit could pay without coins: what arrived now could not
+    /// be enforced.
+    #[error("receiving is paused: the mempool asks for more than the factory's tree can pay")]
+    FeesTooHigh,
     /// The description is too long.
     #[error("description of {bytes} bytes exceeds {MAX_DESCRIPTION_BYTES}")]
     DescriptionTooLong {
@@ -85,6 +96,9 @@ impl Host {
             return Err(InvoiceError::DescriptionTooLong {
                 bytes: description.len(),
             });
+        }
+        if self.is_receiving_paused() {
+            return Err(InvoiceError::FeesTooHigh);
         }
         let (hints, blocks_early) = self.receiving_hints()?;
         let min_final = min_final_cltv_expiry_blocks(blocks_early);
@@ -139,6 +153,7 @@ impl Host {
                 }
                 Bolt11PaymentError::SendingFailed(reason) => PayError::Ldk(format!("{reason:?}")),
             })?;
+        self.observe_htlcs();
         self.parts.peers.process_events();
         Ok(hash.0)
     }
@@ -149,10 +164,18 @@ impl Host {
         let mut hints = Vec::new();
         let mut blocks_early = 0;
         let mut any = false;
+        let mut ended = None;
         for channel in self.parts.channels.list_usable_channels() {
             match self.parts.slots.by_user_channel_id(channel.user_channel_id) {
                 Some(slot) if slot.phase != SlotPhase::Active => continue,
-                Some(slot) => blocks_early = blocks_early.max(slot.channel.blocks_early),
+                Some(slot) => {
+                    let last_height = last_invoice_height(&slot.channel);
+                    if self.height() > last_height {
+                        ended = ended.max(Some(last_height));
+                        continue;
+                    }
+                    blocks_early = blocks_early.max(slot.channel.blocks_early);
+                }
                 None => {}
             }
             if channel.is_announced {
@@ -163,7 +186,10 @@ impl Host {
             }
         }
         if !any {
-            return Err(InvoiceError::NoActiveChannel);
+            return Err(match ended {
+                Some(last_height) => InvoiceError::FactoryEnding { last_height },
+                None => InvoiceError::NoActiveChannel,
+            });
         }
         Ok((hints, blocks_early))
     }
@@ -171,6 +197,14 @@ impl Host {
     fn currency(&self) -> Currency {
         self.parts.network.into()
     }
+}
+
+/// Up to this height a payment made at once still ends before the channel must.
+fn last_invoice_height(channel: &SlotChannel) -> u32 {
+    let min_final = min_final_cltv_expiry_blocks(channel.blocks_early) + INVOICE_BLOCK_BUFFER;
+    channel
+        .last_htlc_expiry_height
+        .saturating_sub(min_final.into())
 }
 
 fn hint(channel: &ChannelDetails) -> Option<RouteHint> {

@@ -32,6 +32,7 @@ impl_writeable_tlv_based!(SlotChannel, {
     (16, delay_on_peer_blocks, required),
     (18, exit_delay_blocks, required),
     (20, blocks_early, required),
+    (22, last_htlc_expiry_height, required),
 });
 
 impl_writeable_tlv_based_enum!(SlotPhase,
@@ -49,6 +50,8 @@ impl_writeable_tlv_based!(Slot, {
     (0, channel, required),
     (2, phase, required),
     (3, leaf_height, option),
+    (5, at_stake_msat, (default_value, 0)),
+    (7, last_balance_msat, (default_value, 0)),
 });
 
 #[cfg(test)]
@@ -111,11 +114,14 @@ mod tests {
                 delay_on_peer_blocks: blocks[1],
                 exit_delay_blocks: blocks[2],
                 blocks_early: blocks[3],
+                last_htlc_expiry_height: epoch,
             };
             Slot {
                 channel,
                 phase,
                 leaf_height,
+                at_stake_msat: push_msat,
+                last_balance_msat: capacity_sat,
             }
         })
     }

@@ -107,6 +107,8 @@ pub struct SlotChannel {
     pub exit_delay_blocks: u16,
     /// How long before its expiry a received HTLC must still be, at least `exit_delay_blocks`.
     pub blocks_early: u16,
+    /// No HTLC may expire above this height: `blocks_early` before the factory ends.
+    pub last_htlc_expiry_height: u32,
 }
 
 impl SlotChannel {

@@ -78,6 +78,11 @@ pub struct Slot {
     pub phase: SlotPhase,
     /// Height of the block which confirmed the leaf; `None` while the leaf is virtual.
     pub leaf_height: Option<u32>,
+    /// In a closed channel: value of the HTLCs that only the chain can settle.
+    pub at_stake_msat: u64,
+    /// In a closed channel: our balance in its last commitment, without HTLCs; 0 where LDK did not
+    /// say.
+    pub last_balance_msat: u64,
 }
 
 /// Why the register refused.
@@ -187,6 +192,8 @@ impl Slots {
             channel,
             phase: SlotPhase::Agreed,
             leaf_height: None,
+            at_stake_msat: 0,
+            last_balance_msat: 0,
         };
         self.persist(&entry)?;
         entries.insert(entry);
@@ -204,6 +211,21 @@ impl Slots {
                 });
             }
             entry.phase = next;
+            Ok(())
+        })
+    }
+
+    /// LDK has closed the channel and left this much to be settled on chain.
+    pub(super) fn close(
+        &self,
+        slot: &SlotId,
+        at_stake_msat: u64,
+        last_balance_msat: u64,
+    ) -> Result<(), SlotError> {
+        self.update(slot, |entry| {
+            entry.phase = SlotPhase::Closed;
+            entry.at_stake_msat = at_stake_msat;
+            entry.last_balance_msat = last_balance_msat;
             Ok(())
         })
     }

@@ -75,6 +75,8 @@ impl WalletError {
             WalletError::Chain(_) => "chain_failed",
             WalletError::Onchain(_) => "onchain_failed",
             WalletError::Invoice(InvoiceError::NoActiveChannel) => "no_active_channel",
+            WalletError::Invoice(InvoiceError::FactoryEnding { .. }) => "factory_ending",
+            WalletError::Invoice(InvoiceError::FeesTooHigh) => "fees_too_high",
             WalletError::Invoice(_) => "invalid_invoice_request",
             WalletError::Pay(PayError::Duplicate) => "already_paid",
             WalletError::Pay(
@@ -109,7 +111,7 @@ impl WalletError {
             WalletError::Chain(error) => error.is_transient(),
             WalletError::Connect(_) => true,
             WalletError::Factory(EngineError::NotEnoughMembers { .. }) => true,
-            WalletError::Invoice(InvoiceError::NoActiveChannel) => true,
+            WalletError::Invoice(InvoiceError::NoActiveChannel | InvoiceError::FeesTooHigh) => true,
             _ => false,
         }
     }

@@ -182,12 +182,13 @@ async fn a_known_preimage_calls_for_the_exit_in_time() {
                 HostEvent::ExitNeeded {
                     slot: leaving,
                     reason,
-                } => Some((leaving, reason)),
+                    at_stake_msat,
+                } => Some((leaving, reason, at_stake_msat)),
                 _ => None,
             });
     }
-    let (leaving, reason) = reason.expect("never asked to exit");
-    assert_eq!(leaving, slot);
+    let (leaving, reason, at_stake_msat) = reason.expect("never asked to exit");
+    assert_eq!((leaving, at_stake_msat), (slot, 50_000_000));
     let ExitReason::ClaimDeadline { expiry_height } = reason else {
         panic!("{reason:?}")
     };

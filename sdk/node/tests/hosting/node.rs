@@ -129,6 +129,11 @@ impl Node {
             .connect(peer.host.node_id(), address)
             .await
             .unwrap();
+        let us = self.host.node_id();
+        wait_until("the other side to be connected too", || {
+            peer.host.is_connected(&us)
+        })
+        .await;
     }
 
     /// The next event that `wanted` makes something of; others wait for their turn.
@@ -260,6 +265,7 @@ pub(crate) fn agreement(lsp: &Host, member: &Host, slot: SlotId, push_msat: u64)
         delay_on_peer_blocks: 144,
         exit_delay_blocks: EXIT_DELAY,
         blocks_early: EXIT_DELAY,
+        last_htlc_expiry_height: 100_000,
     };
     let member = SlotChannel {
         peer: lsp.node_id(),
