@@ -1,0 +1,402 @@
+//! Processes that end by SIGKILL at named points: of the ceremony (either side, in each round), of a
+//! payment, and of an exit. No coin is locked, nothing owned is lost, and what was under way goes
+//! on or ends cleanly.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use bitcoin::{Amount, OutPoint, Txid};
+use superscalar_sdk::{BuildRequest, PaymentStatus};
+use superscalar_tests::network::regtest_factory;
+use superscalar_tests::processes::{LspProcess, WalletProcess};
+use superscalar_tests::regtest::RegtestNode;
+use superscalar_tests::wire::{ADD_AND_COMMIT_BYTES, REVOKE_BYTES, Wire};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const COINS_SAT: u64 = 1_000_000_000;
+
+/// Waits for a condition; other tasks, which carry the wires' bytes, run meanwhile.
+async fn wait(what: &str, mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + LIMIT;
+    while !tokio::task::block_in_place(&mut condition) {
+        assert!(Instant::now() < until, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+struct Stage {
+    chain: RegtestNode,
+    lsp: LspProcess,
+    wallets: Vec<WalletProcess>,
+    wires: Vec<Wire>,
+}
+
+impl Stage {
+    async fn set(members: usize) -> Stage {
+        let chain = RegtestNode::new().unwrap();
+        let lsp = tokio::task::block_in_place(|| LspProcess::start(&chain).unwrap());
+        let address: bitcoin::Address<_> = lsp.address().unwrap().parse().unwrap();
+        let script = address.assume_checked().script_pubkey();
+        chain.fund(&script, Amount::from_sat(COINS_SAT)).unwrap();
+        lsp.sync().unwrap();
+        let uri = lsp.uri.clone();
+        let (id, address) = uri.split_once('@').unwrap();
+        let mut stage = Stage {
+            wallets: Vec::new(),
+            wires: Vec::new(),
+            chain,
+            lsp,
+        };
+        for _ in 0..members {
+            let wire = Wire::to(address.parse().unwrap()).await;
+            let uri = format!("{id}@{}", wire.address);
+            let wallet = WalletProcess::start(&stage.chain, &uri);
+            stage.wallets.push(wallet.unwrap());
+            stage.wires.push(wire);
+        }
+        stage
+    }
+
+    /// Every wallet asks for a place until it has one to wait for.
+    async fn all_waiting(&self) {
+        for wallet in &self.wallets {
+            wallet.join(500_000).unwrap();
+        }
+        wait("all wallets to wait for a place", || {
+            self.lsp.waiting().unwrap().len() == self.wallets.len()
+        })
+        .await;
+    }
+
+    /// Begins a factory and stops where the next message of member 0 would end `phase`.
+    async fn held_in(&self, phase: &str) -> String {
+        self.all_waiting().await;
+        let wire = &self.wires[0].to_lsp;
+        wire.hold();
+        let request = BuildRequest {
+            round_seconds: 3,
+            ..regtest_factory(self.wallets.len() as u16)
+        };
+        let factory = self.lsp.create_factory(&request).unwrap();
+        wait(phase, || {
+            let now = self.lsp.factory(&factory).unwrap().phase;
+            assert_ne!(now, "published");
+            if now != phase && wire.held_bytes() > 0 {
+                wire.release();
+            }
+            now == phase
+        })
+        .await;
+        factory
+    }
+
+    /// Confirms a published factory and waits until everybody can pay in it.
+    async fn finish(&self, factory: &str) {
+        wait("the funding to be published", || {
+            let info = self.lsp.factory(factory).unwrap();
+            assert_eq!(info.ended, None);
+            info.phase == "published"
+        })
+        .await;
+        self.chain.mine(1).unwrap();
+        wait("everyone to be active", || {
+            let of_wallets = self.wallets.iter().all(|it| it.is_active(factory).unwrap());
+            of_wallets && self.lsp.factory(factory).unwrap().active
+        })
+        .await;
+    }
+
+    async fn lsp_pays(&self, member: usize, amount_msat: u64) {
+        let invoice = self.wallets[member].receive(amount_msat, "").unwrap();
+        let hash = self.lsp.pay(&invoice).unwrap();
+        wait("the LSP's payment", || {
+            let arrived = |payment: superscalar_sdk::Payment| {
+                assert_ne!(payment.status, PaymentStatus::Failed);
+                payment.status == PaymentStatus::Succeeded
+            };
+            arrived(self.lsp.payment(&hash).unwrap())
+                && arrived(self.wallets[member].payment(&hash).unwrap())
+        })
+        .await;
+    }
+
+    /// Nothing came of `factory`: no coin has moved, and the same people build another one.
+    async fn begins_again(&self, factory: &str) {
+        assert!(self.chain.mempool().unwrap().is_empty());
+        for wire in &self.wires {
+            wire.to_lsp.pass();
+        }
+        wait("every place to be given up", || {
+            self.wallets.iter().all(|wallet| {
+                let infos = wallet.factories().unwrap();
+                infos.iter().all(|it| it.ended.is_some())
+            })
+        })
+        .await;
+        wait("no attempt to be under way", || {
+            let infos = self.lsp.factories().unwrap();
+            infos.iter().all(|it| it.ended.is_some())
+        })
+        .await;
+        let coins = self.lsp.coins().unwrap();
+        assert_eq!((coins.spendable_sat, coins.pending_sat), (COINS_SAT, 0));
+        self.all_waiting().await;
+        let request = regtest_factory(self.wallets.len() as u16);
+        let again = self.lsp.create_factory(&request).unwrap();
+        assert_ne!(again, factory);
+        self.finish(&again).await;
+        self.lsp_pays(0, 10_000_000).await;
+    }
+
+    /// The output a factory stands on, by a wallet's books.
+    fn funding(&self, wallet: usize, factory: &str) -> OutPoint {
+        let infos = self.wallets[wallet].factories().unwrap();
+        let info = infos.iter().find(|it| it.factory == factory).unwrap();
+        OutPoint::from_str(info.funding.as_ref().unwrap()).unwrap()
+    }
+}
+
+async fn lsp_killed_while(phase: &str) {
+    let mut stage = Stage::set(3).await;
+    let factory = stage.held_in(phase).await;
+    stage.lsp.kill();
+    assert!(stage.chain.mempool().unwrap().is_empty());
+    stage.lsp.restart().unwrap();
+    stage.begins_again(&factory).await;
+}
+
+async fn member_killed_while(phase: &str) {
+    let mut stage = Stage::set(3).await;
+    let factory = stage.held_in(phase).await;
+    stage.wallets[0].kill();
+    assert!(stage.chain.mempool().unwrap().is_empty());
+    stage.wires[0].to_lsp.pass();
+    stage.wallets[0].restart().unwrap();
+    // The others get their factory in the next attempt; only that one is funded.
+    wait("the factory of the others", || {
+        let infos = stage.lsp.factories().unwrap();
+        infos.iter().any(|it| it.phase == "published")
+    })
+    .await;
+    let infos = stage.lsp.factories().unwrap();
+    let next = infos.iter().find(|it| it.phase == "published").unwrap();
+    assert_eq!(next.factory, format!("{factory}-1"));
+    let funding = OutPoint::from_str(next.funding.as_ref().unwrap()).unwrap();
+    assert_eq!(stage.chain.mempool().unwrap(), [funding.txid]);
+    stage.chain.mine(1).unwrap();
+    wait("the others to be active", || {
+        let others = &stage.wallets[1..];
+        others.iter().all(|it| it.is_active(&next.factory).unwrap())
+    })
+    .await;
+    stage.lsp_pays(1, 10_000_000).await;
+    // Its own place is given up, and it may ask for another.
+    wait("the place to be given up", || {
+        let infos = stage.wallets[0].factories().unwrap();
+        infos.iter().all(|it| it.ended.is_some())
+    })
+    .await;
+    stage.wallets[0].join(500_000).unwrap();
+    wait("the member to wait again", || {
+        stage.lsp.waiting().unwrap().len() == 1
+    })
+    .await;
+}
+
+macro_rules! killed {
+    ($($name:ident: $who:ident($phase:literal);)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            $who($phase).await;
+        }
+    )*};
+}
+
+killed! {
+    lsp_killed_while_gathering_locks_no_coin: lsp_killed_while("gathering");
+    lsp_killed_while_signing_locks_no_coin: lsp_killed_while("signing");
+    lsp_killed_while_opening_locks_no_coin: lsp_killed_while("opening");
+    member_killed_while_gathering_locks_no_coin: member_killed_while("gathering");
+    member_killed_while_signing_locks_no_coin: member_killed_while("signing");
+    member_killed_while_opening_locks_no_coin: member_killed_while("opening");
+}
+
+/// Everybody holds everything but one acknowledgement: whoever comes back, the factory is finished.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_while_acknowledging_the_factory_is_finished_by_who_comes_back() {
+    let mut stage = Stage::set(3).await;
+    let factory = stage.held_in("acknowledging").await;
+    let funding = stage.funding(1, &factory);
+    stage.lsp.kill();
+    stage.wallets[0].kill();
+    assert_eq!(stage.chain.raw_tx(funding.txid).unwrap(), None);
+    stage.wires[0].to_lsp.pass();
+    stage.lsp.restart().unwrap();
+    stage.wallets[0].restart().unwrap();
+    stage.finish(&factory).await;
+    assert_eq!(stage.chain.confirmations(funding.txid).unwrap(), 1);
+    stage.lsp_pays(0, 10_000_000).await;
+}
+
+/// The LSP dies with its funding in the mempool, and is never seen again; everything a member has
+/// comes home although its own process dies before every block of the way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_before_every_step_of_its_exit_a_member_comes_home() {
+    let mut stage = Stage::set(2).await;
+    stage.all_waiting().await;
+    let factory = stage.lsp.create_factory(&regtest_factory(2)).unwrap();
+    stage.finish(&factory).await;
+    stage.lsp_pays(0, 100_000_000).await;
+    wait("no HTLC to be pending", || {
+        let channels = stage.lsp.channels().unwrap();
+        let mut pending = channels
+            .iter()
+            .map(|it| it.inbound_htlcs + it.outbound_htlcs);
+        pending.all(|it| it == 0)
+    })
+    .await;
+    stage.lsp.kill();
+
+    let wallet = &mut stage.wallets[0];
+    let tree = wallet.tree(&factory).unwrap();
+    let mut path: Vec<Txid> = Vec::new();
+    for mut node in tree {
+        node.transactions.sort_by_key(|tx| tx.role != "kickoff");
+        let ours = node
+            .transactions
+            .iter()
+            .filter(|tx| tx.role != "distribution");
+        path.extend(ours.map(|tx| tx.txid.parse::<Txid>().unwrap()));
+    }
+    let infos = wallet.factories().unwrap();
+    let channel = infos[0].seats[0].channel.as_ref().unwrap();
+    let channel = OutPoint::from_str(channel).unwrap();
+    wallet.exit_start(&factory).unwrap();
+    for txid in path {
+        // Dead as soon as the transaction is published; the block comes while nobody looks.
+        while !stage.chain.mempool().unwrap().contains(&txid) {
+            stage.chain.mine(1).unwrap();
+            wallet.sync().unwrap();
+        }
+        wallet.kill();
+        stage.chain.mine(1).unwrap();
+        assert!(stage.chain.confirmed_at(txid).unwrap().is_some());
+        wallet.restart().unwrap();
+    }
+    let chain = &stage.chain;
+    for output in ["commitment", "sweep"] {
+        let mut spent = channel;
+        if output == "sweep" {
+            let (commitment, _) = confirmed_spender(chain, channel);
+            let outputs = chain.raw_tx(commitment).unwrap().unwrap().output;
+            let ours = |out: &bitcoin::TxOut| out.value == Amount::from_sat(100_000);
+            let vout = outputs.iter().position(ours).unwrap() as u32;
+            spent = OutPoint::new(commitment, vout);
+        }
+        for _ in 0..200 {
+            if chain.spender_of(spent).unwrap().is_some() {
+                break;
+            }
+            chain.mine(1).unwrap();
+            wallet.sync().unwrap();
+            // Publishing is a task of its own.
+            if output == "commitment" {
+                wait("the commitment", || {
+                    chain.spender_of(spent).unwrap().is_some()
+                })
+                .await;
+            }
+        }
+        assert!(chain.spender_of(spent).unwrap().is_some(), "no {output}");
+        wallet.kill();
+        chain.mine(1).unwrap();
+        wallet.restart().unwrap();
+    }
+    wait("the exit to be done", || {
+        wallet.sync().unwrap();
+        wallet.exit_status(&factory).unwrap().stage == "done"
+    })
+    .await;
+    let (commitment, _) = confirmed_spender(chain, channel);
+    let outputs = chain.raw_tx(commitment).unwrap().unwrap().output;
+    let ours = |out: &bitcoin::TxOut| out.value == Amount::from_sat(100_000);
+    let vout = outputs.iter().position(ours).unwrap() as u32;
+    let (sweep, _) = confirmed_spender(chain, OutPoint::new(commitment, vout));
+    let sweep = chain.raw_tx(sweep).unwrap().unwrap();
+    let arrived: u64 = sweep.output.iter().map(|out| out.value.to_sat()).sum();
+    let fee = 100_000 - arrived;
+    let vsize = sweep.vsize() as u64;
+    assert!(fee >= vsize && fee <= 20 * vsize, "{fee} for {vsize}");
+    assert_eq!(wallet.balance().unwrap().onchain_sat, arrived);
+}
+
+fn confirmed_spender(chain: &RegtestNode, spent: OutPoint) -> (Txid, u32) {
+    let spend = chain.spender_of(spent).unwrap().unwrap();
+    (spend.txid, spend.height.expect("it is confirmed"))
+}
+
+/// Both processes die when the member has given out its preimage and the LSP has not heard it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_with_a_claimed_payment_unsettled_the_member_takes_it_on_chain() {
+    const HTLC_SAT: u64 = 40_000;
+    const HTLC_SUCCESS_FEE_SAT: u64 = 703 * 2_500 / 1_000;
+    let mut stage = Stage::set(2).await;
+    stage.all_waiting().await;
+    let factory = stage.lsp.create_factory(&regtest_factory(2)).unwrap();
+    stage.finish(&factory).await;
+    stage.lsp_pays(0, 100_000_000).await;
+    let invoice = stage.wallets[0].receive(HTLC_SAT * 1_000, "").unwrap();
+    let (to_lsp, to_member) = (&stage.wires[0].to_lsp, &stage.wires[0].to_member);
+    wait("the last payment to settle", || {
+        let channels = stage.lsp.channels().unwrap();
+        channels.iter().all(|it| it.outbound_htlcs == 0)
+    })
+    .await;
+    to_member.hold();
+    let hash = stage.lsp.pay(&invoice).unwrap();
+    to_member.release_once(ADD_AND_COMMIT_BYTES).await;
+    to_member.until_held(REVOKE_BYTES).await;
+    to_lsp.hold();
+    to_member.pass();
+    wait("the member to claim", || {
+        let payment = stage.wallets[0].payment(&hash).unwrap();
+        payment.status == PaymentStatus::Succeeded
+    })
+    .await;
+    stage.wallets[0].kill();
+    stage.lsp.kill();
+    stage.wallets[0].restart().unwrap();
+
+    let (chain, wallet) = (&stage.chain, &stage.wallets[0]);
+    let infos = wallet.factories().unwrap();
+    let channel = infos[0].seats[0].channel.as_ref().unwrap();
+    let channel = OutPoint::from_str(channel).unwrap();
+    let mut done = false;
+    for _ in 0..900 {
+        chain.mine(1).unwrap();
+        wallet.sync().unwrap();
+        done = wallet
+            .exit_status(&factory)
+            .is_ok_and(|exit| exit.stage == "done");
+        if done {
+            break;
+        }
+    }
+    assert!(done, "never out");
+    let (commitment, _) = confirmed_spender(chain, channel);
+    let outputs = chain.raw_tx(commitment).unwrap().unwrap().output;
+    let htlc = |out: &bitcoin::TxOut| out.value == Amount::from_sat(HTLC_SAT);
+    let vout = outputs.iter().position(htlc).unwrap() as u32;
+    let (success, _) = confirmed_spender(chain, OutPoint::new(commitment, vout));
+    let success = chain.raw_tx(success).unwrap().unwrap();
+    assert_eq!(success.lock_time.to_consensus_u32(), 0);
+    let taken: u64 = success.output.iter().map(|out| out.value.to_sat()).sum();
+    assert_eq!(taken, HTLC_SAT - HTLC_SUCCESS_FEE_SAT);
+    let owned = 100_000 + taken;
+    let arrived = wallet.balance().unwrap().onchain_sat;
+    assert!(
+        arrived > owned - 6_000 && arrived < owned,
+        "{arrived} {owned}"
+    );
+}
