@@ -27,7 +27,7 @@ use crate::signing::{
 };
 use crate::tree::Tree;
 
-pub use limits::WalletLimits;
+pub use limits::{DelayLimits, WalletLimits};
 pub(crate) use secrets::reserve;
 pub use secrets::revocation_key;
 

@@ -198,7 +198,7 @@ impl World {
                     let joined = Member::join(
                         key("node", 0),
                         invite,
-                        &WalletLimits::standard(Network::Regtest),
+                        &WalletLimits::standard(self.plan.network),
                         JoinSecrets {
                             seed: &bytes("member seed", u64::from(slot)),
                             salt: bytes("member salt", number),

@@ -22,8 +22,8 @@ pub enum EngineError {
     /// Only an LSP builds factories.
     #[error("only an LSP builds factories")]
     NotLsp,
-    /// Not enough members are connected and waiting.
-    #[error("{waiting} members are waiting, {wanted} are wanted")]
+    /// Not enough members are connected and waiting for a channel of at most this capacity.
+    #[error("{waiting} members are waiting for a channel of this capacity, {wanted} are wanted")]
     NotEnoughMembers {
         /// How many are.
         waiting: usize,

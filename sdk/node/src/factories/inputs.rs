@@ -18,6 +18,7 @@ use super::bridge;
 use super::engine::{Command, Engine, Seeking};
 use super::info::{BuildRequest, EngineError};
 use crate::chain::{Confirmation, Tip};
+use crate::event::Event;
 use crate::hosting::{HostEvent, Paused};
 
 /// A member waits this many of the LSP's rounds: the LSP waits for everyone's answer first.
@@ -334,7 +335,18 @@ impl Engine {
                 self.members.insert(attempt, role);
                 self.queue(attempt, effects);
             }
-            Err(refused) => self.refuse(peer, attempt, refused.code, refused.field),
+            Err(refused) => {
+                self.refuse(peer, attempt, refused.code, refused.field);
+                let told = self.tell(&Event::FactoryRefused {
+                    factory: bridge::name(&attempt),
+                    peer: peer.to_string(),
+                    reason: refused.code.to_string(),
+                    field: refused.field.to_owned(),
+                });
+                if let Err(error) = told {
+                    tracing::warn!(%error, "the application was not told of a refused offer");
+                }
+            }
         }
     }
 
@@ -415,7 +427,12 @@ impl Engine {
         let life_blocks = request.life_blocks;
         let expiry = self.tip.checked_add(life_blocks);
         let expiry = expiry.ok_or(EngineError::Life { life_blocks })?;
-        let peers: Vec<PublicKey> = self.waiting.keys().copied().take(members).collect();
+        // Whoever asked for more would refuse the place and end the attempt.
+        let content = self
+            .waiting
+            .iter()
+            .filter(|(_, wanted)| **wanted <= request.capacity());
+        let peers: Vec<PublicKey> = content.map(|(peer, _)| *peer).take(members).collect();
         if peers.len() < members {
             return Err(EngineError::NotEnoughMembers {
                 waiting: peers.len(),
