@@ -5,19 +5,23 @@ use crate::effect::{Effect, Event, SlotRef, depth};
 use crate::journal::Activated;
 
 impl Coordinator {
+    /// The funding is published again however deep it was: without it no factory comes to be, or
+    /// the one that is ends.
     pub(super) fn funding_reorged(&mut self) -> Vec<Effect> {
         self.funding_height = None;
-        if !std::mem::take(&mut self.open) {
-            return Vec::new();
-        }
         let attempt = self.attempt;
-        let mut effects: Vec<Effect> = (0..self.members())
-            .map(|slot| Effect::Suspend(SlotRef { attempt, slot }))
-            .collect();
-        if let Some(built) = self.built() {
+        let mut effects = Vec::new();
+        let was_open = std::mem::take(&mut self.open);
+        if was_open {
+            let slots = 0..self.members();
+            effects.extend(slots.map(|slot| Effect::Suspend(SlotRef { attempt, slot })));
+        }
+        if let Phase::Published { built, .. } = &self.phase {
             effects.push(Effect::Broadcast(built.funding.clone()));
         }
-        effects.push(Effect::Emit(Event::Reorged(attempt)));
+        if was_open {
+            effects.push(Effect::Emit(Event::Reorged(attempt)));
+        }
         effects
     }
 

@@ -48,7 +48,8 @@ impl Coordinator {
                     effects.push(Effect::Agree(coordinator.channel(&built, slot)));
                 }
                 effects.push(Effect::Watch(built.tree.funding));
-                if published && active.is_none() {
+                if published {
+                    // Also one that was buried: it may have left the chain meanwhile.
                     effects.push(Effect::Broadcast(built.funding.clone()));
                 }
                 let acked = BTreeSet::new();

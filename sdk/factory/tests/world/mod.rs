@@ -292,6 +292,20 @@ impl World {
         }
     }
 
+    /// The block with the funding is no longer in the best chain.
+    pub fn reorg_funding(&mut self) {
+        if let Some(lsp) = &mut self.lsp {
+            let effects = lsp.handle(coordinator::Input::FundingReorged);
+            self.act(Party::Lsp, effects);
+        }
+        for slot in self.members.keys().copied().collect::<Vec<_>>() {
+            if let Some(member) = self.members.get_mut(&slot) {
+                let effects = member.handle(member::Input::FundingReorged);
+                self.act(Party::Member(slot), effects);
+            }
+        }
+    }
+
     /// Tells everyone the best chain's height.
     pub fn height(&mut self, tip: u32) {
         if let Some(lsp) = &mut self.lsp {

@@ -180,6 +180,10 @@ impl Engine {
 
     async fn publish(&mut self, tx: Transaction) {
         let txid = tx.compute_txid();
+        if self.parts.chain.watcher().confirmation(&txid).is_some() {
+            // Should it leave the chain, its role asks again.
+            return;
+        }
         match self.parts.onchain.publish(&tx).await {
             Ok(()) => tracing::info!(%txid, "published"),
             Err(error) => tracing::warn!(%txid, %error, "not published yet"),
@@ -200,6 +204,10 @@ impl Engine {
             .retain(|tx| watcher.confirmation(&tx.compute_txid()).is_none());
         for tx in self.publishing.clone() {
             self.publish(tx).await;
+        }
+        // What else of ours is on its way: sent coins, fundings of ordinary channels.
+        if let Err(error) = self.parts.onchain.republish().await {
+            tracing::warn!(%error, "own transactions were not published again");
         }
     }
 
