@@ -48,6 +48,19 @@ pub enum Event {
         /// The factory.
         factory: String,
     },
+    /// The funding has not confirmed for a day. Nothing is given up because of it.
+    FactoryUnfunded {
+        /// The factory.
+        factory: String,
+    },
+    /// The LSP gave a factory up when it was signed and not yet funded. What was signed is kept, as
+    /// the LSP could still publish it; the wallet takes the next offer.
+    FactoryDormant {
+        /// The factory.
+        factory: String,
+        /// Why.
+        reason: String,
+    },
     /// Building ended without a factory; nothing was lost.
     FactoryEnded {
         /// The factory.

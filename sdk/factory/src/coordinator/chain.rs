@@ -2,13 +2,29 @@
 
 use super::{Coordinator, Phase};
 use crate::effect::{Effect, Event, SlotRef, depth};
-use crate::journal::Activated;
+use crate::journal::{Activated, Unfunded};
+use crate::timing::UNFUNDED_AFTER_BLOCKS;
 
 impl Coordinator {
+    pub(super) fn height(&mut self, tip: u32) -> Vec<Effect> {
+        self.tip = tip;
+        let mut effects = self.bury();
+        let waits = matches!(self.phase, Phase::Published { active: None, .. });
+        let waited = tip.saturating_sub(self.waiting_since);
+        let missing = self.funding_height.is_none() && waited >= UNFUNDED_AFTER_BLOCKS;
+        if waits && missing && !self.unfunded {
+            self.unfunded = true;
+            effects.push(Effect::Persist(Unfunded { height: tip }.into()));
+            effects.push(Effect::Emit(Event::Unfunded(self.attempt)));
+        }
+        effects
+    }
+
     /// The funding is published again however deep it was: without it no factory comes to be, or
     /// the one that is ends.
     pub(super) fn funding_reorged(&mut self) -> Vec<Effect> {
         self.funding_height = None;
+        self.waiting_since = self.tip;
         let attempt = self.attempt;
         let mut effects = Vec::new();
         let was_open = std::mem::take(&mut self.open);

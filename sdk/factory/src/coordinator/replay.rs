@@ -39,7 +39,9 @@ impl Coordinator {
             published,
             active,
             ended,
+            unfunded,
         } = so_far;
+        coordinator.unfunded = unfunded;
         let mut effects = Vec::new();
         match (built, ended) {
             (_, Some(code)) => coordinator.phase = Phase::Ended(code),
@@ -48,14 +50,17 @@ impl Coordinator {
                     effects.push(Effect::Agree(coordinator.channel(&built, slot)));
                 }
                 effects.push(Effect::Watch(built.tree.funding));
-                if published {
-                    // Also one that was buried: it may have left the chain meanwhile.
-                    effects.push(Effect::Broadcast(built.funding.clone()));
-                }
-                let acked = BTreeSet::new();
                 coordinator.phase = match published {
-                    true => Phase::Published { built, active },
-                    false => Phase::Acking { built, acked },
+                    Some(height) => {
+                        coordinator.waiting_since = height;
+                        // Also one that was buried: it may have left the chain meanwhile.
+                        effects.push(Effect::Broadcast(built.funding.clone()));
+                        Phase::Published { built, active }
+                    }
+                    None => Phase::Acking {
+                        built,
+                        acked: BTreeSet::new(),
+                    },
                 };
             }
             (built, None) => {
@@ -93,6 +98,8 @@ fn gathered(
         tip,
         funding_height: None,
         open: false,
+        waiting_since: tip,
+        unfunded: false,
     })
 }
 
@@ -100,9 +107,11 @@ fn gathered(
 #[derive(Default)]
 struct SoFar {
     built: Option<Box<Built>>,
-    published: bool,
+    /// From which height on the funding is waited for.
+    published: Option<u32>,
     active: Option<u32>,
     ended: Option<RefusalCode>,
+    unfunded: bool,
 }
 
 impl SoFar {
@@ -131,13 +140,20 @@ impl SoFar {
             {
                 built.signatures.push(body.signature);
             }
-            (Record::LspPublished(_), Some(built)) if built.complete() && !self.published => {
-                self.published = true;
+            (Record::LspPublished(body), Some(built))
+                if built.complete() && self.published.is_none() =>
+            {
+                self.published = Some(body.height);
             }
-            (Record::Activated(body), Some(_)) if self.published => {
+            (Record::Activated(body), Some(_)) if self.published.is_some() => {
                 self.active = Some(body.height);
             }
-            (Record::Ended(body), _) if !self.published => self.ended = Some(body.code),
+            (Record::Unfunded(_), Some(_))
+                if self.published.is_some() && self.active.is_none() && !self.unfunded =>
+            {
+                self.unfunded = true;
+            }
+            (Record::Ended(body), _) if self.published.is_none() => self.ended = Some(body.code),
             _ => return Err("not what an LSP writes next"),
         }
         Ok(())

@@ -3,7 +3,7 @@
 use bitcoin::secp256k1::schnorr;
 use bitcoin::{Amount, Network};
 use superscalar_factory::coordinator::FactoryPlan;
-use superscalar_factory::effect::Effect;
+use superscalar_factory::effect::{Effect, Event};
 use superscalar_factory::journal::Record;
 use superscalar_factory::member::{self, JoinSecrets, Member, WalletLimits};
 use superscalar_factory::message::*;
@@ -272,6 +272,7 @@ fn without_the_root_signature_there_is_no_factory() {
         assert_eq!(member.handle(member::Input::TimedOut), []);
     }
     assert!(world.activated.is_empty());
+    // Nor does a refusal: `dormant.rs` says what is kept then.
     let refused = Refusal {
         attempt: world.plan.attempt,
         code: RefusalCode::Silence,
@@ -279,12 +280,14 @@ fn without_the_root_signature_there_is_no_factory() {
     };
     for member in world.members.values_mut() {
         let effects = member.handle(member::Input::Message(refused.clone().into()));
-        let ended = Record::Ended(superscalar_factory::journal::Ended {
-            code: RefusalCode::Silence,
-        });
-        assert_eq!(effects[0], Effect::Persist(ended));
-        assert!(matches!(effects[1], Effect::Discard(_)));
-        assert_eq!(member.ended(), Some(RefusalCode::Silence));
+        assert!(matches!(
+            effects[..],
+            [
+                Effect::Persist(Record::Dormant(_)),
+                Effect::Emit(Event::Dormant { .. })
+            ]
+        ));
+        assert!(member.ended().is_none() && member.tree().is_some());
     }
 }
 

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{Amount, Network, Txid};
+use bitcoin::{Amount, Network, OutPoint, Txid};
 use superscalar_factory::coordinator::{Coordinator, FactoryPlan};
 use superscalar_factory::effect::Effect;
 use superscalar_factory::journal::Record;
 use superscalar_factory::member::{Member, WalletLimits};
 use superscalar_factory::message::Attempt;
+use superscalar_factory::terms::Instance;
 use superscalar_factory::wire::Assembler;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -114,8 +115,17 @@ pub(super) struct Seeking {
     pub(super) lsp: PublicKey,
     pub(super) capacity: Amount,
     pub(super) limits: WalletLimits,
-    /// Whether a place was accepted.
-    pub(super) seated: bool,
+    /// The attempt in which a place was accepted.
+    pub(super) seated: Option<Attempt>,
+}
+
+impl Seeking {
+    /// Nothing comes of an attempt: the place in it is free for another.
+    pub(super) fn leave(&mut self, attempt: Attempt) {
+        if self.seated == Some(attempt) {
+            self.seated = None;
+        }
+    }
 }
 
 /// The funding output of an attempt, as last told to its role.
@@ -143,6 +153,9 @@ pub(crate) struct Engine {
     /// The phase each attempt is in, and until when a round may last.
     pub(super) rounds: BTreeMap<Attempt, (&'static str, Instant)>,
     pub(super) publishing: Vec<bitcoin::Transaction>,
+    /// A coin of each factory's last funding that was given up: the next attempt spends it, so
+    /// that not both can confirm.
+    pub(super) given_up: BTreeMap<Instance, OutPoint>,
     pub(super) exits: Exits,
     pub(super) tip: u32,
 }
@@ -170,6 +183,7 @@ impl Engine {
             watched: BTreeMap::new(),
             rounds: BTreeMap::new(),
             publishing: Vec::new(),
+            given_up: BTreeMap::new(),
             exits,
             tip: tip.height,
         };

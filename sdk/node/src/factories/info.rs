@@ -168,9 +168,10 @@ impl BuildRequest {
 pub struct FactoryInfo {
     /// Its name: the instance in hex, and the attempt where it is not the first.
     pub factory: String,
-    /// Where it stands: `joined`, `signed`, `opening`, `committed`, `funding`, `active`, `ended`
-    /// for a member, `gathering`, `funding`, `signing`, `opening`, `acknowledging`, `published`,
-    /// `active`, `ended` for an LSP.
+    /// Where it stands: `joined`, `signed`, `opening`, `committed`, `funding`, `dormant`,
+    /// `unfunded`, `active`, `ended` for a member, `gathering`, `funding`, `signing`, `opening`,
+    /// `acknowledging`, `published`, `unfunded`, `active`, `ended` for an LSP. A `dormant` factory
+    /// was given up by the LSP before it was funded, an `unfunded` one is not funded for a day.
     pub phase: String,
     /// Why it ended, if it did before it existed.
     pub ended: Option<String>,
