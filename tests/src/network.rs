@@ -1,13 +1,14 @@
 //! One LSP and its wallets in one process, on a real chain: each with its own keys, store and
 //! sockets.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitcoin::{Amount, Network, OutPoint, Transaction};
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::keys::WalletKeys;
-use superscalar_sdk::store::{Store, StoreError};
+use superscalar_sdk::store::{DATABASE_FILE, Store, StoreError};
 use superscalar_sdk::{
     BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp, LspBuilder,
     LspUri, Mnemonic, PaymentStatus, Wallet, WalletBuilder, WalletError, WordCount,
@@ -200,6 +201,16 @@ impl TestNetwork {
         if let Some(lsp) = self.lsp.take() {
             lsp.stop().await;
         }
+    }
+
+    /// The file of the LSP's database.
+    pub fn lsp_database(&self) -> PathBuf {
+        self.lsp_directory.path().join(DATABASE_FILE)
+    }
+
+    /// The file of a member's database.
+    pub fn database(&self, member: usize) -> PathBuf {
+        self.members[member].directory.path().join(DATABASE_FILE)
     }
 
     /// Stops the LSP and opens its store.

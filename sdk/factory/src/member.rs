@@ -21,9 +21,7 @@ use crate::message::{
     Attempt, Identity, Invite, Join, Message, NodeSigs, PartialBytes, PartialSigs, PathAck,
     Refusal, RefusalCode, RootAck, RootPartial, RootSig, TermsMessage,
 };
-use crate::signing::{
-    AggregateNonce, FactoryKey, ReservedNonces, SecretNonce, SigningSession, verify,
-};
+use crate::signing::{AggregateNonce, FactoryKey, ReservedNonces, SecretNonce, SigningSession};
 use crate::tree::Tree;
 
 pub use limits::{DelayLimits, WalletLimits};
@@ -396,11 +394,7 @@ impl Member {
             return Err(Refused::new(RefusalCode::Signature, "signatures"));
         }
         for (name, signature) in order.iter().zip(&sigs.signatures) {
-            let valid = path
-                .tree
-                .tx(*name)
-                .is_some_and(|tx| verify(&tx.key.output_key(), &tx.sighash, signature));
-            if !valid {
+            if !path.tree.is_signed(*name, signature) {
                 return Err(Refused::new(RefusalCode::Signature, "signatures"));
             }
         }
@@ -507,11 +501,8 @@ impl Member {
             }
             _ => return Err(Refused::new(RefusalCode::Unexpected, "signature")),
         };
-        let valid = path
-            .tree
-            .tx(crate::tree::TxName::ROOT_KICKOFF)
-            .is_some_and(|tx| verify(&tx.key.output_key(), &tx.sighash, &sig.signature));
-        if !valid {
+        let root = crate::tree::TxName::ROOT_KICKOFF;
+        if !path.tree.is_signed(root, &sig.signature) {
             return Err(invalid);
         }
         path.signatures.push(sig.signature);

@@ -2,6 +2,7 @@
 
 mod world;
 
+use bitcoin::secp256k1::schnorr;
 use superscalar_factory::coordinator::Coordinator;
 use superscalar_factory::effect::{Effect, Event};
 use superscalar_factory::journal::Record;
@@ -164,4 +165,41 @@ fn a_funding_that_left_the_chain_is_published_again() {
     world.height(TIP + 11);
     assert_eq!(world.activated.len(), 2 * 4);
     assert!(world.members.values().all(Member::is_active));
+}
+
+/// Signatures that were damaged on disk are found when the journal is read, not when the path is
+/// needed.
+#[test]
+fn a_journal_with_a_damaged_signature_gives_no_role() {
+    let mut world = World::new(4);
+    world.run();
+    let flipped = |signature: &schnorr::Signature| {
+        let mut bytes = signature.serialize();
+        bytes[40] ^= 1;
+        schnorr::Signature::from_slice(&bytes).unwrap()
+    };
+    let mut damaged = 0;
+    for (party, records) in &world.journal {
+        for position in 0..records.len() {
+            let mut records = records.clone();
+            match &mut records[position] {
+                Record::MemberPath(path) => path.signatures[2] = flipped(&path.signatures[2]),
+                Record::LspNodes(nodes) => nodes.signatures[5] = flipped(&nodes.signatures[5]),
+                Record::MemberRootSig(root) => root.signature = flipped(&root.signature),
+                Record::LspRoot(root) => root.signature = flipped(&root.signature),
+                _ => continue,
+            }
+            let read = match party {
+                Party::Lsp => Coordinator::replay(&bytes("lsp seed", 0), &records, TIP).map(drop),
+                Party::Member(slot) => {
+                    let seed = bytes("member seed", u64::from(*slot));
+                    Member::replay(&seed, &records, TIP).map(drop)
+                }
+            };
+            let error = read.unwrap_err().to_string();
+            assert!(error.contains("signature"), "{party:?}: {error}");
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 2 * 5);
 }

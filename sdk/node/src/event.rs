@@ -70,6 +70,14 @@ pub enum Event {
         /// LSP: the slots that were silent or at fault.
         at_fault: Vec<u16>,
     },
+    /// The journal of a factory cannot be read. Nothing moves in it, its bytes are kept as they
+    /// are; all other factories run. Told with every start.
+    FactoryDamaged {
+        /// The factory.
+        factory: String,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// A message of the other side was refused and changed nothing.
     FactoryRefused {
         /// The factory.

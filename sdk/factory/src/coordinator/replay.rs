@@ -9,6 +9,7 @@ use super::{Built, Coordinator, LspSecrets, Phase};
 use crate::effect::Effect;
 use crate::journal::{LspGathering, Record, ReplayError};
 use crate::message::RefusalCode;
+use crate::tree::TxName;
 
 impl Coordinator {
     /// The role a journal describes, and what to do now that it is back.
@@ -134,10 +135,18 @@ impl SoFar {
                     return Err("not one signature per transaction");
                 }
                 built.signatures = body.signatures.clone();
+                let mut signed = built.named_signatures();
+                // Damaged on disk, they would be missed only when they are needed.
+                if !signed.all(|(name, signature)| built.tree.is_signed(name, &signature)) {
+                    return Err("a signature of the tree is invalid");
+                }
             }
             (Record::LspRoot(body), Some(built))
                 if !built.signatures.is_empty() && !built.complete() =>
             {
+                if !built.tree.is_signed(TxName::ROOT_KICKOFF, &body.signature) {
+                    return Err("the root's signature is invalid");
+                }
                 built.signatures.push(body.signature);
             }
             (Record::LspPublished(body), Some(built))

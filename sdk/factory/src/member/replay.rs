@@ -8,7 +8,7 @@ use crate::effect::Effect;
 use crate::journal::{Record, ReplayError};
 use crate::message::{PartialBytes, RefusalCode};
 use crate::signing::FactoryKey;
-use crate::tree::Blueprint;
+use crate::tree::{Blueprint, TxName};
 
 impl Member {
     /// The role a journal describes, and what to do now that it is back.
@@ -105,8 +105,14 @@ impl SoFar {
                 }));
             }
             (Record::MemberPath(body), Some(path)) if path.signatures.is_empty() => {
-                if body.signatures.len() + 1 != path.tree.signing_order(slot).len() {
+                let order = path.tree.signing_order(slot);
+                if body.signatures.len() + 1 != order.len() {
                     return Err("not one signature per transaction of the path");
+                }
+                let mut signed = order.iter().zip(&body.signatures);
+                // Damaged on disk, they would be missed only when they are needed.
+                if !signed.all(|(name, signature)| path.tree.is_signed(*name, signature)) {
+                    return Err("a signature of the path is invalid");
                 }
                 path.signatures = body.signatures.clone();
             }
@@ -119,6 +125,9 @@ impl SoFar {
             (Record::MemberRootSig(body), Some(path))
                 if self.partial.is_some() && !path.complete() =>
             {
+                if !path.tree.is_signed(TxName::ROOT_KICKOFF, &body.signature) {
+                    return Err("the root's signature is invalid");
+                }
                 path.signatures.push(body.signature);
                 self.dormant = None;
             }

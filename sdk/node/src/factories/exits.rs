@@ -463,9 +463,7 @@ impl Engine {
     }
 
     fn signed_path(&self, key: &str) -> Result<SignedPath, EngineError> {
-        let unknown = || EngineError::UnknownFactory {
-            factory: key.to_owned(),
-        };
+        let unknown = || self.missing(key);
         let no_path = |phase: &str| EngineError::NoPath {
             factory: key.to_owned(),
             phase: phase.to_owned(),

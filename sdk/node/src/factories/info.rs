@@ -4,6 +4,7 @@ use bitcoin::{Amount, Network};
 use serde::{Deserialize, Serialize};
 use superscalar_factory::coordinator::{Coordinator, PlanError};
 use superscalar_factory::member::Member;
+use superscalar_factory::message::Attempt;
 use superscalar_factory::shape::Shape;
 use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::timing::Timing;
@@ -44,6 +45,14 @@ pub enum EngineError {
     UnknownFactory {
         /// What was asked for.
         factory: String,
+    },
+    /// The factory's journal cannot be read: nothing moves in it, everything else runs.
+    #[error("the journal of factory {factory} cannot be read: {detail}")]
+    Damaged {
+        /// The factory.
+        factory: String,
+        /// What is wrong with it.
+        detail: String,
     },
     /// The path out of this factory is not complete: there is nothing to leave with.
     #[error("factory {factory} holds no complete path: it is {phase}")]
@@ -171,10 +180,13 @@ pub struct FactoryInfo {
     /// Where it stands: `joined`, `signed`, `opening`, `committed`, `funding`, `dormant`,
     /// `unfunded`, `active`, `ended` for a member, `gathering`, `funding`, `signing`, `opening`,
     /// `acknowledging`, `published`, `unfunded`, `active`, `ended` for an LSP. A `dormant` factory
-    /// was given up by the LSP before it was funded, an `unfunded` one is not funded for a day.
+    /// was given up by the LSP before it was funded, an `unfunded` one is not funded for a day. Of a
+    /// `damaged` one the journal cannot be read: nothing moves in it, its bytes are kept.
     pub phase: String,
     /// Why it ended, if it did before it existed.
     pub ended: Option<String>,
+    /// What is wrong with its journal, if it is `damaged`: then no more is known than stands here.
+    pub damage: Option<String>,
     /// Whether payments can pass.
     pub active: bool,
     /// Height at which it ends.
@@ -338,13 +350,66 @@ impl Engine {
     pub(super) fn list(&self) -> Vec<FactoryInfo> {
         let members = self.members.values().map(member_info);
         let coordinators = self.coordinators.values().map(coordinator_info);
-        members.chain(coordinators).collect()
+        let damaged = self.damaged.iter();
+        let damaged = damaged.map(|(attempt, detail)| self.damaged_info(attempt, detail));
+        members.chain(coordinators).chain(damaged).collect()
+    }
+
+    /// What the register of channels knows of a factory whose journal cannot be read.
+    fn damaged_info(&self, attempt: &Attempt, detail: &str) -> FactoryInfo {
+        let slots = self.parts.host.slots();
+        let channels = slots
+            .iter()
+            .map(|slot| &slot.channel)
+            .filter_map(|channel| {
+                let place = bridge::slot_ref(&channel.slot)?;
+                (place.attempt == *attempt).then_some((place, channel))
+            });
+        let mut seats = Vec::new();
+        let mut exit_delay_blocks = 0;
+        for (place, channel) in channels {
+            exit_delay_blocks = u32::from(channel.exit_delay_blocks);
+            seats.push(SeatInfo {
+                slot: place.slot,
+                peer: channel.peer.to_string(),
+                capacity_sat: channel.capacity_sat,
+                stock_sat: 0,
+                channel: Some(channel.outpoint.to_string()),
+            });
+        }
+        seats.sort_by_key(|seat| seat.slot);
+        FactoryInfo {
+            factory: bridge::name(attempt),
+            phase: "damaged".to_owned(),
+            ended: None,
+            damage: Some(detail.to_owned()),
+            active: false,
+            expiry: 0,
+            exit_delay_blocks,
+            epoch: String::new(),
+            funding: None,
+            funding_sat: None,
+            tree_feerate: 0,
+            seats,
+        }
+    }
+
+    /// Why there is no role for a factory, or a place in one, of this name.
+    pub(super) fn missing(&self, name: &str) -> EngineError {
+        let place = || bridge::slot_of_place(name).map(|place| place.attempt);
+        let attempt = bridge::attempt(name).or_else(place);
+        let factory = name.to_owned();
+        match attempt.and_then(|attempt| self.damaged.get(&attempt)) {
+            Some(detail) => EngineError::Damaged {
+                factory,
+                detail: detail.clone(),
+            },
+            None => EngineError::UnknownFactory { factory },
+        }
     }
 
     pub(super) fn tree(&self, factory: &str) -> Result<Vec<TreeNodeInfo>, EngineError> {
-        let unknown = || EngineError::UnknownFactory {
-            factory: factory.to_owned(),
-        };
+        let unknown = || self.missing(factory);
         let attempt = bridge::attempt(factory).ok_or_else(unknown)?;
         let (tree, phase) = if let Some(role) = self.coordinators.get(&attempt) {
             (role.built().map(|built| &built.tree), role.phase())
@@ -369,6 +434,7 @@ fn member_info(role: &Member) -> FactoryInfo {
         factory: bridge::name(&role.attempt()),
         phase: role.phase().to_owned(),
         ended: role.ended().map(|code| code.to_string()),
+        damage: None,
         active: role.is_active(),
         expiry: header.expiry,
         exit_delay_blocks: header.timing.exit_delay(header.shape.layers()),
@@ -403,6 +469,7 @@ fn coordinator_info(role: &Coordinator) -> FactoryInfo {
         factory: bridge::name(&role.attempt()),
         phase: role.phase().to_owned(),
         ended: role.ended().map(|code| code.to_string()),
+        damage: None,
         active: role.is_active(),
         expiry: header.map_or(0, |it| it.expiry),
         exit_delay_blocks: header.map_or(0, |it| it.timing.exit_delay(it.shape.layers())),

@@ -296,6 +296,13 @@ impl Engine {
             (_, None) => return,
             (_, Some(attempt)) => attempt,
         };
+        if self.damaged.contains_key(&attempt) {
+            // A new role would write into the journal of the old one.
+            return match message {
+                Message::Refusal(_) => {}
+                _ => self.refuse(peer, attempt, RefusalCode::Unknown, ""),
+            };
+        }
         if self.coordinators.contains_key(&attempt) {
             let from = peer;
             return self.coordinator(attempt, coordinator::Input::Message { from, message });
