@@ -11,7 +11,7 @@ use superscalar_sdk::keys::WalletKeys;
 use superscalar_sdk::store::{DATABASE_FILE, Store, StoreError};
 use superscalar_sdk::{
     BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp, LspBuilder,
-    LspUri, Mnemonic, PaymentStatus, Wallet, WalletBuilder, WalletError, WordCount,
+    LspUri, Mnemonic, PaymentStatus, Preset, Wallet, WalletBuilder, WalletError, WordCount,
 };
 use tempfile::TempDir;
 
@@ -128,9 +128,12 @@ impl TestNetwork {
 
     /// Builds a factory of all members and waits until it is active everywhere.
     pub async fn build(&self, request: BuildRequest) -> String {
+        let min_depth = match request.preset {
+            Some(Preset::Mainnet | Preset::Conservative) => 6,
+            _ => 1,
+        };
         let factory = self.build_unconfirmed(request).await;
-        self.chain.mine(1).unwrap();
-        self.sync().await;
+        self.mine(min_depth).await;
         self.wait("everyone to be active", async || {
             let mut all = vec![self.lsp().factories().await.unwrap()];
             for member in &self.members {
