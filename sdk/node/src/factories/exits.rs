@@ -138,7 +138,7 @@ impl Engine {
         let path = self.signed_path(factory)?;
         // Whether there is such a way at all does not depend on the chain.
         exit::plan(&path, mode.goal(), &ChainFacts::default())
-            .map_err(|error| EngineError::Exit(error.to_string()))?;
+            .map_err(|error| EngineError::unplannable(factory, path.header().expiry, &error))?;
         let known = self.exits.jobs.get(factory).map(|job| job.mode);
         // Waiting for T does not keep anybody from leaving now; leaving is not undone.
         if known == Some(mode) || known == Some(ExitMode::Leave) {

@@ -71,9 +71,38 @@ pub enum EngineError {
     /// The chain source failed.
     #[error(transparent)]
     Chain(#[from] crate::chain::ChainError),
+    /// Nobody is paid out by this factory: under its policy the LSP reclaims at expiry.
+    #[error(
+        "factory {factory} has no distributions to reclaim with: the LSP may take it at height \
+         {expiry}, leave before"
+    )]
+    NoDistributions {
+        /// The factory.
+        factory: String,
+        /// Height from which the LSP may take it.
+        expiry: u32,
+    },
     /// The exit cannot be planned.
     #[error("exit: {0}")]
     Exit(String),
+}
+
+impl EngineError {
+    /// Why the exit from a factory that ends at `expiry` has no plan.
+    pub(super) fn unplannable(
+        factory: &str,
+        expiry: u32,
+        error: &superscalar_factory::exit::PlanError,
+    ) -> EngineError {
+        use superscalar_factory::exit::PlanError as Exit;
+        match error {
+            Exit::NoDistributions => EngineError::NoDistributions {
+                factory: factory.to_owned(),
+                expiry,
+            },
+            other => EngineError::Exit(other.to_string()),
+        }
+    }
 }
 
 /// A factory an LSP wants to build with members that are waiting.
@@ -514,4 +543,20 @@ fn tree_info(tree: &Tree) -> Vec<TreeNodeInfo> {
             .collect(),
     };
     tree.nodes().map(node).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::WalletError;
+
+    #[test]
+    fn a_factory_without_distributions_says_what_can_be_done() {
+        let error = superscalar_factory::exit::PlanError::NoDistributions;
+        let error = WalletError::from(EngineError::unplannable("ab", 5_808, &error));
+        assert_eq!(error.code(), "no_distributions");
+        let said = error.to_string();
+        assert!(said.contains("5808, leave before"), "{said}");
+        assert!(!error.retryable());
+    }
 }

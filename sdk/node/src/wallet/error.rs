@@ -71,6 +71,7 @@ impl WalletError {
             WalletError::Factory(EngineError::UnknownFactory { .. }) => "unknown_factory",
             WalletError::Factory(EngineError::Damaged { .. }) => "factory_damaged",
             WalletError::Factory(EngineError::NoPath { .. }) => "no_path",
+            WalletError::Factory(EngineError::NoDistributions { .. }) => "no_distributions",
             WalletError::Factory(_) => "factory_failed",
             WalletError::Store(_) => "storage_failed",
             WalletError::Chain(_) => "chain_failed",
