@@ -1,14 +1,17 @@
 //! One LSP and its wallets in one process, on a real chain: each with its own keys, store and
 //! sockets.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitcoin::{Amount, Network, OutPoint, Transaction};
 use superscalar_regtest::RegtestNode;
+use superscalar_sdk::keys::WalletKeys;
+use superscalar_sdk::store::{DATABASE_FILE, Store, StoreError};
 use superscalar_sdk::{
     BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp, LspBuilder,
-    LspUri, Mnemonic, PaymentStatus, Wallet, WalletBuilder, WalletError, WordCount,
+    LspUri, Mnemonic, PaymentStatus, Preset, Wallet, WalletBuilder, WalletError, WordCount,
 };
 use tempfile::TempDir;
 
@@ -69,11 +72,6 @@ impl TestNetwork {
         let lsp_directory = TempDir::new().unwrap();
         let lsp_mnemonic = mnemonic().phrase().to_string();
         let lsp = open_lsp(&chain, &lsp_mnemonic, lsp_directory.path(), poll_interval).await;
-        let address: bitcoin::Address<_> = lsp.onchain().address().unwrap().parse().unwrap();
-        let script = address.assume_checked().script_pubkey();
-        chain
-            .fund(&script, Amount::from_sat(1_000_000_000))
-            .unwrap();
         let mut network = TestNetwork {
             chain,
             lsp: Some(lsp),
@@ -82,6 +80,7 @@ impl TestNetwork {
             lsp_directory,
             poll_interval,
         };
+        network.fund_lsp(&[1_000_000_000]).await;
         for _ in 0..members {
             let mnemonic = mnemonic().phrase().to_string();
             let directory = TempDir::new().unwrap();
@@ -104,6 +103,19 @@ impl TestNetwork {
         network
     }
 
+    /// Gives the LSP confirmed coins.
+    pub async fn fund_lsp(&self, amounts_sat: &[u64]) {
+        for amount_sat in amounts_sat {
+            let address = self.lsp().onchain().address().unwrap();
+            let address: bitcoin::Address<_> = address.parse().unwrap();
+            let script = address.assume_checked().script_pubkey();
+            self.chain
+                .fund(&script, Amount::from_sat(*amount_sat))
+                .unwrap();
+        }
+        self.lsp().sync().await.unwrap();
+    }
+
     /// The LSP.
     pub fn lsp(&self) -> &Lsp {
         self.lsp.as_ref().expect("the LSP is gone")
@@ -116,9 +128,12 @@ impl TestNetwork {
 
     /// Builds a factory of all members and waits until it is active everywhere.
     pub async fn build(&self, request: BuildRequest) -> String {
+        let min_depth = match request.preset {
+            Some(Preset::Mainnet | Preset::Conservative) => 6,
+            _ => 1,
+        };
         let factory = self.build_unconfirmed(request).await;
-        self.chain.mine(1).unwrap();
-        self.sync().await;
+        self.mine(min_depth).await;
         self.wait("everyone to be active", async || {
             let mut all = vec![self.lsp().factories().await.unwrap()];
             for member in &self.members {
@@ -189,6 +204,40 @@ impl TestNetwork {
         if let Some(lsp) = self.lsp.take() {
             lsp.stop().await;
         }
+    }
+
+    /// The file of the LSP's database.
+    pub fn lsp_database(&self) -> PathBuf {
+        self.lsp_directory.path().join(DATABASE_FILE)
+    }
+
+    /// The file of a member's database.
+    pub fn database(&self, member: usize) -> PathBuf {
+        self.members[member].directory.path().join(DATABASE_FILE)
+    }
+
+    /// Stops the LSP and opens its store.
+    pub async fn lsp_store(&mut self) -> Store {
+        self.lose_lsp().await;
+        self.store(&self.lsp_mnemonic, self.lsp_directory.path())
+            .await
+    }
+
+    async fn store(&self, mnemonic: &str, directory: &std::path::Path) -> Store {
+        let words = Mnemonic::parse(mnemonic).unwrap();
+        let keys = WalletKeys::new(&words, "", Network::Regtest).unwrap();
+        let identity = keys.identity().unwrap();
+        let mut opened = None;
+        self.wait("the directory's lock", async || {
+            match Store::open(directory, &identity) {
+                Ok(store) => opened = Some(store),
+                Err(StoreError::Locked { .. }) => return false,
+                Err(error) => panic!("{error}"),
+            }
+            true
+        })
+        .await;
+        opened.expect("opened")
     }
 
     /// Stops a member's wallet and opens it again on the same directory.

@@ -115,6 +115,8 @@ impl From<WalletError> for Failure {
             "unknown_factory" => Some("`factories` lists the names"),
             "chain_failed" => Some("is bitcoind running, and are address and credentials right?"),
             "already_paid" => Some("`payments` shows it"),
+            "factory_damaged" => Some("the other factories run; restore the wallet's directory"),
+            "no_distributions" => Some("leave without --reclaim, before the factory ends"),
             "no_path" => Some("the factory does not exist yet: there is nothing to leave"),
             _ => None,
         };

@@ -16,6 +16,7 @@ const FACTORIES: Columns = &[
     ("ends at height", "/expiry"),
     ("exit blocks", "/exit_delay_blocks"),
     ("why it ended", "/ended"),
+    ("damage", "/damage"),
 ];
 const PAYMENTS: Columns = &[
     ("payment hash", "/payment_hash"),

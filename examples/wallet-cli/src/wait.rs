@@ -29,6 +29,14 @@ pub(crate) async fn for_factory(
                 ));
             }
             Some(Event::FactoryActive { factory, .. }) => break factory,
+            Some(Event::FactoryDormant { factory, reason }) => {
+                bar.set_message(format!(
+                    "factory {factory} was given up ({reason}): waiting for the next"
+                ));
+            }
+            Some(Event::FactoryUnfunded { factory }) => {
+                bar.set_message(format!("factory {factory} has waited a day for its block"));
+            }
             Some(Event::FactoryEnded {
                 factory, reason, ..
             }) => {

@@ -46,6 +46,10 @@ pub struct Coordinator {
     tip: u32,
     funding_height: Option<u32>,
     open: bool,
+    /// Height from which the funding is waited for.
+    waiting_since: u32,
+    /// Whether it was waited for too long already.
+    unfunded: bool,
 }
 
 #[derive(Debug)]
@@ -124,6 +128,8 @@ impl Coordinator {
             tip,
             funding_height: None,
             open: false,
+            waiting_since: tip,
+            unfunded: false,
         };
         Ok((coordinator, effects))
     }
@@ -152,10 +158,7 @@ impl Coordinator {
                 self.bury()
             }
             Input::FundingReorged => self.funding_reorged(),
-            Input::Height(tip) => {
-                self.tip = tip;
-                self.bury()
-            }
+            Input::Height(tip) => self.height(tip),
         }
     }
 
@@ -215,6 +218,7 @@ impl Coordinator {
             Phase::Opening { .. } => "opening",
             Phase::Acking { .. } => "acknowledging",
             Phase::Published { .. } if self.open => "active",
+            Phase::Published { .. } if self.unfunded && self.funding_height.is_none() => "unfunded",
             Phase::Published { .. } => "published",
             Phase::Ended(_) => "ended",
         }
@@ -539,8 +543,10 @@ impl Coordinator {
             return Vec::new();
         }
         let built = built.clone();
+        self.waiting_since = self.tip;
+        let height = self.tip;
         let effects = vec![
-            Effect::Persist(LspPublished {}.into()),
+            Effect::Persist(LspPublished { height }.into()),
             Effect::Broadcast(built.funding.clone()),
             Effect::Emit(Event::Published {
                 attempt: self.attempt,

@@ -96,6 +96,16 @@ pub enum Event {
     },
     /// The funding left the chain again.
     Reorged(Attempt),
+    /// The funding has not confirmed for a day. Nothing is given up because of it.
+    Unfunded(Attempt),
+    /// Member: the LSP gave the attempt up when it could already complete it alone. What was signed
+    /// is kept; another attempt may be joined.
+    Dormant {
+        /// The building attempt.
+        attempt: Attempt,
+        /// Why.
+        code: RefusalCode,
+    },
     /// A peer's message was refused and changed nothing.
     Refused {
         /// The building attempt.

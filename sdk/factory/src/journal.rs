@@ -9,6 +9,8 @@ use bitcoin::{ScriptBuf, Transaction};
 use crate::codec::{Decode, DecodeError, Encode, Reader, tlv};
 use crate::message::{Invite, Join, PartialBytes, RefusalCode, TermsMessage};
 use crate::terms::Terms;
+#[cfg(doc)]
+use crate::timing::UNFUNDED_AFTER_BLOCKS;
 
 tlv! {
     /// Member: joined an attempt. The salt is backed up before the factory key leaves.
@@ -49,6 +51,8 @@ tlv! {
     pub struct MemberRootPartial {
         /// The only one ever made for this attempt.
         0 => partial: PartialBytes,
+        /// The best chain's height then: from here on the funding is waited for.
+        2 => height: u32,
     }
 }
 
@@ -104,7 +108,10 @@ tlv! {
 
 tlv! {
     /// LSP: everyone has acknowledged; the funding is about to be broadcast.
-    pub struct LspPublished {}
+    pub struct LspPublished {
+        /// The best chain's height then: from here on the funding is waited for.
+        0 => height: u32,
+    }
 }
 
 tlv! {
@@ -120,6 +127,23 @@ tlv! {
     pub struct Ended {
         /// Why.
         0 => code: RefusalCode,
+    }
+}
+
+tlv! {
+    /// Member: the LSP gave the attempt up after it had our root partial signature. Everything is
+    /// kept: the LSP could still complete it.
+    pub struct Dormant {
+        /// Why.
+        0 => code: RefusalCode,
+    }
+}
+
+tlv! {
+    /// The funding has not confirmed for [`UNFUNDED_AFTER_BLOCKS`].
+    pub struct Unfunded {
+        /// The best chain's height then.
+        0 => height: u32,
     }
 }
 
@@ -173,6 +197,8 @@ records! {
     20 => LspPublished,
     32 => Activated,
     33 => Ended,
+    34 => Dormant,
+    35 => Unfunded,
 }
 
 /// Why journal records give no role.

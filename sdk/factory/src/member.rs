@@ -6,6 +6,7 @@
 //! buried. A refused message changes nothing.
 
 mod chain;
+mod ending;
 mod limits;
 mod replay;
 mod secrets;
@@ -15,19 +16,15 @@ use bitcoin::secp256k1::{PublicKey, schnorr};
 use bitcoin::{OutPoint, ScriptBuf, Transaction};
 
 use crate::effect::{Effect, Event, SlotChannel, SlotRef};
-use crate::journal::{
-    Ended, MemberJoined, MemberPath, MemberRootPartial, MemberRootSig, MemberSigned,
-};
+use crate::journal::{MemberJoined, MemberPath, MemberRootPartial, MemberRootSig, MemberSigned};
 use crate::message::{
     Attempt, Identity, Invite, Join, Message, NodeSigs, PartialBytes, PartialSigs, PathAck,
     Refusal, RefusalCode, RootAck, RootPartial, RootSig, TermsMessage,
 };
-use crate::signing::{
-    AggregateNonce, FactoryKey, ReservedNonces, SecretNonce, SigningSession, verify,
-};
+use crate::signing::{AggregateNonce, FactoryKey, ReservedNonces, SecretNonce, SigningSession};
 use crate::tree::Tree;
 
-pub use limits::WalletLimits;
+pub use limits::{DelayLimits, WalletLimits};
 pub(crate) use secrets::reserve;
 pub use secrets::revocation_key;
 
@@ -107,6 +104,12 @@ pub struct Member {
     funding_height: Option<u32>,
     /// Whether the channel's gate is open.
     open: bool,
+    /// Height from which the funding is waited for.
+    waiting_since: u32,
+    /// Whether it was waited for too long already.
+    unfunded: bool,
+    /// Why the LSP gave the attempt up after it had our root partial signature.
+    dormant: Option<RefusalCode>,
 }
 
 #[derive(Debug)]
@@ -185,6 +188,9 @@ impl Member {
             tip,
             funding_height: None,
             open: false,
+            waiting_since: tip,
+            unfunded: false,
+            dormant: None,
         };
         Ok((member, effects))
     }
@@ -203,10 +209,7 @@ impl Member {
             },
             Input::FundingConfirmed { tx, height } => self.funding_confirmed(&tx, height),
             Input::FundingReorged => self.funding_reorged(),
-            Input::Height(tip) => {
-                self.tip = tip;
-                self.bury()
-            }
+            Input::Height(tip) => self.height(tip),
         }
     }
 
@@ -254,6 +257,11 @@ impl Member {
         self.open
     }
 
+    /// Whether the funding is in a block, as far as was told.
+    pub fn is_funded(&self) -> bool {
+        self.funding_height.is_some()
+    }
+
     /// Why the attempt is over, if it is.
     pub fn ended(&self) -> Option<RefusalCode> {
         match self.phase {
@@ -268,10 +276,14 @@ impl Member {
             Phase::Joined { .. } => "joined",
             Phase::Signed { path, .. } if path.signatures.is_empty() => "signed",
             Phase::Signed { .. } => "opening",
-            Phase::Committed { .. } => "committed",
-            Phase::Complete { active: None, .. } => "funding",
-            Phase::Complete { .. } => "active",
             Phase::Ended(_) => "ended",
+            Phase::Complete {
+                active: Some(_), ..
+            } => "active",
+            _ if self.unfunded && !self.is_funded() => "unfunded",
+            _ if self.dormant.is_some() && !self.is_funded() => "dormant",
+            Phase::Committed { .. } => "committed",
+            Phase::Complete { .. } => "funding",
         }
     }
 
@@ -382,11 +394,7 @@ impl Member {
             return Err(Refused::new(RefusalCode::Signature, "signatures"));
         }
         for (name, signature) in order.iter().zip(&sigs.signatures) {
-            let valid = path
-                .tree
-                .tx(*name)
-                .is_some_and(|tx| verify(&tx.key.output_key(), &tx.sighash, signature));
-            if !valid {
+            if !path.tree.is_signed(*name, signature) {
                 return Err(Refused::new(RefusalCode::Signature, "signatures"));
             }
         }
@@ -462,9 +470,11 @@ impl Member {
         let path = path.clone();
         let funding = path.tree.funding;
         self.phase = Phase::Committed { path, partial };
+        self.waiting_since = self.tip;
         let attempt = self.attempt();
+        let height = self.tip;
         vec![
-            Effect::Persist(MemberRootPartial { partial }.into()),
+            Effect::Persist(MemberRootPartial { partial, height }.into()),
             Effect::Watch(funding),
             self.send(RootPartial { attempt, partial }),
         ]
@@ -491,16 +501,15 @@ impl Member {
             }
             _ => return Err(Refused::new(RefusalCode::Unexpected, "signature")),
         };
-        let valid = path
-            .tree
-            .tx(crate::tree::TxName::ROOT_KICKOFF)
-            .is_some_and(|tx| verify(&tx.key.output_key(), &tx.sighash, &sig.signature));
-        if !valid {
+        let root = crate::tree::TxName::ROOT_KICKOFF;
+        if !path.tree.is_signed(root, &sig.signature) {
             return Err(invalid);
         }
         path.signatures.push(sig.signature);
         let path = path.clone();
         self.phase = Phase::Complete { path, active: None };
+        // It goes on after all.
+        self.dormant = None;
         let record = MemberRootSig {
             signature: sig.signature,
         };
@@ -513,21 +522,11 @@ impl Member {
         Ok(effects)
     }
 
-    fn refusal(&mut self, refusal: &Refusal) -> Vec<Effect> {
-        match self.phase {
-            // Nothing was received yet, so nothing is lost if the LSP completes all the same.
-            Phase::Joined { .. } | Phase::Signed { .. } | Phase::Committed { .. } => {
-                self.end_silently(refusal.code)
-            }
-            // The path is complete: from here on only the chain decides.
-            Phase::Complete { .. } | Phase::Ended(_) => Vec::new(),
-        }
-    }
-
     /// After a reconnect: what the LSP may not have heard.
     fn repeat(&self) -> Vec<Effect> {
         let attempt = self.attempt();
         match &self.phase {
+            _ if self.dormant.is_some() => Vec::new(),
             Phase::Joined { nonces } => {
                 vec![self.send(join_message(&self.joined, &self.key, nonces))]
             }
@@ -560,34 +559,6 @@ impl Member {
             field,
         };
         vec![self.send(refusal), Effect::Emit(event)]
-    }
-
-    fn end(&mut self, code: RefusalCode) -> Vec<Effect> {
-        let attempt = self.attempt();
-        let mut effects = self.end_silently(code);
-        let field = String::new();
-        effects.insert(
-            1,
-            self.send(Refusal {
-                attempt,
-                code,
-                field,
-            }),
-        );
-        effects
-    }
-
-    fn end_silently(&mut self, code: RefusalCode) -> Vec<Effect> {
-        self.phase = Phase::Ended(code);
-        vec![
-            Effect::Persist(Ended { code }.into()),
-            Effect::Discard(self.slot()),
-            Effect::Emit(Event::Ended {
-                attempt: self.attempt(),
-                code,
-                at_fault: Vec::new(),
-            }),
-        ]
     }
 
     fn send(&self, message: impl Into<Message>) -> Effect {

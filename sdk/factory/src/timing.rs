@@ -14,6 +14,8 @@ pub const CLAIM_BUFFER_BLOCKS: u32 = 36;
 pub const FORWARD_MARGIN_BLOCKS: u32 = 48;
 /// No forwarding node accepts an HTLC that expires further away (BOLT4, LDK `CLTV_FAR_FAR_AWAY`).
 pub const MAX_ROUTE_CLTV_BLOCKS: u32 = 2016;
+/// Blocks after which a funding that has not confirmed is reported.
+pub const UNFUNDED_AFTER_BLOCKS: u32 = 144;
 /// LDK payers limit a route's total CLTV to this unless told otherwise.
 pub const DEFAULT_PAYER_CLTV_BLOCKS: u32 = 1008;
 

@@ -16,7 +16,7 @@ use bitcoin::{Amount, OutPoint, Transaction, TxOut, Txid, Witness};
 
 use crate::codec::{Decode, DecodeError, Encode, Reader, fields};
 use crate::shape::{Node, NodeId, Topology};
-use crate::signing::TweakedKey;
+use crate::signing::{TweakedKey, verify};
 use crate::terms::{FactoryId, Header, TermsId};
 
 pub use blueprint::{Blueprint, PathFacts, PathMismatch, stock_output};
@@ -181,6 +181,12 @@ impl Tree {
             Role::State => Some(&node.state),
             Role::Kickoff => Some(&node.kickoff),
         }
+    }
+
+    /// Whether `signature` is the final one of this transaction.
+    pub fn is_signed(&self, name: TxName, signature: &schnorr::Signature) -> bool {
+        let tx = self.tx(name);
+        tx.is_some_and(|tx| verify(&tx.key.output_key(), &tx.sighash, signature))
     }
 
     /// Every transaction this view can build, parents first.

@@ -2,13 +2,14 @@
 
 mod world;
 
+use bitcoin::secp256k1::schnorr;
 use superscalar_factory::coordinator::Coordinator;
-use superscalar_factory::effect::Event;
+use superscalar_factory::effect::{Effect, Event};
 use superscalar_factory::journal::Record;
 use superscalar_factory::member::Member;
 use superscalar_factory::message::Message;
 use superscalar_factory::signing::verify;
-use world::{Party, TIP, World, bytes};
+use world::{Party, TIP, World, bytes, plan};
 
 #[test]
 fn everyone_holds_a_complete_path_before_the_funding_is_published() {
@@ -125,4 +126,80 @@ fn replaying_the_journal_gives_the_same_state() {
     );
     assert_eq!(before.signatures, after.signatures);
     assert_eq!(before.terms, after.terms);
+}
+
+/// However deep the funding was, an LSP whose chain has lost it publishes it again, also when it
+/// was away meanwhile; nobody may receive until it is buried once more.
+#[test]
+fn a_funding_that_left_the_chain_is_published_again() {
+    let mut plan = plan(4);
+    plan.timing.min_depth = 3;
+    let mut world = World::with(plan);
+    world.run();
+    let funding = world.broadcast[0].clone();
+    // One block deep, and gone.
+    world.confirm_funding(TIP + 1);
+    assert!(world.activated.is_empty());
+    world.reorg_funding();
+    assert_eq!(world.broadcast, [funding.clone(), funding.clone()]);
+    world.height(TIP + 5);
+    assert!(
+        world.activated.is_empty(),
+        "what is gone does not get deeper"
+    );
+    assert!(world.members.values().all(|it| it.phase() == "funding"));
+
+    // Buried, and gone all the same.
+    world.confirm_funding(TIP + 6);
+    world.height(TIP + 8);
+    assert_eq!(world.activated.len(), 2 * 4);
+    let records = &world.journal[&Party::Lsp];
+    let (_, effects) = Coordinator::replay(&bytes("lsp seed", 0), records, TIP + 8).unwrap();
+    assert!(effects.contains(&Effect::Broadcast(funding.clone())));
+    world.reorg_funding();
+    assert!(world.activated.is_empty());
+    assert_eq!(world.broadcast.len(), 3);
+    world.confirm_funding(TIP + 9);
+    world.height(TIP + 10);
+    assert!(world.activated.is_empty());
+    world.height(TIP + 11);
+    assert_eq!(world.activated.len(), 2 * 4);
+    assert!(world.members.values().all(Member::is_active));
+}
+
+/// Signatures that were damaged on disk are found when the journal is read, not when the path is
+/// needed.
+#[test]
+fn a_journal_with_a_damaged_signature_gives_no_role() {
+    let mut world = World::new(4);
+    world.run();
+    let flipped = |signature: &schnorr::Signature| {
+        let mut bytes = signature.serialize();
+        bytes[40] ^= 1;
+        schnorr::Signature::from_slice(&bytes).unwrap()
+    };
+    let mut damaged = 0;
+    for (party, records) in &world.journal {
+        for position in 0..records.len() {
+            let mut records = records.clone();
+            match &mut records[position] {
+                Record::MemberPath(path) => path.signatures[2] = flipped(&path.signatures[2]),
+                Record::LspNodes(nodes) => nodes.signatures[5] = flipped(&nodes.signatures[5]),
+                Record::MemberRootSig(root) => root.signature = flipped(&root.signature),
+                Record::LspRoot(root) => root.signature = flipped(&root.signature),
+                _ => continue,
+            }
+            let read = match party {
+                Party::Lsp => Coordinator::replay(&bytes("lsp seed", 0), &records, TIP).map(drop),
+                Party::Member(slot) => {
+                    let seed = bytes("member seed", u64::from(*slot));
+                    Member::replay(&seed, &records, TIP).map(drop)
+                }
+            };
+            let error = read.unwrap_err().to_string();
+            assert!(error.contains("signature"), "{party:?}: {error}");
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, 2 * 5);
 }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use superscalar_factory::codec::{Decode as _, DecodeError, Encode as _};
-use superscalar_factory::journal::{Ended, Record};
+use superscalar_factory::journal::{Dormant, Ended, Record, Unfunded};
 use superscalar_factory::message::{Message, Refusal, RefusalCode, Seek};
 use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::wire::{Assembler, Frame};
@@ -75,6 +75,11 @@ fn seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
     let member = world.journal[&Party::Member(0)].clone();
     let mut lsp = world.journal[&Party::Lsp].clone();
     seeds.insert(("journal", "member".to_owned()), targets::records(&member));
+    let mut dormant = member;
+    dormant.truncate(4);
+    dormant.extend([Dormant { code }.into(), Unfunded { height: 400 }.into()]);
+    let dormant = targets::records(&dormant);
+    seeds.insert(("journal", "member-dormant".to_owned()), dormant);
     seeds.insert(("journal", "lsp".to_owned()), targets::records(&lsp));
     lsp.truncate(2);
     lsp.push(Ended { code }.into());

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use superscalar_factory::codec::Decode as _;
 use superscalar_factory::effect::{Effect, Event};
-use superscalar_factory::member;
+use superscalar_factory::member::{self, JoinSecrets, Member, WalletLimits};
 use superscalar_factory::message::{Attempt, Message, RefusalCode, TermsMessage};
 use superscalar_factory::shape::{NodeId, Shape};
 use superscalar_factory::terms::{
@@ -428,6 +428,75 @@ fn every_field_of_the_terms_has_a_row() {
     assert_eq!(changed.len(), 43);
     for other in 1..=u8::MAX {
         assert!(FeeRules::from_bytes(&[other], SINGLE_VALUED).is_err());
+    }
+}
+
+/// No delay an LSP can offer is unbounded: at both ends of its type each is refused by a name that
+/// says what was wrong, or is harmless to the member and says so here.
+#[test]
+fn every_delay_of_an_invitation_has_bounds() {
+    let harmless = ["max_sales/least"];
+    let mut plan = world::plan(4);
+    plan.network = Network::Bitcoin;
+    plan.timing = Timing::mainnet(plan.shape.layers());
+    plan.expiry = world::TIP + 5_808;
+    let mut world = World::with(plan);
+    world.start();
+    let to_victim = |_, to, m: &Message| to == Party::Member(VICTIM) && m.number() == 2;
+    let Some(Message::Invite(honest)) = world.deliver_until(to_victim) else {
+        panic!("no invitation")
+    };
+    for field in all_fields() {
+        let Some(field) = field.strip_prefix("header.timing.") else {
+            continue;
+        };
+        for end in ["least", "greatest"] {
+            let mut invite = honest.clone();
+            set(&mut invite.header.timing, field, end == "greatest");
+            let joined = Member::join(
+                key("node", 0),
+                invite,
+                &WalletLimits::standard(Network::Bitcoin),
+                JoinSecrets {
+                    seed: &[1; 32],
+                    salt: [2; 32],
+                    nonce_randomness: [3; 32],
+                },
+                payout(1),
+                key("member funding", 1),
+                world::TIP,
+            );
+            let named = joined.err().map(|refused| refused.field);
+            let row = format!("{field}/{end}");
+            // A greater delay may make the whole too slow first.
+            let whole = ["timing", "exit_delay", "distribution_margin"];
+            match named {
+                None => assert!(harmless.contains(&row.as_str()), "{row} is accepted"),
+                Some(named) => assert!(named == field || whole.contains(&named), "{row}: {named}"),
+            }
+        }
+    }
+}
+
+/// Sets one delay to the end of its type.
+fn set(timing: &mut Timing, field: &str, greatest: bool) {
+    let byte = if greatest { u8::MAX } else { 0 };
+    let word = if greatest { u16::MAX } else { 0 };
+    match field {
+        "states" => timing.states = byte,
+        "step" => timing.step = word,
+        "confirm_margin" => timing.confirm_margin = word,
+        "max_sales" => timing.max_sales = byte,
+        "distribution_margin" => timing.distribution_margin = word,
+        "lsp_to_self_delay" => timing.lsp_to_self_delay = word,
+        "member_to_self_delay" => timing.member_to_self_delay = word,
+        "stock_csv" => timing.stock_csv = word,
+        "min_depth" => timing.min_depth = word,
+        "blocks_early" => timing.blocks_early = word,
+        _ => panic!("no row for {field}"),
+    }
+    if field != "blocks_early" {
+        *timing = timing.clone().with_least_blocks_early(2);
     }
 }
 

@@ -48,6 +48,19 @@ pub enum Event {
         /// The factory.
         factory: String,
     },
+    /// The funding has not confirmed for a day. Nothing is given up because of it.
+    FactoryUnfunded {
+        /// The factory.
+        factory: String,
+    },
+    /// The LSP gave a factory up when it was signed and not yet funded. What was signed is kept, as
+    /// the LSP could still publish it; the wallet takes the next offer.
+    FactoryDormant {
+        /// The factory.
+        factory: String,
+        /// Why.
+        reason: String,
+    },
     /// Building ended without a factory; nothing was lost.
     FactoryEnded {
         /// The factory.
@@ -56,6 +69,14 @@ pub enum Event {
         reason: String,
         /// LSP: the slots that were silent or at fault.
         at_fault: Vec<u16>,
+    },
+    /// The journal of a factory cannot be read. Nothing moves in it, its bytes are kept as they
+    /// are; all other factories run. Told with every start.
+    FactoryDamaged {
+        /// The factory.
+        factory: String,
+        /// What is wrong with it.
+        detail: String,
     },
     /// A message of the other side was refused and changed nothing.
     FactoryRefused {

@@ -70,8 +70,9 @@ fn status(code: &str) -> StatusCode {
             StatusCode::BAD_REQUEST
         }
         "unknown_factory" => StatusCode::NOT_FOUND,
-        "not_enough_members" | "no_path" | "no_active_channel" | "already_paid"
-        | "payment_failed" | "channel_failed" | "onchain_failed" => StatusCode::CONFLICT,
+        "not_enough_members" | "no_path" | "no_distributions" | "factory_damaged"
+        | "no_active_channel" | "already_paid" | "payment_failed" | "channel_failed"
+        | "onchain_failed" => StatusCode::CONFLICT,
         "peer_unreachable" | "chain_failed" => StatusCode::BAD_GATEWAY,
         "stopped" => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,

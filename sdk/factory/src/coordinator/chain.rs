@@ -2,22 +2,42 @@
 
 use super::{Coordinator, Phase};
 use crate::effect::{Effect, Event, SlotRef, depth};
-use crate::journal::Activated;
+use crate::journal::{Activated, Unfunded};
+use crate::timing::UNFUNDED_AFTER_BLOCKS;
 
 impl Coordinator {
+    pub(super) fn height(&mut self, tip: u32) -> Vec<Effect> {
+        self.tip = tip;
+        let mut effects = self.bury();
+        let waits = matches!(self.phase, Phase::Published { active: None, .. });
+        let waited = tip.saturating_sub(self.waiting_since);
+        let missing = self.funding_height.is_none() && waited >= UNFUNDED_AFTER_BLOCKS;
+        if waits && missing && !self.unfunded {
+            self.unfunded = true;
+            effects.push(Effect::Persist(Unfunded { height: tip }.into()));
+            effects.push(Effect::Emit(Event::Unfunded(self.attempt)));
+        }
+        effects
+    }
+
+    /// The funding is published again however deep it was: without it no factory comes to be, or
+    /// the one that is ends.
     pub(super) fn funding_reorged(&mut self) -> Vec<Effect> {
         self.funding_height = None;
-        if !std::mem::take(&mut self.open) {
-            return Vec::new();
-        }
+        self.waiting_since = self.tip;
         let attempt = self.attempt;
-        let mut effects: Vec<Effect> = (0..self.members())
-            .map(|slot| Effect::Suspend(SlotRef { attempt, slot }))
-            .collect();
-        if let Some(built) = self.built() {
+        let mut effects = Vec::new();
+        let was_open = std::mem::take(&mut self.open);
+        if was_open {
+            let slots = 0..self.members();
+            effects.extend(slots.map(|slot| Effect::Suspend(SlotRef { attempt, slot })));
+        }
+        if let Phase::Published { built, .. } = &self.phase {
             effects.push(Effect::Broadcast(built.funding.clone()));
         }
-        effects.push(Effect::Emit(Event::Reorged(attempt)));
+        if was_open {
+            effects.push(Effect::Emit(Event::Reorged(attempt)));
+        }
         effects
     }
 

@@ -9,6 +9,7 @@ use super::{Built, Coordinator, LspSecrets, Phase};
 use crate::effect::Effect;
 use crate::journal::{LspGathering, Record, ReplayError};
 use crate::message::RefusalCode;
+use crate::tree::TxName;
 
 impl Coordinator {
     /// The role a journal describes, and what to do now that it is back.
@@ -39,7 +40,9 @@ impl Coordinator {
             published,
             active,
             ended,
+            unfunded,
         } = so_far;
+        coordinator.unfunded = unfunded;
         let mut effects = Vec::new();
         match (built, ended) {
             (_, Some(code)) => coordinator.phase = Phase::Ended(code),
@@ -48,13 +51,17 @@ impl Coordinator {
                     effects.push(Effect::Agree(coordinator.channel(&built, slot)));
                 }
                 effects.push(Effect::Watch(built.tree.funding));
-                if published && active.is_none() {
-                    effects.push(Effect::Broadcast(built.funding.clone()));
-                }
-                let acked = BTreeSet::new();
                 coordinator.phase = match published {
-                    true => Phase::Published { built, active },
-                    false => Phase::Acking { built, acked },
+                    Some(height) => {
+                        coordinator.waiting_since = height;
+                        // Also one that was buried: it may have left the chain meanwhile.
+                        effects.push(Effect::Broadcast(built.funding.clone()));
+                        Phase::Published { built, active }
+                    }
+                    None => Phase::Acking {
+                        built,
+                        acked: BTreeSet::new(),
+                    },
                 };
             }
             (built, None) => {
@@ -92,6 +99,8 @@ fn gathered(
         tip,
         funding_height: None,
         open: false,
+        waiting_since: tip,
+        unfunded: false,
     })
 }
 
@@ -99,9 +108,11 @@ fn gathered(
 #[derive(Default)]
 struct SoFar {
     built: Option<Box<Built>>,
-    published: bool,
+    /// From which height on the funding is waited for.
+    published: Option<u32>,
     active: Option<u32>,
     ended: Option<RefusalCode>,
+    unfunded: bool,
 }
 
 impl SoFar {
@@ -124,19 +135,34 @@ impl SoFar {
                     return Err("not one signature per transaction");
                 }
                 built.signatures = body.signatures.clone();
+                let mut signed = built.named_signatures();
+                // Damaged on disk, they would be missed only when they are needed.
+                if !signed.all(|(name, signature)| built.tree.is_signed(name, &signature)) {
+                    return Err("a signature of the tree is invalid");
+                }
             }
             (Record::LspRoot(body), Some(built))
                 if !built.signatures.is_empty() && !built.complete() =>
             {
+                if !built.tree.is_signed(TxName::ROOT_KICKOFF, &body.signature) {
+                    return Err("the root's signature is invalid");
+                }
                 built.signatures.push(body.signature);
             }
-            (Record::LspPublished(_), Some(built)) if built.complete() && !self.published => {
-                self.published = true;
+            (Record::LspPublished(body), Some(built))
+                if built.complete() && self.published.is_none() =>
+            {
+                self.published = Some(body.height);
             }
-            (Record::Activated(body), Some(_)) if self.published => {
+            (Record::Activated(body), Some(_)) if self.published.is_some() => {
                 self.active = Some(body.height);
             }
-            (Record::Ended(body), _) if !self.published => self.ended = Some(body.code),
+            (Record::Unfunded(_), Some(_))
+                if self.published.is_some() && self.active.is_none() && !self.unfunded =>
+            {
+                self.unfunded = true;
+            }
+            (Record::Ended(body), _) if self.published.is_none() => self.ended = Some(body.code),
             _ => return Err("not what an LSP writes next"),
         }
         Ok(())

@@ -5,9 +5,26 @@ use bitcoin::Transaction;
 
 use super::{Member, Phase};
 use crate::effect::{Effect, Event, depth};
-use crate::journal::Activated;
+use crate::journal::{Activated, Unfunded};
+use crate::timing::UNFUNDED_AFTER_BLOCKS;
 
 impl Member {
+    pub(super) fn height(&mut self, tip: u32) -> Vec<Effect> {
+        self.tip = tip;
+        let mut effects = self.bury();
+        let waits = matches!(
+            self.phase,
+            Phase::Committed { .. } | Phase::Complete { active: None, .. }
+        );
+        let waited = tip.saturating_sub(self.waiting_since);
+        if waits && !self.unfunded && !self.is_funded() && waited >= UNFUNDED_AFTER_BLOCKS {
+            self.unfunded = true;
+            effects.push(Effect::Persist(Unfunded { height: tip }.into()));
+            effects.push(Effect::Emit(Event::Unfunded(self.attempt())));
+        }
+        effects
+    }
+
     pub(super) fn funding_confirmed(&mut self, tx: &Transaction, height: u32) -> Vec<Effect> {
         let tree = match &self.phase {
             Phase::Committed { path, .. } | Phase::Complete { path, .. } => &path.tree,
@@ -23,6 +40,7 @@ impl Member {
 
     pub(super) fn funding_reorged(&mut self) -> Vec<Effect> {
         self.funding_height = None;
+        self.waiting_since = self.tip;
         match std::mem::take(&mut self.open) {
             true => vec![
                 Effect::Suspend(self.slot()),

@@ -8,7 +8,7 @@ use crate::effect::Effect;
 use crate::journal::{Record, ReplayError};
 use crate::message::{PartialBytes, RefusalCode};
 use crate::signing::FactoryKey;
-use crate::tree::Blueprint;
+use crate::tree::{Blueprint, TxName};
 
 impl Member {
     /// The role a journal describes, and what to do now that it is back.
@@ -40,12 +40,16 @@ impl Member {
             tip,
             funding_height: None,
             open: false,
+            waiting_since: so_far.waiting_since,
+            unfunded: so_far.unfunded,
+            dormant: so_far.dormant,
         };
         let SoFar {
             path,
             partial,
             active,
             ended,
+            ..
         } = so_far;
         let effects = match (path, partial, ended) {
             (_, _, Some(code)) => {
@@ -76,6 +80,9 @@ struct SoFar {
     partial: Option<PartialBytes>,
     active: Option<u32>,
     ended: Option<RefusalCode>,
+    waiting_since: u32,
+    unfunded: bool,
+    dormant: Option<RefusalCode>,
 }
 
 impl SoFar {
@@ -98,8 +105,14 @@ impl SoFar {
                 }));
             }
             (Record::MemberPath(body), Some(path)) if path.signatures.is_empty() => {
-                if body.signatures.len() + 1 != path.tree.signing_order(slot).len() {
+                let order = path.tree.signing_order(slot);
+                if body.signatures.len() + 1 != order.len() {
                     return Err("not one signature per transaction of the path");
+                }
+                let mut signed = order.iter().zip(&body.signatures);
+                // Damaged on disk, they would be missed only when they are needed.
+                if !signed.all(|(name, signature)| path.tree.is_signed(*name, signature)) {
+                    return Err("a signature of the path is invalid");
                 }
                 path.signatures = body.signatures.clone();
             }
@@ -107,18 +120,31 @@ impl SoFar {
                 if !path.signatures.is_empty() && self.partial.is_none() =>
             {
                 self.partial = Some(body.partial);
+                self.waiting_since = body.height;
             }
             (Record::MemberRootSig(body), Some(path))
                 if self.partial.is_some() && !path.complete() =>
             {
+                if !path.tree.is_signed(TxName::ROOT_KICKOFF, &body.signature) {
+                    return Err("the root's signature is invalid");
+                }
                 path.signatures.push(body.signature);
+                self.dormant = None;
+            }
+            (Record::Dormant(body), Some(_))
+                if self.partial.is_some() && self.active.is_none() && self.dormant.is_none() =>
+            {
+                self.dormant = Some(body.code);
+            }
+            (Record::Unfunded(_), Some(_))
+                if self.partial.is_some() && self.active.is_none() && !self.unfunded =>
+            {
+                self.unfunded = true;
             }
             (Record::Activated(body), Some(path)) if path.complete() => {
                 self.active = Some(body.height);
             }
-            (Record::Ended(body), path) if !path.as_ref().is_some_and(|path| path.complete()) => {
-                self.ended = Some(body.code);
-            }
+            (Record::Ended(body), _) if self.partial.is_none() => self.ended = Some(body.code),
             _ => return Err("not what a member writes next"),
         }
         Ok(())

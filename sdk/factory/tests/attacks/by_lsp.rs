@@ -1,12 +1,15 @@
 //! What a hostile LSP tries on one member.
 
 use bitcoin::secp256k1::schnorr;
-use superscalar_factory::effect::Effect;
+use bitcoin::{Amount, Network};
+use superscalar_factory::coordinator::FactoryPlan;
+use superscalar_factory::effect::{Effect, Event};
 use superscalar_factory::journal::Record;
 use superscalar_factory::member::{self, JoinSecrets, Member, WalletLimits};
 use superscalar_factory::message::*;
+use superscalar_factory::timing::Timing;
 
-use crate::world::{Party, TIP, World, bytes, key, payout};
+use crate::world::{Party, TIP, World, bytes, key, payout, plan};
 use crate::{
     IDENTITY, NODE_SIGS, ROOT_SIG, TERMS, VICTIM, at_fault, completes, refusal, tables,
     world_before,
@@ -31,38 +34,96 @@ fn a_member_refuses_terms_that_are_not_the_agreed_ones() {
     completes("terms", world);
 }
 
+/// What the victim is offered under this plan.
+fn invitation(plan: FactoryPlan) -> Invite {
+    let mut world = World::with(plan);
+    world.start();
+    match world.deliver_until(|_, to, _| to == Party::Member(VICTIM)) {
+        Some(Message::Invite(honest)) => honest,
+        other => panic!("members are invited first, not {other:?}"),
+    }
+}
+
+/// The refusal an offer meets in a wallet with the standard limits, if it does.
+fn refused_by(limits: &WalletLimits, invite: Invite) -> Option<(RefusalCode, &'static str)> {
+    let joined = Member::join(
+        key("node", 0),
+        invite,
+        limits,
+        JoinSecrets {
+            seed: &bytes("member seed", 1),
+            salt: [1; 32],
+            nonce_randomness: [2; 32],
+        },
+        payout(1),
+        key("member funding", 1),
+        TIP,
+    );
+    joined.err().map(|refused| (refused.code, refused.field))
+}
+
 #[test]
 fn a_member_refuses_offers_outside_its_limits() {
-    let rows = tables::invites();
-    let mut world = World::new(4);
-    world.start();
-    let Some(Message::Invite(honest)) = world.deliver_until(|_, to, _| to == Party::Member(VICTIM))
-    else {
-        panic!("members are invited first")
-    };
-    let join = |invite: Invite| {
-        Member::join(
-            key("node", 0),
-            invite,
-            &WalletLimits::standard(bitcoin::Network::Regtest),
-            JoinSecrets {
-                seed: &bytes("member seed", 1),
-                salt: [1; 32],
-                nonce_randomness: [2; 32],
-            },
-            payout(1),
-            key("member funding", 1),
-            TIP,
-        )
-    };
-    assert!(join(honest.clone()).is_ok());
-    for (name, forge, code, field) in rows {
+    let limits = WalletLimits::standard(Network::Regtest);
+    let honest = invitation(plan(4));
+    assert_eq!(refused_by(&limits, honest.clone()), None);
+    for (name, forge, code, field) in tables::invites() {
         let mut invite = honest.clone();
         forge(&mut invite);
-        let refused = join(invite)
-            .err()
-            .map(|refused| (refused.code, refused.field));
-        assert_eq!(refused, Some((code, field)), "{name}");
+        assert_eq!(refused_by(&limits, invite), Some((code, field)), "{name}");
+    }
+}
+
+/// What a wallet asked for is the least it takes.
+#[test]
+fn a_member_refuses_less_capacity_than_it_asked_for() {
+    let standard = WalletLimits::standard(Network::Regtest);
+    let honest = invitation(plan(4));
+    let limits = standard.clone().wanting(honest.capacity);
+    assert_eq!(refused_by(&limits, honest.clone()), None);
+    let mut less = honest;
+    less.capacity -= Amount::ONE_SAT;
+    let refused = Some((RefusalCode::Limits, "capacity"));
+    assert_eq!(refused_by(&limits, less.clone()), refused);
+    // Who leaves it to the LSP takes it.
+    assert_eq!(refused_by(&standard.wanting(Amount::ZERO), less), None);
+}
+
+/// On every chain where coins may be worth something the least delays are real ones.
+#[test]
+fn a_member_refuses_delays_too_short_for_a_real_chain() {
+    let on = |network, timing: Timing| FactoryPlan {
+        network,
+        timing,
+        expiry: TIP + 5_808,
+        ..plan(4)
+    };
+    let real = [
+        Network::Bitcoin,
+        Network::Testnet,
+        Network::Testnet4,
+        Network::Signet,
+    ];
+    for network in real {
+        let limits = WalletLimits::standard(network);
+        let honest = invitation(on(network, Timing::mainnet(2)));
+        assert_eq!(refused_by(&limits, honest.clone()), None, "{network}");
+        for (name, forge, code, field) in tables::real_invites() {
+            let mut invite = honest.clone();
+            forge(&mut invite);
+            let met = refused_by(&limits, invite);
+            assert_eq!(met, Some((code, field)), "{network}: {name}");
+        }
+        let mut regtest = honest;
+        regtest.header.timing = Timing::regtest(2);
+        assert!(refused_by(&limits, regtest).is_some(), "{network}");
+    }
+    let limits = WalletLimits::standard(Network::Regtest);
+    let honest = invitation(on(Network::Regtest, Timing::mainnet(2)));
+    for (name, forge, ..) in tables::real_invites() {
+        let mut invite = honest.clone();
+        forge(&mut invite);
+        assert_eq!(refused_by(&limits, invite), None, "{name}");
     }
 }
 
@@ -211,6 +272,7 @@ fn without_the_root_signature_there_is_no_factory() {
         assert_eq!(member.handle(member::Input::TimedOut), []);
     }
     assert!(world.activated.is_empty());
+    // Nor does a refusal: `dormant.rs` says what is kept then.
     let refused = Refusal {
         attempt: world.plan.attempt,
         code: RefusalCode::Silence,
@@ -218,12 +280,14 @@ fn without_the_root_signature_there_is_no_factory() {
     };
     for member in world.members.values_mut() {
         let effects = member.handle(member::Input::Message(refused.clone().into()));
-        let ended = Record::Ended(superscalar_factory::journal::Ended {
-            code: RefusalCode::Silence,
-        });
-        assert_eq!(effects[0], Effect::Persist(ended));
-        assert!(matches!(effects[1], Effect::Discard(_)));
-        assert_eq!(member.ended(), Some(RefusalCode::Silence));
+        assert!(matches!(
+            effects[..],
+            [
+                Effect::Persist(Record::Dormant(_)),
+                Effect::Emit(Event::Dormant { .. })
+            ]
+        ));
+        assert!(member.ended().is_none() && member.tree().is_some());
     }
 }
 

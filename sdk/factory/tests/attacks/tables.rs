@@ -131,14 +131,36 @@ pub(crate) fn invites() -> Vec<Row<Invite>> {
         ("locks money for years", |i| i.header.expiry = 400_000, Limits, "expiry"),
         ("no height but a time", |i| i.header.expiry = 1_600_000_000, Terms, "expiry"),
         ("a feerate below relay", |i| i.header.tree_feerate = 4, Terms, "tree_feerate"),
+        ("a feerate out of all proportion", |i| i.header.tree_feerate = 201, Limits, "tree_feerate"),
         ("a feerate that eats the channel", |i| { i.header.tree_feerate = 1_001; }, Terms, "tree_feerate"),
         ("a chain the wallet is not on", |i| { i.header.network = Network::Bitcoin; }, Limits, "network"),
         ("a version of tomorrow", |i| i.header.version = 2, Limits, "version"),
-        ("invoices nobody can pay",
+        ("invoices nobody can pay", |i| i.header.timing.blocks_early = 800, Limits, "timing"),
+        ("an exit of days",
             |i| {
-                i.header.timing.step = 300;
+                i.header.timing.step = 200;
                 i.header.timing = i.header.timing.clone().with_least_blocks_early(2);
-            }, Limits, "timing"),
+            }, Limits, "exit_delay"),
+        ("an exit of many epochs",
+            |i| {
+                i.header.timing.states = 40;
+                i.header.timing = i.header.timing.clone().with_least_blocks_early(2);
+            }, Limits, "exit_delay"),
+        ("an exit of many layers",
+            |i| {
+                i.header.timing.step = 70;
+                i.header.shape.arity = vec![2, 2, 2, 2, 2];
+                i.members = 64;
+                i.header.timing = i.header.timing.clone().with_least_blocks_early(6);
+            }, Limits, "exit_delay"),
+        ("time for one block and no more", |i| i.header.timing.confirm_margin = 0, Limits, "confirm_margin"),
+        ("a chain of sales without end", |i| { longer_sales(i, 17); }, Limits, "max_sales"),
+        ("distributions that come months later",
+            |i| { i.header.timing.distribution_margin = 433; }, Limits, "distribution_margin"),
+        ("the member's money waits for days",
+            |i| { i.header.timing.member_to_self_delay = 289; }, Limits, "member_to_self_delay"),
+        ("rounds of an hour", |i| i.round_seconds = 3_600, Limits, "round_seconds"),
+        ("no time to answer", |i| i.round_seconds = 0, Limits, "round_seconds"),
         ("no time between epochs", |i| i.header.timing.step = 0, Terms, "step"),
         ("no states", |i| i.header.timing.states = 0, Terms, "states"),
         ("distributions as fast as states",
@@ -157,6 +179,26 @@ pub(crate) fn invites() -> Vec<Row<Invite>> {
         ("one member", |i| i.members = 1, Terms, "shape"),
         ("a crowd", |i| i.members = 129, Terms, "shape"),
     ]
+}
+
+/// What only matters where blocks are not made by a test; each is fine on regtest.
+#[rustfmt::skip]
+pub(crate) fn real_invites() -> Vec<Row<Invite>> {
+    vec![
+        ("a funding two blocks deep", |i| i.header.timing.min_depth = 2, Limits, "min_depth"),
+        ("a race of hours", |i| i.header.timing.step = 47, Limits, "step"),
+        ("an hour for each transaction", |i| i.header.timing.confirm_margin = 5, Limits, "confirm_margin"),
+        ("a weekend to answer a fraud",
+            |i| { i.header.timing.lsp_to_self_delay = 431; }, Limits, "lsp_to_self_delay"),
+        ("a weekend to keep what was bought", |i| { i.header.timing.stock_csv = 431; }, Limits, "stock_csv"),
+        ("over in a week", |i| i.header.expiry = TIP + 1_007, Limits, "expiry"),
+    ]
+}
+
+fn longer_sales(invite: &mut Invite, links: u8) {
+    let timing = &mut invite.header.timing;
+    timing.max_sales = links;
+    *timing = timing.clone().with_least_blocks_early(2);
 }
 
 #[rustfmt::skip]

@@ -198,7 +198,7 @@ impl World {
                     let joined = Member::join(
                         key("node", 0),
                         invite,
-                        &WalletLimits::standard(Network::Regtest),
+                        &WalletLimits::standard(self.plan.network),
                         JoinSecrets {
                             seed: &bytes("member seed", u64::from(slot)),
                             salt: bytes("member salt", number),
@@ -289,6 +289,20 @@ impl World {
             let tx = tx.clone();
             effects.extend(member.handle(member::Input::FundingConfirmed { tx, height }));
             self.act(Party::Member(slot), effects);
+        }
+    }
+
+    /// The block with the funding is no longer in the best chain.
+    pub fn reorg_funding(&mut self) {
+        if let Some(lsp) = &mut self.lsp {
+            let effects = lsp.handle(coordinator::Input::FundingReorged);
+            self.act(Party::Lsp, effects);
+        }
+        for slot in self.members.keys().copied().collect::<Vec<_>>() {
+            if let Some(member) = self.members.get_mut(&slot) {
+                let effects = member.handle(member::Input::FundingReorged);
+                self.act(Party::Member(slot), effects);
+            }
         }
     }
 

@@ -101,3 +101,19 @@ pub(super) fn stream(attempt: &Attempt, is_lsp: bool) -> Vec<u8> {
     stream.extend_from_slice(&attempt.number.to_be_bytes());
     stream
 }
+
+/// Reads [`stream`] back: which attempt, and whether it is the LSP's side. `None` for a stream that
+/// is no role's.
+pub(super) fn attempt_of(stream: &[u8]) -> Option<(Attempt, bool)> {
+    let (side, rest) = stream.split_first()?;
+    let (instance, number) = rest.split_first_chunk::<32>()?;
+    let attempt = Attempt {
+        instance: Instance(*instance),
+        number: u16::from_be_bytes(number.try_into().ok()?),
+    };
+    match side {
+        b'l' => Some((attempt, true)),
+        b'm' => Some((attempt, false)),
+        _ => None,
+    }
+}

@@ -3,7 +3,7 @@
 //! What always holds: when a record cannot be written, nothing that was to follow it happens.
 
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut};
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 use lightning::ln::types::ChannelId;
 use superscalar_factory::codec::Encode as _;
 use superscalar_factory::coordinator::{self, Coordinator};
@@ -13,10 +13,10 @@ use superscalar_factory::message::{Attempt, Message};
 use superscalar_factory::wire;
 
 use super::bridge;
-use super::engine::{Engine, Watched};
+use super::engine::{Engine, Seeking, Watched};
 use crate::event::Event;
 use crate::hosting::{ChannelError, FactoryMessage, SlotError, SlotPhase};
-use crate::onchain::FundingRequest;
+use crate::onchain::{FundingRequest, OnchainError};
 use crate::store::StoreError;
 
 impl Engine {
@@ -65,11 +65,7 @@ impl Engine {
             }
             Effect::Send { to, message } => self.say(to, &message),
             Effect::Fund(output) => self.fund(attempt, output),
-            Effect::ReleaseFunding(txid) => {
-                if let Err(error) = self.parts.onchain.release(txid) {
-                    tracing::warn!(%txid, %error, "the funding's coins were not released");
-                }
-            }
+            Effect::ReleaseFunding(txid) => self.release(attempt, txid),
             Effect::Agree(channel) => {
                 let channel = bridge::channel(&channel, self.parts.is_lsp);
                 let slot = channel.slot;
@@ -116,12 +112,21 @@ impl Engine {
     }
 
     fn fund(&mut self, attempt: Attempt, output: TxOut) {
-        let request = FundingRequest {
+        let onchain = &self.parts.onchain;
+        let mut request = FundingRequest {
             outputs: vec![(output.script_pubkey, output.value)],
             feerate: self.parts.chain.fees().within(6),
-            conflicts_with: None,
+            conflicts_with: self.given_up.remove(&attempt.instance),
         };
-        let input = match self.parts.onchain.build_funding(&request) {
+        let built = match onchain.build_funding(&request) {
+            // Spent meanwhile: what was given up cannot confirm either.
+            Err(OnchainError::CoinNotSpendable { .. }) => {
+                request.conflicts_with = None;
+                onchain.build_funding(&request)
+            }
+            built => built,
+        };
+        let input = match built {
             Ok(tx) => coordinator::Input::Funded { tx, vout: 0 },
             Err(error) => {
                 tracing::warn!(%error, "the factory cannot be funded");
@@ -129,6 +134,24 @@ impl Engine {
             }
         };
         self.coordinator(attempt, input);
+    }
+
+    fn release(&mut self, attempt: Attempt, txid: Txid) {
+        let onchain = &self.parts.onchain;
+        let reserved = onchain.reserved().map(|all| {
+            let mut all = all.into_iter();
+            all.find(|tx| tx.compute_txid() == txid)
+        });
+        match reserved.and_then(|tx| onchain.release(txid).map(|()| tx)) {
+            Ok(tx) => {
+                let coin = tx.and_then(|tx| Some(tx.input.first()?.previous_output));
+                self.given_up
+                    .extend(coin.map(|coin| (attempt.instance, coin)));
+            }
+            Err(error) => {
+                tracing::warn!(%txid, %error, "the funding's coins were not released");
+            }
+        }
     }
 
     fn open(&self, slot: &SlotRef) {
@@ -180,6 +203,10 @@ impl Engine {
 
     async fn publish(&mut self, tx: Transaction) {
         let txid = tx.compute_txid();
+        if self.parts.chain.watcher().confirmation(&txid).is_some() {
+            // Should it leave the chain, its role asks again.
+            return;
+        }
         match self.parts.onchain.publish(&tx).await {
             Ok(()) => tracing::info!(%txid, "published"),
             Err(error) => tracing::warn!(%txid, %error, "not published yet"),
@@ -200,6 +227,10 @@ impl Engine {
             .retain(|tx| watcher.confirmation(&tx.compute_txid()).is_none());
         for tx in self.publishing.clone() {
             self.publish(tx).await;
+        }
+        // What else of ours is on its way: sent coins, fundings of ordinary channels.
+        if let Err(error) = self.parts.onchain.republish().await {
+            tracing::warn!(%error, "own transactions were not published again");
         }
     }
 
@@ -240,12 +271,23 @@ impl Engine {
                 Event::FactoryPublished { factory, funding }
             }
             CoreEvent::Active { height, .. } => {
-                if !self.parts.is_lsp {
+                let found = |seeking: &Seeking| seeking.seated == Some(attempt);
+                if self.seeking.as_ref().is_some_and(found) {
                     self.seeking = None;
                 }
                 Event::FactoryActive { factory, height }
             }
             CoreEvent::Reorged(_) => Event::FactoryReorged { factory },
+            CoreEvent::Unfunded(_) => Event::FactoryUnfunded { factory },
+            CoreEvent::Dormant { code, .. } => {
+                if let Some(seeking) = &mut self.seeking {
+                    seeking.leave(attempt);
+                }
+                Event::FactoryDormant {
+                    factory,
+                    reason: code.to_string(),
+                }
+            }
             CoreEvent::Refused {
                 peer, code, field, ..
             } if self.bears_with(peer) => Event::FactoryRefused {
@@ -256,7 +298,7 @@ impl Engine {
             },
             CoreEvent::Ended { code, at_fault, .. } => {
                 if let Some(seeking) = &mut self.seeking {
-                    seeking.seated = false;
+                    seeking.leave(attempt);
                 }
                 self.retry(attempt, &at_fault);
                 Event::FactoryEnded {

@@ -5,18 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{Amount, Network, Txid};
+use bitcoin::{Amount, Network, OutPoint, Txid};
 use superscalar_factory::coordinator::{Coordinator, FactoryPlan};
 use superscalar_factory::effect::Effect;
-use superscalar_factory::journal::Record;
 use superscalar_factory::member::{Member, WalletLimits};
 use superscalar_factory::message::Attempt;
+use superscalar_factory::terms::Instance;
 use superscalar_factory::wire::Assembler;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::bridge;
 use super::exits::Exits;
 use super::info::{
     BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo,
@@ -29,7 +28,6 @@ use crate::keys::Secret32;
 use crate::node::StartError;
 use crate::onchain::OnchainWallet;
 use crate::store::Store;
-use superscalar_factory::codec::Decode as _;
 
 /// How long the store is left alone after it could not write.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -114,8 +112,17 @@ pub(super) struct Seeking {
     pub(super) lsp: PublicKey,
     pub(super) capacity: Amount,
     pub(super) limits: WalletLimits,
-    /// Whether a place was accepted.
-    pub(super) seated: bool,
+    /// The attempt in which a place was accepted.
+    pub(super) seated: Option<Attempt>,
+}
+
+impl Seeking {
+    /// Nothing comes of an attempt: the place in it is free for another.
+    pub(super) fn leave(&mut self, attempt: Attempt) {
+        if self.seated == Some(attempt) {
+            self.seated = None;
+        }
+    }
 }
 
 /// The funding output of an attempt, as last told to its role.
@@ -143,7 +150,12 @@ pub(crate) struct Engine {
     /// The phase each attempt is in, and until when a round may last.
     pub(super) rounds: BTreeMap<Attempt, (&'static str, Instant)>,
     pub(super) publishing: Vec<bitcoin::Transaction>,
+    /// A coin of each factory's last funding that was given up: the next attempt spends it, so
+    /// that not both can confirm.
+    pub(super) given_up: BTreeMap<Instance, OutPoint>,
     pub(super) exits: Exits,
+    /// Factories whose journal cannot be read, and what is wrong with it.
+    pub(super) damaged: BTreeMap<Attempt, String>,
     pub(super) tip: u32,
 }
 
@@ -170,10 +182,12 @@ impl Engine {
             watched: BTreeMap::new(),
             rounds: BTreeMap::new(),
             publishing: Vec::new(),
+            given_up: BTreeMap::new(),
             exits,
+            damaged: BTreeMap::new(),
             tip: tip.height,
         };
-        engine.replay()?;
+        engine.replay_all()?;
         engine.free_unnamed_fundings()?;
         engine.settle().await;
         engine.block(tip).await;
@@ -220,86 +234,5 @@ impl Engine {
                 }
             }
         }
-    }
-
-    /// A funding may have left the chain while we were away: its channels were open then.
-    fn suspend_unburied(&self) {
-        for slot in self.parts.host.slots() {
-            let open = slot.phase == crate::hosting::SlotPhase::Active;
-            let Some(place) = bridge::slot_ref(&slot.channel.slot).filter(|_| open) else {
-                continue;
-            };
-            let member = self.members.get(&place.attempt).map(Member::is_active);
-            let lsp = self
-                .coordinators
-                .get(&place.attempt)
-                .map(Coordinator::is_active);
-            if member.or(lsp) == Some(false)
-                && let Err(error) = self.parts.host.freeze(&slot.channel.slot)
-            {
-                tracing::warn!(%error, "a channel without a funding was not frozen");
-            }
-        }
-    }
-
-    /// A crash between reserving a funding's coins and its record leaves a reservation that no
-    /// journal names: nobody was told of that funding, so its coins are free. Ordinary channels'
-    /// fundings (P2WSH) are LDK's business.
-    fn free_unnamed_fundings(&self) -> Result<(), StartError> {
-        let named: Vec<Txid> = self
-            .coordinators
-            .values()
-            .filter_map(Coordinator::built)
-            .map(|built| built.tree.funding.txid)
-            .collect();
-        for tx in self.parts.onchain.reserved()? {
-            let txid = tx.compute_txid();
-            let is_factory = tx
-                .output
-                .first()
-                .is_some_and(|out| out.script_pubkey.is_p2tr());
-            if is_factory
-                && !named.contains(&txid)
-                && let Err(error) = self.parts.onchain.release(txid)
-            {
-                tracing::info!(%txid, %error, "a reservation stays");
-            }
-        }
-        Ok(())
-    }
-
-    fn replay(&mut self) -> Result<(), StartError> {
-        let damaged = |detail: String| StartError::Journal { detail };
-        for stream in self.parts.store.streams()? {
-            let is_lsp = match stream.first() {
-                Some(b'l') => true,
-                Some(b'm') => false,
-                _ => continue,
-            };
-            let records = self.parts.store.records(&stream)?;
-            let records: Vec<Record> = records
-                .iter()
-                .map(|stored| Record::from_bytes(&stored.record, "record"))
-                .collect::<Result<_, _>>()
-                .map_err(|error| damaged(error.to_string()))?;
-            let seed = self.parts.factory_seed.expose();
-            let (attempt, effects) = if is_lsp {
-                let (role, effects) = Coordinator::replay(seed, &records, self.tip)
-                    .map_err(|error| damaged(error.to_string()))?;
-                let attempt = role.attempt();
-                self.coordinators.insert(attempt, role);
-                (attempt, effects)
-            } else {
-                let (role, effects) = Member::replay(seed, &records, self.tip)
-                    .map_err(|error| damaged(error.to_string()))?;
-                let attempt = role.attempt();
-                self.members.insert(attempt, role);
-                (attempt, effects)
-            };
-            tracing::info!(factory = bridge::name(&attempt), "replayed");
-            self.due
-                .extend(effects.into_iter().map(|effect| (attempt, effect)));
-        }
-        Ok(())
     }
 }

@@ -80,8 +80,9 @@ impl Engine {
     /// A member leaves with its balance. An LSP whose member left waits for what the member
     /// publishes: opening the tree costs more than a balance that only waits. HTLCs do not wait:
     /// nobody can settle them in a closed channel, and what was received for them expires.
-    async fn leave_closed(&mut self, slot: &SlotRef, reason: &str, at_stake_msat: u64) {
-        let complete = |role: &Member| role.path().is_some();
+    pub(super) async fn leave_closed(&mut self, slot: &SlotRef, reason: &str, at_stake_msat: u64) {
+        // Nothing is to be left before the funding is on chain; it begins then.
+        let complete = |role: &Member| role.path().is_some() && role.is_funded();
         let ours = self.members.get(&slot.attempt).is_some_and(complete);
         if ours || (self.parts.is_lsp && at_stake_msat > 0) {
             self.begin_exit(slot, reason, at_stake_msat).await;
@@ -137,7 +138,7 @@ impl Engine {
         let path = self.signed_path(factory)?;
         // Whether there is such a way at all does not depend on the chain.
         exit::plan(&path, mode.goal(), &ChainFacts::default())
-            .map_err(|error| EngineError::Exit(error.to_string()))?;
+            .map_err(|error| EngineError::unplannable(factory, path.header().expiry, &error))?;
         let known = self.exits.jobs.get(factory).map(|job| job.mode);
         // Waiting for T does not keep anybody from leaving now; leaving is not undone.
         if known == Some(mode) || known == Some(ExitMode::Leave) {
@@ -462,9 +463,7 @@ impl Engine {
     }
 
     fn signed_path(&self, key: &str) -> Result<SignedPath, EngineError> {
-        let unknown = || EngineError::UnknownFactory {
-            factory: key.to_owned(),
-        };
+        let unknown = || self.missing(key);
         let no_path = |phase: &str| EngineError::NoPath {
             factory: key.to_owned(),
             phase: phase.to_owned(),

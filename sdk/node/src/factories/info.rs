@@ -4,6 +4,7 @@ use bitcoin::{Amount, Network};
 use serde::{Deserialize, Serialize};
 use superscalar_factory::coordinator::{Coordinator, PlanError};
 use superscalar_factory::member::Member;
+use superscalar_factory::message::Attempt;
 use superscalar_factory::shape::Shape;
 use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::timing::Timing;
@@ -22,8 +23,8 @@ pub enum EngineError {
     /// Only an LSP builds factories.
     #[error("only an LSP builds factories")]
     NotLsp,
-    /// Not enough members are connected and waiting.
-    #[error("{waiting} members are waiting, {wanted} are wanted")]
+    /// Not enough members are connected and waiting for a channel of at most this capacity.
+    #[error("{waiting} members are waiting for a channel of this capacity, {wanted} are wanted")]
     NotEnoughMembers {
         /// How many are.
         waiting: usize,
@@ -45,6 +46,14 @@ pub enum EngineError {
         /// What was asked for.
         factory: String,
     },
+    /// The factory's journal cannot be read: nothing moves in it, everything else runs.
+    #[error("the journal of factory {factory} cannot be read: {detail}")]
+    Damaged {
+        /// The factory.
+        factory: String,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// The path out of this factory is not complete: there is nothing to leave with.
     #[error("factory {factory} holds no complete path: it is {phase}")]
     NoPath {
@@ -62,9 +71,38 @@ pub enum EngineError {
     /// The chain source failed.
     #[error(transparent)]
     Chain(#[from] crate::chain::ChainError),
+    /// Nobody is paid out by this factory: under its policy the LSP reclaims at expiry.
+    #[error(
+        "factory {factory} has no distributions to reclaim with: the LSP may take it at height \
+         {expiry}, leave before"
+    )]
+    NoDistributions {
+        /// The factory.
+        factory: String,
+        /// Height from which the LSP may take it.
+        expiry: u32,
+    },
     /// The exit cannot be planned.
     #[error("exit: {0}")]
     Exit(String),
+}
+
+impl EngineError {
+    /// Why the exit from a factory that ends at `expiry` has no plan.
+    pub(super) fn unplannable(
+        factory: &str,
+        expiry: u32,
+        error: &superscalar_factory::exit::PlanError,
+    ) -> EngineError {
+        use superscalar_factory::exit::PlanError as Exit;
+        match error {
+            Exit::NoDistributions => EngineError::NoDistributions {
+                factory: factory.to_owned(),
+                expiry,
+            },
+            other => EngineError::Exit(other.to_string()),
+        }
+    }
 }
 
 /// A factory an LSP wants to build with members that are waiting.
@@ -168,12 +206,16 @@ impl BuildRequest {
 pub struct FactoryInfo {
     /// Its name: the instance in hex, and the attempt where it is not the first.
     pub factory: String,
-    /// Where it stands: `joined`, `signed`, `opening`, `committed`, `funding`, `active`, `ended`
-    /// for a member, `gathering`, `funding`, `signing`, `opening`, `acknowledging`, `published`,
-    /// `active`, `ended` for an LSP.
+    /// Where it stands: `joined`, `signed`, `opening`, `committed`, `funding`, `dormant`,
+    /// `unfunded`, `active`, `ended` for a member, `gathering`, `funding`, `signing`, `opening`,
+    /// `acknowledging`, `published`, `unfunded`, `active`, `ended` for an LSP. A `dormant` factory
+    /// was given up by the LSP before it was funded, an `unfunded` one is not funded for a day. Of a
+    /// `damaged` one the journal cannot be read: nothing moves in it, its bytes are kept.
     pub phase: String,
     /// Why it ended, if it did before it existed.
     pub ended: Option<String>,
+    /// What is wrong with its journal, if it is `damaged`: then no more is known than stands here.
+    pub damage: Option<String>,
     /// Whether payments can pass.
     pub active: bool,
     /// Height at which it ends.
@@ -337,13 +379,66 @@ impl Engine {
     pub(super) fn list(&self) -> Vec<FactoryInfo> {
         let members = self.members.values().map(member_info);
         let coordinators = self.coordinators.values().map(coordinator_info);
-        members.chain(coordinators).collect()
+        let damaged = self.damaged.iter();
+        let damaged = damaged.map(|(attempt, detail)| self.damaged_info(attempt, detail));
+        members.chain(coordinators).chain(damaged).collect()
+    }
+
+    /// What the register of channels knows of a factory whose journal cannot be read.
+    fn damaged_info(&self, attempt: &Attempt, detail: &str) -> FactoryInfo {
+        let slots = self.parts.host.slots();
+        let channels = slots
+            .iter()
+            .map(|slot| &slot.channel)
+            .filter_map(|channel| {
+                let place = bridge::slot_ref(&channel.slot)?;
+                (place.attempt == *attempt).then_some((place, channel))
+            });
+        let mut seats = Vec::new();
+        let mut exit_delay_blocks = 0;
+        for (place, channel) in channels {
+            exit_delay_blocks = u32::from(channel.exit_delay_blocks);
+            seats.push(SeatInfo {
+                slot: place.slot,
+                peer: channel.peer.to_string(),
+                capacity_sat: channel.capacity_sat,
+                stock_sat: 0,
+                channel: Some(channel.outpoint.to_string()),
+            });
+        }
+        seats.sort_by_key(|seat| seat.slot);
+        FactoryInfo {
+            factory: bridge::name(attempt),
+            phase: "damaged".to_owned(),
+            ended: None,
+            damage: Some(detail.to_owned()),
+            active: false,
+            expiry: 0,
+            exit_delay_blocks,
+            epoch: String::new(),
+            funding: None,
+            funding_sat: None,
+            tree_feerate: 0,
+            seats,
+        }
+    }
+
+    /// Why there is no role for a factory, or a place in one, of this name.
+    pub(super) fn missing(&self, name: &str) -> EngineError {
+        let place = || bridge::slot_of_place(name).map(|place| place.attempt);
+        let attempt = bridge::attempt(name).or_else(place);
+        let factory = name.to_owned();
+        match attempt.and_then(|attempt| self.damaged.get(&attempt)) {
+            Some(detail) => EngineError::Damaged {
+                factory,
+                detail: detail.clone(),
+            },
+            None => EngineError::UnknownFactory { factory },
+        }
     }
 
     pub(super) fn tree(&self, factory: &str) -> Result<Vec<TreeNodeInfo>, EngineError> {
-        let unknown = || EngineError::UnknownFactory {
-            factory: factory.to_owned(),
-        };
+        let unknown = || self.missing(factory);
         let attempt = bridge::attempt(factory).ok_or_else(unknown)?;
         let (tree, phase) = if let Some(role) = self.coordinators.get(&attempt) {
             (role.built().map(|built| &built.tree), role.phase())
@@ -368,6 +463,7 @@ fn member_info(role: &Member) -> FactoryInfo {
         factory: bridge::name(&role.attempt()),
         phase: role.phase().to_owned(),
         ended: role.ended().map(|code| code.to_string()),
+        damage: None,
         active: role.is_active(),
         expiry: header.expiry,
         exit_delay_blocks: header.timing.exit_delay(header.shape.layers()),
@@ -402,6 +498,7 @@ fn coordinator_info(role: &Coordinator) -> FactoryInfo {
         factory: bridge::name(&role.attempt()),
         phase: role.phase().to_owned(),
         ended: role.ended().map(|code| code.to_string()),
+        damage: None,
         active: role.is_active(),
         expiry: header.map_or(0, |it| it.expiry),
         exit_delay_blocks: header.map_or(0, |it| it.timing.exit_delay(it.shape.layers())),
@@ -446,4 +543,20 @@ fn tree_info(tree: &Tree) -> Vec<TreeNodeInfo> {
             .collect(),
     };
     tree.nodes().map(node).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::WalletError;
+
+    #[test]
+    fn a_factory_without_distributions_says_what_can_be_done() {
+        let error = superscalar_factory::exit::PlanError::NoDistributions;
+        let error = WalletError::from(EngineError::unplannable("ab", 5_808, &error));
+        assert_eq!(error.code(), "no_distributions");
+        let said = error.to_string();
+        assert!(said.contains("5808, leave before"), "{said}");
+        assert!(!error.retryable());
+    }
 }

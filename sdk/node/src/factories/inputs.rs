@@ -18,7 +18,8 @@ use super::bridge;
 use super::engine::{Command, Engine, Seeking};
 use super::info::{BuildRequest, EngineError};
 use crate::chain::{Confirmation, Tip};
-use crate::hosting::{HostEvent, Paused};
+use crate::event::Event;
+use crate::hosting::{HostEvent, Paused, SlotPhase};
 
 /// A member waits this many of the LSP's rounds: the LSP waits for everyone's answer first.
 const MEMBER_PATIENCE_ROUNDS: u64 = 4;
@@ -108,7 +109,7 @@ impl Engine {
                     lsp,
                     capacity,
                     limits: *limits,
-                    seated: false,
+                    seated: None,
                 });
                 self.seek();
                 let _ = answer.send(Ok(()));
@@ -150,11 +151,12 @@ impl Engine {
     /// Tells every role of a new tip, and of fundings that confirmed or left the chain.
     pub(super) async fn block(&mut self, tip: Tip) {
         self.tip = tip.height;
+        // First, or a funding in one of several new blocks would be taken for a missing one.
+        self.look_at_fundings().await;
         for attempt in self.attempts() {
             self.member(attempt, |_| member::Input::Height(tip.height));
             self.coordinator(attempt, coordinator::Input::Height(tip.height));
         }
-        self.look_at_fundings().await;
         self.settle().await;
         self.republish().await;
         self.judge_fees();
@@ -200,6 +202,20 @@ impl Engine {
             self.member(attempt, |_| member::Input::FundingConfirmed { tx, height });
             self.coordinator(attempt, coordinator::Input::FundingConfirmed { height });
             self.told(attempt, Some(height));
+            self.leave_if_closed(attempt).await;
+        }
+    }
+
+    /// An LSP that has given an attempt up has closed its channels. If it publishes the factory all
+    /// the same, what is ours in the channel is brought on chain.
+    async fn leave_if_closed(&mut self, attempt: Attempt) {
+        let Some(slot) = self.members.get(&attempt).map(Member::slot) else {
+            return;
+        };
+        let entry = self.parts.host.slot(&bridge::slot_id(&slot));
+        if let Some(entry) = entry.filter(|entry| entry.phase == SlotPhase::Closed) {
+            let reason = "the channel was closed before the factory was funded";
+            self.leave_closed(&slot, reason, entry.at_stake_msat).await;
         }
     }
 
@@ -280,6 +296,13 @@ impl Engine {
             (_, None) => return,
             (_, Some(attempt)) => attempt,
         };
+        if self.damaged.contains_key(&attempt) {
+            // A new role would write into the journal of the old one.
+            return match message {
+                Message::Refusal(_) => {}
+                _ => self.refuse(peer, attempt, RefusalCode::Unknown, ""),
+            };
+        }
         if self.coordinators.contains_key(&attempt) {
             let from = peer;
             return self.coordinator(attempt, coordinator::Input::Message { from, message });
@@ -299,7 +322,7 @@ impl Engine {
         let wanted = self
             .seeking
             .as_mut()
-            .filter(|seeking| seeking.lsp == peer && !seeking.seated);
+            .filter(|seeking| seeking.lsp == peer && seeking.seated.is_none());
         let Some(seeking) = wanted else {
             return self.refuse(peer, attempt, RefusalCode::Unexpected, "invite");
         };
@@ -330,11 +353,22 @@ impl Engine {
         );
         match joined {
             Ok((role, effects)) => {
-                seeking.seated = true;
+                seeking.seated = Some(attempt);
                 self.members.insert(attempt, role);
                 self.queue(attempt, effects);
             }
-            Err(refused) => self.refuse(peer, attempt, refused.code, refused.field),
+            Err(refused) => {
+                self.refuse(peer, attempt, refused.code, refused.field);
+                let told = self.tell(&Event::FactoryRefused {
+                    factory: bridge::name(&attempt),
+                    peer: peer.to_string(),
+                    reason: refused.code.to_string(),
+                    field: refused.field.to_owned(),
+                });
+                if let Err(error) = told {
+                    tracing::warn!(%error, "the application was not told of a refused offer");
+                }
+            }
         }
     }
 
@@ -362,7 +396,8 @@ impl Engine {
 
     /// Asks the LSP for a place, if the wallet wants one and has none yet.
     pub(super) fn seek(&mut self) {
-        if let Some(seeking) = self.seeking.as_ref().filter(|seeking| !seeking.seated) {
+        let seeking = self.seeking.as_ref();
+        if let Some(seeking) = seeking.filter(|seeking| seeking.seated.is_none()) {
             let (to, capacity) = (seeking.lsp, seeking.capacity);
             self.say(to, &Seek { capacity }.into());
         }
@@ -415,7 +450,12 @@ impl Engine {
         let life_blocks = request.life_blocks;
         let expiry = self.tip.checked_add(life_blocks);
         let expiry = expiry.ok_or(EngineError::Life { life_blocks })?;
-        let peers: Vec<PublicKey> = self.waiting.keys().copied().take(members).collect();
+        // Whoever asked for more would refuse the place and end the attempt.
+        let content = self
+            .waiting
+            .iter()
+            .filter(|(_, wanted)| **wanted <= request.capacity());
+        let peers: Vec<PublicKey> = content.map(|(peer, _)| *peer).take(members).collect();
         if peers.len() < members {
             return Err(EngineError::NotEnoughMembers {
                 waiting: peers.len(),

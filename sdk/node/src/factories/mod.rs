@@ -12,6 +12,7 @@ mod exits;
 mod info;
 mod inputs;
 mod patience;
+mod replay;
 
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
 pub use info::{

@@ -58,7 +58,7 @@ pub use messages::{
 };
 pub use opens::OpenRefusal;
 pub use payments::{InvoiceError, PayError};
-pub use slot::{SlotChannel, SlotId, SlotRole, funding_script};
+pub use slot::{SlotChannel, SlotId, SlotRole};
 pub use slots::{Slot, SlotError, SlotPhase};
 
 /// Where LDK's state and the register live; writes are durable when they return.

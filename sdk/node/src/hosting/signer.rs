@@ -29,8 +29,9 @@ use lightning::sign::{
 };
 use lightning::types::payment::PaymentPreimage;
 use lightning_invoice::RawBolt11Invoice;
+use superscalar_factory::scripts::channel_witness_script;
 
-use super::slot::{SlotId, funding_script};
+use super::slot::SlotId;
 use super::slots::{SharedSlots, Slot, SlotPhase};
 
 /// First bytes of every factory `channel_keys_id`. LDK's own ids start with a counter that never
@@ -119,7 +120,8 @@ impl FactorySigner {
         };
         let counterparty = parameters.counterparty_parameters.as_ref().ok_or(())?;
         let ours = &parameters.holder_pubkeys.funding_pubkey;
-        let script = funding_script(ours, &counterparty.pubkeys.funding_pubkey);
+        let theirs = &counterparty.pubkeys.funding_pubkey;
+        let script = channel_witness_script(ours, theirs).to_p2wsh();
         let outpoint = parameters
             .funding_outpoint
             .map(|outpoint| outpoint.into_bitcoin_outpoint());

@@ -8,8 +8,9 @@
 use bitcoin::hashes::{Hash, HashEngine, sha256};
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, ScriptBuf};
-use lightning::ln::chan_utils::make_funding_redeemscript;
 use lightning::ln::types::ChannelId;
+#[cfg(doc)]
+use superscalar_factory::scripts::channel_witness_script;
 
 /// Names one channel of one member: the place in the factory and which replacement of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,7 +98,7 @@ pub struct SlotChannel {
     pub capacity_sat: u64,
     /// The acceptor's part of it at the start.
     pub push_msat: u64,
-    /// The output's P2WSH script, see [`funding_script`].
+    /// The output's P2WSH script, of [`channel_witness_script`].
     pub funding_script: ScriptBuf,
     /// CSV on our own commitment's `to_local` output.
     pub delay_on_us_blocks: u16,
@@ -141,12 +142,6 @@ impl SlotChannel {
         }
         Ok(())
     }
-}
-
-/// The output script of a channel between the owners of the two funding keys (BOLT 3), in
-/// whichever order they are given.
-pub fn funding_script(a: &PublicKey, b: &PublicKey) -> ScriptBuf {
-    make_funding_redeemscript(a, b).to_p2wsh()
 }
 
 #[cfg(test)]
@@ -199,5 +194,18 @@ mod tests {
         let tag = sha256::Hash::hash(b"superscalar_v1/temporary_channel_id").to_byte_array();
         let expected = sha256::Hash::hash(&[&tag[..], &tag[..], &data[..]].concat());
         assert_eq!(id.temporary_channel_id().0, expected.to_byte_array());
+    }
+    #[test]
+    fn channels_have_the_script_ldk_gives_them() {
+        let secp = bitcoin::secp256k1::Secp256k1::new();
+        let key = |byte| {
+            let secret = bitcoin::secp256k1::SecretKey::from_slice(&[byte; 32]);
+            secret.expect("a valid scalar").public_key(&secp)
+        };
+        for (a, b) in [(1, 2), (2, 1), (7, 9), (9, 7)] {
+            let ours = superscalar_factory::scripts::channel_witness_script(&key(a), &key(b));
+            let theirs = lightning::ln::chan_utils::make_funding_redeemscript(&key(a), &key(b));
+            assert_eq!(ours, theirs);
+        }
     }
 }

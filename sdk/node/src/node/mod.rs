@@ -57,12 +57,6 @@ pub enum StartError {
     /// Lightning.
     #[error(transparent)]
     Lightning(#[from] LoadError),
-    /// A factory's journal.
-    #[error("the journal of a factory cannot be read: {detail}")]
-    Journal {
-        /// What is wrong with it.
-        detail: String,
-    },
 }
 
 /// A running node.

@@ -69,7 +69,9 @@ impl WalletError {
                 "invalid_terms"
             }
             WalletError::Factory(EngineError::UnknownFactory { .. }) => "unknown_factory",
+            WalletError::Factory(EngineError::Damaged { .. }) => "factory_damaged",
             WalletError::Factory(EngineError::NoPath { .. }) => "no_path",
+            WalletError::Factory(EngineError::NoDistributions { .. }) => "no_distributions",
             WalletError::Factory(_) => "factory_failed",
             WalletError::Store(_) => "storage_failed",
             WalletError::Chain(_) => "chain_failed",

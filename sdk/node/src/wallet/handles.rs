@@ -230,15 +230,16 @@ impl Factories {
         Ok(self.node.engine.ask(Command::List).await?)
     }
 
-    /// Asks the LSP for a place with about this capacity, and accepts an offer within the standard
-    /// limits (see [`WalletLimits::standard`]). What becomes of it are events.
+    /// Asks the LSP for a place with at least this capacity, 0 leaving it to the LSP, and accepts
+    /// an offer within the standard limits (see [`WalletLimits::standard`]). What becomes of it
+    /// are events; an offer outside the limits is one too, with the field that was wrong.
     pub async fn join(&self, capacity_sat: u64) -> Result<(), WalletError> {
-        let mut limits = WalletLimits::standard(self.node.keys.network());
-        limits.min_capacity = limits.min_capacity.min(Amount::from_sat(capacity_sat));
+        let capacity = Amount::from_sat(capacity_sat);
+        let limits = WalletLimits::standard(self.node.keys.network()).wanting(capacity);
         let lsp = self.lsp;
         let joined = self.node.engine.ask(|answer| Command::Seek {
             lsp,
-            capacity: Amount::from_sat(capacity_sat),
+            capacity,
             limits: Box::new(limits),
             answer,
         });

@@ -10,9 +10,10 @@ use lightning::chain::chaininterface::{
     BroadcasterInterface, ConfirmationTarget, FeeEstimator, TransactionType,
 };
 use lightning::sign::ChangeDestinationSourceSync;
+use superscalar_factory::scripts::channel_witness_script;
 use superscalar_sdk::hosting::{
     Host, HostConfig, HostEvent, LoadedHost, LspPolicy, Role, SlotChannel, SlotId, SlotPhase,
-    SlotRole, event_queue, funding_script,
+    SlotRole, event_queue,
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -248,7 +249,8 @@ pub(crate) struct Agreement {
 }
 
 pub(crate) fn agreement(lsp: &Host, member: &Host, slot: SlotId, push_msat: u64) -> Agreement {
-    let script = funding_script(&lsp.funding_pubkey(&slot), &member.funding_pubkey(&slot));
+    let keys = [lsp, member].map(|node| node.funding_pubkey(&slot));
+    let script = channel_witness_script(&keys[0], &keys[1]).to_p2wsh();
     let leaf = leaf(slot, script.clone());
     let channel = SlotChannel {
         slot,

@@ -3,21 +3,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod epochs;
+mod stored;
+#[path = "../support/mod.rs"]
 mod support;
 
-use std::collections::BTreeMap;
-
 use bitcoin::hashes::Hash as _;
-use bitcoin::sighash::{Prevouts, SighashCache, TapSighashType};
-use bitcoin::{Amount, FeeRate, OutPoint, Sequence, Txid};
-use superscalar_factory::codec::{Decode, DecodeError, Encode};
+use bitcoin::{Amount, FeeRate, OutPoint, Txid};
 use superscalar_factory::exit::{
-    Action, ChainFacts, Goal, Plan, PlanError, Progress, SignedEpoch, SignedNode, SignedPath,
-    SignedPathError, Spend, Waiting, Worth, plan,
+    Action, ChainFacts, Goal, Plan, PlanError, Progress, SignedPath, Spend, Waiting, Worth, plan,
 };
 use superscalar_factory::shape::{NodeId, Shape};
 use superscalar_factory::terms::TimeoutPolicy;
-use superscalar_factory::tree::{Blueprint, Role, Tree, TreeTx, TxName};
+use superscalar_factory::tree::{Blueprint, Role, Tree, TxName};
 use support::simulated_chain::SimulatedChain;
 use support::{Parties, funding, path_of_four, terms};
 
@@ -30,7 +28,7 @@ const DISTRIBUTION_DELAY: u32 = 18;
 const ROOT: NodeId = NodeId(0);
 const LEAF: NodeId = NodeId(1);
 
-fn name(node: NodeId, role: Role) -> TxName {
+pub(crate) fn name(node: NodeId, role: Role) -> TxName {
     TxName { node, role }
 }
 
@@ -56,7 +54,12 @@ fn step(plan: &Plan) -> (u32, u32) {
     }
 }
 
-fn signed(tree: &Tree, path: &SignedPath, node: NodeId, role: Role) -> bitcoin::Transaction {
+pub(crate) fn signed(
+    tree: &Tree,
+    path: &SignedPath,
+    node: NodeId,
+    role: Role,
+) -> bitcoin::Transaction {
     let txid = tree.tx(name(node, role)).unwrap().txid();
     let all = path.nodes().iter().flat_map(|node| {
         let after = node.epochs.values();
@@ -68,7 +71,11 @@ fn signed(tree: &Tree, path: &SignedPath, node: NodeId, role: Role) -> bitcoin::
 }
 
 /// Follows the plan block by block until nothing of ours is left; gives the blocks it took.
-fn follow_to_the_end(chain: &mut SimulatedChain, path: &SignedPath, goal: Goal) -> (u32, Plan) {
+pub(crate) fn follow_to_the_end(
+    chain: &mut SimulatedChain,
+    path: &SignedPath,
+    goal: Goal,
+) -> (u32, Plan) {
     let start = chain.tip;
     for _ in 0..5_000 {
         let plan = chain.follow(path, goal);
@@ -344,181 +351,6 @@ fn a_kickoff_out_long_ago_leaves_only_the_expiry_to_wait_for() {
     ));
 }
 
-/// The state of `node` again, faster: what a later epoch signs. Its input is `spent`.
-fn newer(tree: &Tree, node: NodeId, role: Role, spent: OutPoint, delay: u16) -> TreeTx {
-    let mut tx = tree.tx(name(node, role)).unwrap().clone();
-    tx.tx.input[0].previous_output = spent;
-    if role == Role::State {
-        tx.tx.input[0].sequence = Sequence::from_height(delay);
-    }
-    let sighash = SighashCache::new(&tx.tx).taproot_key_spend_signature_hash(
-        0,
-        &Prevouts::All(&[&tx.prevout]),
-        TapSighashType::Default,
-    );
-    tx.sighash = sighash.unwrap().to_byte_array();
-    tx
-}
-
-/// The path of slot 0 after the root's epoch was advanced: the old branch, and below the new root
-/// state a leaf signed anew.
-fn path_with_two_root_epochs() -> (Tree, SignedPath) {
-    let (tree, old) = path_of_four(TimeoutPolicy::MembersReclaim);
-    let parties = Parties::new(4);
-    let sign = |tx: &TreeTx| tx.signed(&parties.sign(&tree, tx));
-    let [mut root, leaf] = old.nodes().to_vec().try_into().unwrap();
-    let root_state = newer(&tree, ROOT, Role::State, root.started(), 0);
-    let distribution = root.epochs[&0].distribution.clone();
-    let state = sign(&root_state);
-    root.epochs.insert(
-        1,
-        SignedEpoch {
-            state,
-            distribution,
-        },
-    );
-    let funds_leaf = OutPoint::new(root_state.txid(), 0);
-    let kickoff = sign(&newer(&tree, LEAF, Role::Kickoff, funds_leaf, 0));
-    let started = OutPoint::new(kickoff.compute_txid(), 0);
-    let state = sign(&newer(
-        &tree,
-        LEAF,
-        Role::State,
-        started,
-        STATE_DELAY as u16,
-    ));
-    let distribution = sign(&newer(&tree, LEAF, Role::Distribution, started, 0));
-    let distribution = Some(distribution);
-    let new_leaf = SignedNode {
-        node: LEAF,
-        kickoff,
-        epochs: BTreeMap::from([(
-            0,
-            SignedEpoch {
-                state,
-                distribution,
-            },
-        )]),
-    };
-    let bytes = stored(&old, vec![root, leaf, new_leaf]);
-    (tree, SignedPath::from_bytes(&bytes, "path").unwrap())
-}
-
-/// The encoding of a path with other nodes.
-fn stored(path: &SignedPath, nodes: Vec<SignedNode>) -> Vec<u8> {
-    let mut bytes = path.header().to_bytes();
-    4u16.encode(&mut bytes);
-    path.slot().encode(&mut bytes);
-    path.funding().encode(&mut bytes);
-    path.funding_output().encode(&mut bytes);
-    nodes.encode(&mut bytes);
-    bytes
-}
-
-#[test]
-fn the_newest_epoch_is_published_and_an_older_one_is_followed() {
-    let (tree, path) = path_with_two_root_epochs();
-    let mut chain = SimulatedChain::new(funding(), START);
-    chain.follow(&path, Goal::Leave);
-    chain.mine();
-    // Epoch 1 of 2 has no delay: it may follow its kickoff at once.
-    let plan = chain.follow(&path, Goal::Leave);
-    let [
-        Action::Publish {
-            epoch, transaction, ..
-        },
-    ] = plan.actions.as_slice()
-    else {
-        panic!("one transaction: {plan:?}");
-    };
-    assert_eq!(*epoch, Some(1));
-    let newest = transaction.compute_txid();
-    chain.mine();
-    let (_, plan) = follow_to_the_end(&mut chain, &path, Goal::Leave);
-    let Progress::LeafConfirmed { outpoint, .. } = plan.status.progress else {
-        panic!("{plan:?}");
-    };
-    assert_eq!(outpoint, path.channel_outpoint());
-    assert!(chain.is_confirmed(newest));
-
-    // Somebody got the old root state confirmed: the exit goes on below that one.
-    let mut chain = SimulatedChain::new(funding(), START);
-    chain.publish(&path.nodes()[0].kickoff);
-    chain.mine();
-    chain.mine_empty(STATE_DELAY);
-    chain.publish(&signed(&tree, &path, ROOT, Role::State));
-    let plan = plan_only(&chain, &path);
-    assert_eq!(
-        plan.status.rival,
-        Some(tree.tx(name(ROOT, Role::State)).unwrap().txid())
-    );
-    chain.mine();
-    let (_, plan) = follow_to_the_end(&mut chain, &path, Goal::Leave);
-    let Progress::LeafConfirmed { outpoint, .. } = plan.status.progress else {
-        panic!("{plan:?}");
-    };
-    assert_eq!(outpoint, tree.channel_outpoint(0).unwrap());
-    assert_ne!(outpoint, path.channel_outpoint());
-}
-
-fn plan_only(chain: &SimulatedChain, path: &SignedPath) -> Plan {
-    plan(path, Goal::Leave, &chain.facts(path)).unwrap()
-}
-
-#[test]
-fn a_stored_path_that_is_not_whole_is_refused() {
-    let (_, path) = path_with_two_root_epochs();
-    let refused = |nodes: Vec<SignedNode>| {
-        let result = SignedPath::from_bytes(&stored(&path, nodes), "path");
-        assert!(result.is_err(), "{result:?}");
-    };
-    let whole = path.nodes().to_vec();
-    let mut backwards = whole.clone();
-    backwards.reverse();
-    refused(backwards);
-    let mut with_a_stranger = whole.clone();
-    let mut stranger = whole[2].clone();
-    stranger.kickoff.input[0].previous_output.vout = 9;
-    with_a_stranger.push(stranger);
-    refused(with_a_stranger);
-    assert_eq!(
-        SignedPath::from_bytes(&stored(&path, whole.clone()), "path"),
-        Ok(path.clone())
-    );
-    for position in 0..whole.len() {
-        let mut missing = whole.clone();
-        missing.remove(position);
-        refused(missing);
-        let mut twice = whole.clone();
-        twice.push(whole[position].clone());
-        refused(twice);
-        let mut of_other_node = whole.clone();
-        of_other_node[position].node = NodeId(2);
-        refused(of_other_node);
-        let mut of_no_epoch = whole.clone();
-        of_no_epoch[position].epochs.clear();
-        refused(of_no_epoch);
-        let mut wrong_epoch = whole.clone();
-        let (_, signed) = wrong_epoch[position].epochs.pop_last().unwrap();
-        wrong_epoch[position].epochs.insert(2, signed);
-        refused(wrong_epoch);
-        let mut no_backstop = whole.clone();
-        let mut newest = no_backstop[position].epochs.last_entry().unwrap();
-        newest.get_mut().distribution = None;
-        refused(no_backstop);
-        let mut unsigned = whole.clone();
-        unsigned[position].kickoff.input[0].witness.clear();
-        refused(unsigned);
-        let mut two_inputs = whole.clone();
-        let input = whole[position].kickoff.input[0].clone();
-        two_inputs[position].kickoff.input.push(input);
-        refused(two_inputs);
-        let mut none = whole.clone();
-        none[position].kickoff.output.clear();
-        refused(none);
-    }
-}
-
 #[test]
 fn a_factory_without_distributions_has_no_reclaim() {
     let (_, path) = path_of_four(TimeoutPolicy::LspReclaims);
@@ -588,68 +420,4 @@ fn facts_of_two_chains_are_refused() {
         plan(&path, Goal::Defend, &facts),
         Err(PlanError::Inconsistent { .. })
     ));
-}
-
-#[test]
-fn a_path_needs_every_signature_and_each_must_be_valid() {
-    let parties = Parties::new(4);
-    let terms = terms(
-        &parties,
-        Shape::two_layers(4),
-        TimeoutPolicy::MembersReclaim,
-        EXPIRY,
-    );
-    let tree = Blueprint::whole(&terms).unwrap().tree(funding()).unwrap();
-    let all = parties.sign_all(&tree);
-    let new = |signatures: &BTreeMap<_, _>| SignedPath::new(&tree, 3, signatures.clone());
-    assert!(new(&all).is_ok());
-    for name in tree.signing_order(3) {
-        let mut missing = all.clone();
-        missing.remove(&name);
-        assert_eq!(
-            new(&missing),
-            Err(SignedPathError::MissingSignature { name })
-        );
-        for other in tree
-            .signing_order(3)
-            .into_iter()
-            .filter(|other| *other != name)
-        {
-            let mut swapped = all.clone();
-            swapped.insert(name, all[&other]);
-            assert_eq!(new(&swapped), Err(SignedPathError::BadSignature { name }));
-        }
-    }
-    let (slot, members) = (4, 4);
-    let refused = Err(SignedPathError::NoSuchSlot { slot, members });
-    assert_eq!(SignedPath::new(&tree, slot, all), refused);
-}
-
-/// A flipped bit is refused, unless it is in a field that no signed transaction of this path
-/// depends on (the instance, say): the transactions themselves never differ.
-#[test]
-fn a_stored_path_with_a_flipped_bit_is_refused_or_differs() {
-    let (_, path) = path_of_four(TimeoutPolicy::MembersReclaim);
-    let bytes = path.to_bytes();
-    assert_eq!(SignedPath::from_bytes(&bytes, "path"), Ok(path.clone()));
-    for position in 0..bytes.len() {
-        let mut flipped = bytes.clone();
-        flipped[position] ^= 1 << (position % 8);
-        if let Ok(other) = SignedPath::from_bytes(&flipped, "path") {
-            assert_ne!(other, path);
-            assert_eq!(other.nodes(), path.nodes(), "byte {position}");
-        }
-        let cut = SignedPath::from_bytes(&bytes[..position], "path");
-        assert!(cut.is_err(), "cut at {position}");
-    }
-    let mut long = bytes;
-    long.push(0);
-    let trailing = SignedPath::from_bytes(&long, "path");
-    assert_eq!(
-        trailing,
-        Err(DecodeError::Trailing {
-            what: "path",
-            count: 1
-        })
-    );
 }
