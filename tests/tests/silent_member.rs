@@ -101,7 +101,7 @@ fn assert_lsp_has(
     let vbytes: u64 = sweeps.iter().map(|sweep| sweep.vsize() as u64).sum();
     let fees = balance_sat + value_of(second) - arrived;
     assert!(fees >= vbytes && fees <= 20 * vbytes, "{fees} for {vbytes}");
-    let coins = network.lsp().onchain().balance();
+    let coins = network.lsp().onchain().balance().unwrap();
     assert_eq!(coins.spendable_sat, before_sat + arrived);
 }
 
@@ -145,7 +145,7 @@ async fn start() -> (TestNetwork, String, Outside) {
 async fn a_member_that_accepts_from_the_outside_and_goes_silent_costs_the_lsp_nothing() {
     let (network, factory, outside) = start().await;
     let outside_msat = outside.balance_msat();
-    let coins_sat = network.lsp().onchain().balance().spendable_sat;
+    let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
     let member = network.wallet(0).lightning();
     let invoice = member.receive(Some(HTLC_SAT * 1_000), "", 3_600).await;
     network.members[0].wire.to_member.hold();
@@ -189,7 +189,7 @@ async fn a_member_that_accepts_from_the_outside_and_goes_silent_costs_the_lsp_no
 async fn a_member_that_pays_the_outside_and_goes_silent_is_made_to_pay_on_chain() {
     let (network, factory, outside) = start().await;
     let outside_msat = outside.balance_msat();
-    let coins_sat = network.lsp().onchain().balance().spendable_sat;
+    let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
     let invoice = outside.invoice(HTLC_SAT * 1_000);
     let wire = &network.members[0].wire;
     wire.to_member.hold();

@@ -58,6 +58,7 @@ pub use messages::{
 };
 pub use opens::OpenRefusal;
 pub use payments::{InvoiceError, PayError};
+pub(crate) use signer::node_id;
 pub use slot::{SlotChannel, SlotId, SlotRole, funding_script};
 pub use slots::{Slot, SlotError, SlotPhase};
 
