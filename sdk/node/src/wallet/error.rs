@@ -210,6 +210,9 @@ impl WalletError {
                 add("cursor", cursor);
                 add("newest", newest);
             }
+            WalletError::Invoice(InvoiceError::FactoryEnding { last_height }) => {
+                add("last_height", last_height);
+            }
             WalletError::Connect(ConnectError::Unreachable { peer, address }) => {
                 add("peer", peer);
                 add("address", address);
