@@ -8,11 +8,12 @@ BIN_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
 PROGRAMS = -p lsp-node -p wallet-cli -p outside-node
 export SUPERSCALAR_BIN_DIR = $(BIN_DIR)
 
-.PHONY: help demo test lint bench setup bitcoind
+.PHONY: help demo test bindings lint bench setup bitcoind
 
 help:
 	@echo "make demo    a factory, payments and an exit on a real regtest chain"
 	@echo "make test    everything, on real bitcoinds"
+	@echo "make bindings  write the Kotlin and Python sources anew and test them"
 	@echo "make lint    rustfmt, clippy, docs; warnings are errors"
 	@echo "make bench   the figures of the README"
 	@echo "make setup   install system packages (as root on Debian), or say which are missing"
@@ -21,8 +22,15 @@ demo: bitcoind
 	$(CARGO) build --locked $(PROGRAMS) -p superscalar-tests --bins
 	$(BIN_DIR)/demo
 
+# The first line also compares the committed sources of the bindings with the library.
 test: bitcoind
 	$(CARGO) test --workspace --locked
+	scripts/test-bindings
+
+bindings: bitcoind
+	$(CARGO) build --locked $(PROGRAMS) -p superscalar-tests -p superscalar-ffi -p superscalar-bindgen
+	$(BIN_DIR)/superscalar-bindgen write
+	scripts/test-bindings
 
 lint:
 	$(CARGO) fmt --all --check

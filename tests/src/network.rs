@@ -11,7 +11,7 @@ use superscalar_sdk::keys::WalletKeys;
 use superscalar_sdk::store::{DATABASE_FILE, Store, StoreError};
 use superscalar_sdk::{
     BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp, LspBuilder,
-    LspUri, Mnemonic, PaymentStatus, Preset, Wallet, WalletBuilder, WalletError, WordCount,
+    LspUri, Mnemonic, PaymentStatus, Preset, Wallet, WalletBuilder, WordCount,
 };
 use tempfile::TempDir;
 
@@ -87,8 +87,7 @@ impl TestNetwork {
             let wire = Wire::to(network.lsp_address()).await;
             let uri = network.uri_over(&wire);
             let chain = chain_config(&network.chain);
-            let opening = try_open(&chain, &uri, &mnemonic, directory.path(), poll_interval);
-            let wallet = opening.await.unwrap();
+            let wallet = open(&chain, &uri, &mnemonic, directory.path(), poll_interval).await;
             wallet.factories().join(500_000).await.unwrap();
             network.members.push(Member {
                 wallet,
@@ -122,7 +121,7 @@ impl TestNetwork {
     }
 
     /// The wallet of a member.
-    pub fn wallet(&self, member: usize) -> &Wallet {
+    pub fn wallet(&self, member: usize) -> &Arc<Wallet> {
         &self.members[member].wallet
     }
 
@@ -257,24 +256,13 @@ impl TestNetwork {
             chain,
         } = self.members.remove(member);
         wallet.stop().await;
-        // The directory's lock goes with the last handle of the wallet: a task that was told to end
-        // may have it for a moment.
-        drop(wallet);
+        // A handle that is still held does not keep the directory.
         meanwhile(&self.chain);
-        let mut opened = None;
-        self.wait("the directory's lock", async || {
-            let interval = self.poll_interval;
-            let opening = try_open(&chain, &uri, &mnemonic, directory.path(), interval);
-            match opening.await {
-                Ok(wallet) => opened = Some(wallet),
-                Err(error) if error.code() == "storage_locked" => return false,
-                Err(error) => panic!("{error}"),
-            }
-            true
-        })
-        .await;
+        let interval = self.poll_interval;
+        let opened = open(&chain, &uri, &mnemonic, directory.path(), interval).await;
+        drop(wallet);
         let member_again = Member {
-            wallet: opened.expect("opened"),
+            wallet: opened,
             wire,
             mnemonic,
             directory,
@@ -336,7 +324,7 @@ impl TestNetwork {
 
     /// Everything a member has in channels, reserves included, in msat.
     pub fn balance_msat(&self, member: usize) -> u64 {
-        let balance = self.wallet(member).balance();
+        let balance = self.wallet(member).balance().unwrap();
         balance.spendable_msat + balance.reserved_msat
     }
 
@@ -445,13 +433,13 @@ async fn open_lsp(
         .unwrap()
 }
 
-async fn try_open(
+async fn open(
     chain: &ChainConfig,
     lsp: &LspUri,
     mnemonic: &str,
     directory: &std::path::Path,
     poll_interval: Duration,
-) -> Result<Arc<Wallet>, WalletError> {
+) -> Arc<Wallet> {
     WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
         .storage_dir(directory)
         .chain_source(chain.clone())
@@ -459,6 +447,7 @@ async fn try_open(
         .poll_interval(poll_interval)
         .start()
         .await
+        .unwrap()
 }
 
 /// A request for a regtest factory of `members`.

@@ -239,7 +239,7 @@ impl TestNetwork {
             exit.leaf_height,
             self.chain.confirmed_at(path.channel.txid).unwrap()
         );
-        let balance = self.wallet(member).balance();
+        let balance = self.wallet(member).balance().unwrap();
         assert_eq!(balance.onchain_sat, own_sat - sweep_fee_sat);
         assert_eq!(balance.onchain_pending_sat, 0);
         assert_eq!((balance.spendable_msat, balance.reserved_msat), (0, 0));
@@ -304,7 +304,7 @@ impl TestNetwork {
 
     /// A member's money in channels.
     pub fn channel_msat(&self, member: usize) -> u64 {
-        let balance = self.wallet(member).balance();
+        let balance = self.wallet(member).balance().unwrap();
         balance.spendable_msat + balance.reserved_msat
     }
 

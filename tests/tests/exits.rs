@@ -33,7 +33,7 @@ async fn mainnet_delays_are_kept_to_the_block() {
     network.lose_lsp().await;
 
     let wallet = network.wallet(0);
-    assert_eq!(wallet.balance().onchain_sat, 0, "no coin is owned");
+    assert_eq!(wallet.balance().unwrap().onchain_sat, 0, "no coin is owned");
     let path = ExitPath::of(wallet, &factory).await;
     let delays: Vec<u32> = path.steps.iter().map(|tx| tx.info.delay_blocks).collect();
     assert_eq!(delays, [0, 96, 0, 96]);
@@ -135,7 +135,7 @@ async fn a_restart_at_every_stage_changes_nothing() {
     network.restart(0).await;
     network.block(&[0]).await;
     assert_eq!(network.exit(0).await.stage, "done");
-    let coins = network.wallet(0).balance().onchain_sat;
+    let coins = network.wallet(0).balance().unwrap().onchain_sat;
     assert_eq!(coins, closed.own_sat - closed.sweep_fee_sat);
 }
 
@@ -315,7 +315,7 @@ async fn everyone_is_paid(network: &TestNetwork, paths: &[ExitPath]) {
     let everyone: Vec<usize> = (0..paths.len()).collect();
     network.follow(&everyone).await;
     for (member, path) in paths.iter().enumerate() {
-        let balance = network.wallet(member).balance();
+        let balance = network.wallet(member).balance().unwrap();
         assert_eq!(balance.onchain_sat, path.capacity_sat + path.stock_sat);
         assert_eq!(balance.onchain_sat, 600_000);
     }

@@ -10,7 +10,7 @@ async fn members_pay_each_other_and_one_leaves_alone() {
     let factory = network.build(regtest_factory(4)).await;
     network.lsp_pays(0, 200_000_000).await;
     network.pay(0, 1, 50_000_000).await;
-    let balance = network.wallet(0).balance();
+    let balance = network.wallet(0).balance().unwrap();
     eprintln!("{balance:?}");
 
     network.lose_lsp().await;
@@ -31,7 +31,7 @@ async fn members_pay_each_other_and_one_leaves_alone() {
         }
     }
     let exit = network.exit(0).await;
-    eprintln!("{exit:?} {:?}", network.wallet(0).balance());
+    eprintln!("{exit:?} {:?}", network.wallet(0).balance().unwrap());
     assert_eq!(exit.stage, "done");
-    assert!(network.wallet(0).balance().onchain_sat > 140_000);
+    assert!(network.wallet(0).balance().unwrap().onchain_sat > 140_000);
 }

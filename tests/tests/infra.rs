@@ -15,3 +15,5 @@ mod following;
 mod killed;
 #[path = "infra/onchain.rs"]
 mod onchain;
+#[path = "infra/stopping.rs"]
+mod stopping;

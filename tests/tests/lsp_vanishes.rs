@@ -100,7 +100,7 @@ fn assert_arrived(
     let fees = owned_sat - arrived;
     let vbytes: u64 = sweeps.iter().map(|sweep| sweep.vsize() as u64).sum();
     assert!(fees >= vbytes && fees <= 20 * vbytes, "{fees} for {vbytes}");
-    let balance = network.wallet(member).balance();
+    let balance = network.wallet(member).balance().unwrap();
     assert_eq!(balance.onchain_sat, arrived);
     assert_eq!(balance.spendable_msat + balance.reserved_msat, 0);
 }
@@ -111,7 +111,7 @@ async fn assert_recovered(network: &TestNetwork, member: usize, factory: &str, b
     let (commitment, at) = commitment_of(network, member, factory, capacity_sat).await;
     if balance_sat == 0 {
         assert_eq!(commitment.output.len(), 1, "all of it is the LSP's");
-        assert_eq!(network.wallet(member).balance().onchain_sat, 0);
+        assert_eq!(network.wallet(member).balance().unwrap().onchain_sat, 0);
         return;
     }
     let sweep = swept(network, &commitment, at, balance_sat);
@@ -316,12 +316,12 @@ async fn assert_nothing_is_left_of(phase: &str) {
         })
         .await;
     for member in &network.members {
-        assert_eq!(member.wallet.balance(), Default::default());
+        assert_eq!(member.wallet.balance().unwrap(), Default::default());
         assert!(member.wallet.exit().status().await.unwrap().is_empty());
         member.wire.to_lsp.pass();
     }
     network.restart_lsp().await;
-    let coins = network.lsp().onchain().balance();
+    let coins = network.lsp().onchain().balance().unwrap();
     assert_eq!((coins.spendable_sat, coins.pending_sat), (1_000_000_000, 0));
     for member in &network.members {
         member.wallet.factories().join(500_000).await.unwrap();

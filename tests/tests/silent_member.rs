@@ -101,7 +101,7 @@ fn assert_lsp_has(
     let vbytes: u64 = sweeps.iter().map(|sweep| sweep.vsize() as u64).sum();
     let fees = balance_sat + value_of(second) - arrived;
     assert!(fees >= vbytes && fees <= 20 * vbytes, "{fees} for {vbytes}");
-    let coins = network.lsp().onchain().balance();
+    let coins = network.lsp().onchain().balance().unwrap();
     assert_eq!(coins.spendable_sat, before_sat + arrived);
 }
 
@@ -145,7 +145,7 @@ async fn start() -> (TestNetwork, String, Outside) {
 async fn a_member_that_accepts_from_the_outside_and_goes_silent_costs_the_lsp_nothing() {
     let (network, factory, outside) = start().await;
     let outside_msat = outside.balance_msat();
-    let coins_sat = network.lsp().onchain().balance().spendable_sat;
+    let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
     let member = network.wallet(0).lightning();
     let invoice = member.receive(Some(HTLC_SAT * 1_000), "", 3_600).await;
     network.members[0].wire.to_member.hold();
@@ -189,7 +189,7 @@ async fn a_member_that_accepts_from_the_outside_and_goes_silent_costs_the_lsp_no
 async fn a_member_that_pays_the_outside_and_goes_silent_is_made_to_pay_on_chain() {
     let (network, factory, outside) = start().await;
     let outside_msat = outside.balance_msat();
-    let coins_sat = network.lsp().onchain().balance().spendable_sat;
+    let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
     let invoice = outside.invoice(HTLC_SAT * 1_000);
     let wire = &network.members[0].wire;
     wire.to_member.hold();
@@ -241,7 +241,7 @@ async fn a_member_that_breaks_off_with_a_payment_in_its_hands_gains_nothing() {
         .wait("the member to be back", async || network.channel(0).usable)
         .await;
     let outside_msat = outside.balance_msat();
-    let coins_sat = network.lsp().onchain().balance().spendable_sat;
+    let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
     let member = network.wallet(0).lightning();
     let invoice = member.receive(Some(HTLC_SAT * 1_000), "", 3_600).await;
     network.members[0].wire.to_member.hold();
@@ -288,12 +288,12 @@ async fn a_member_that_breaks_off_with_a_payment_in_its_hands_gains_nothing() {
         .wait("the cheater to have its balance", async || {
             network.chain.mine(1).unwrap();
             network.wallet(0).sync().await.unwrap();
-            network.wallet(0).balance().onchain_sat > 0
+            network.wallet(0).balance().unwrap().onchain_sat > 0
         })
         .await;
     network.chain.mine(200).unwrap();
     network.wallet(0).sync().await.unwrap();
-    assert!(network.wallet(0).balance().onchain_sat < 100_000);
+    assert!(network.wallet(0).balance().unwrap().onchain_sat < 100_000);
     outside.stop().await;
     network.stop().await;
 }
@@ -345,7 +345,7 @@ async fn after_t_a_living_lsp_answers_every_kickoff_with_its_state() {
         assert_eq!(network.chain.confirmed_at(distribution.txid).unwrap(), None);
     }
     assert_eq!(
-        network.wallet(0).balance().onchain_sat,
+        network.wallet(0).balance().unwrap().onchain_sat,
         closed.own_sat - closed.sweep_fee_sat
     );
     network.stop().await;

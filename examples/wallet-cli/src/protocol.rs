@@ -113,7 +113,9 @@ impl From<WalletError> for Failure {
                 Some("join a factory first; `factories` shows when it is active")
             }
             "unknown_factory" => Some("`factories` lists the names"),
-            "chain_failed" => Some("is bitcoind running, and are address and credentials right?"),
+            "chain_unreachable" | "chain_unauthorized" | "chain_failed" => {
+                Some("is bitcoind running, and are address and credentials right?")
+            }
             "already_paid" => Some("`payments` shows it"),
             "factory_damaged" => Some("the other factories run; restore the wallet's directory"),
             "no_distributions" => Some("leave without --reclaim, before the factory ends"),

@@ -201,6 +201,15 @@ impl EventLog {
         self.store.acknowledge_events(cursor)
     }
 
+    pub(crate) fn acknowledged(&self) -> Result<u64, StoreError> {
+        self.store.events_acknowledged()
+    }
+
+    /// Wakes everyone who waits for an event, to find the store closed.
+    pub(crate) fn wake(&self) {
+        self.newest.send_modify(|_| ());
+    }
+
     /// Changes with every new event.
     pub(crate) fn newest(&self) -> watch::Receiver<u64> {
         self.newest.subscribe()

@@ -53,6 +53,6 @@ pub use lsp::{ChannelInfo, Lsp, LspBuilder};
 pub use node::StartError;
 pub use payments::{Direction, Payment, PaymentStatus};
 pub use wallet::{
-    Balance, ChainConfig, Exit, Factories, Lightning, LspUri, Onchain, OnchainCoins, SendQuote,
-    Status, UriError, Wallet, WalletBuilder, WalletError,
+    Action, Balance, ChainConfig, Exit, Factories, Lightning, LspUri, Onchain, OnchainCoins,
+    SendQuote, Status, UriError, Wallet, WalletBuilder, WalletError,
 };

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::event::EventPage;
 use crate::factories::{BuildRequest, Command, ExitInfo, FactoryInfo, TreeNodeInfo};
 use crate::hosting::{LspPolicy, Role};
-use crate::keys::Mnemonic;
-use crate::node::{Node, NodeConfig};
+use crate::keys::{Mnemonic, WalletKeys};
+use crate::node::{Node, NodeConfig, NodeHandle, StartError};
 use crate::wallet::{
     Balance, ChainConfig, Exit, Lightning, LspUri, Onchain, WalletError, wait_for_event,
 };
@@ -84,9 +84,9 @@ impl LspBuilder {
         let storage_dir = self.storage_dir.ok_or(incomplete("storage_dir"))?;
         let chain = self.chain.ok_or(incomplete("chain_source"))?;
         let listen = self.listen.ok_or(incomplete("listen"))?;
+        let keys = WalletKeys::new(&self.mnemonic, "", self.network).map_err(StartError::from)?;
         let node = Node::start(NodeConfig {
-            network: self.network,
-            mnemonic: self.mnemonic,
+            keys: Arc::new(keys),
             storage_dir,
             bitcoind: chain.bitcoind(),
             listen: Some(listen),
@@ -94,13 +94,16 @@ impl LspBuilder {
             poll_interval: self.poll_interval,
         })
         .await?;
-        Ok(Arc::new(Lsp { node }))
+        let handle = NodeHandle::default();
+        handle.set(Arc::clone(&node));
+        Ok(Arc::new(Lsp { node, handle }))
     }
 }
 
 /// A running LSP.
 pub struct Lsp {
     node: Arc<Node>,
+    handle: NodeHandle,
 }
 
 /// One channel as it stands.
@@ -221,18 +224,18 @@ impl Lsp {
 
     /// Invoices and payments of the LSP itself.
     pub fn lightning(&self) -> Lightning {
-        Lightning::new(Arc::clone(&self.node))
+        Lightning::new(self.handle.clone())
     }
 
     /// Coins.
     pub fn onchain(&self) -> Onchain {
-        Onchain::new(Arc::clone(&self.node))
+        Onchain::new(self.handle.clone())
     }
 
     /// Bringing a place's channel on chain alone, by `factory/slot`. For an HTLC whose time runs
     /// out it begins by itself.
     pub fn exit(&self) -> Exit {
-        Exit::new(Arc::clone(&self.node))
+        Exit::new(self.handle.clone())
     }
 
     /// Events behind `cursor`, at most `limit`.
@@ -250,8 +253,11 @@ impl Lsp {
         Ok(self.node.sync().await?.height)
     }
 
-    /// Persists everything and ends all tasks. A second call does nothing.
+    /// Persists everything, ends all tasks and gives the directory up, whatever handles there still
+    /// are: calls that need the node answer [`WalletError::Stopped`] from then on. A second call
+    /// does nothing.
     pub async fn stop(&self) {
+        self.handle.take();
         self.node.stop().await;
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lightning::util::persist::KVStoreSync;
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, EventLog};
@@ -26,7 +25,6 @@ pub enum Direction {
 /// How far a payment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[non_exhaustive]
 pub enum PaymentStatus {
     /// An invoice that is not paid, or a payment on its way.
     Pending,
@@ -92,25 +90,20 @@ impl Payments {
     pub(crate) fn record(&self, payment: &Payment) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(payment).map_err(StoreError::corrupt)?;
         let key = &payment.payment_hash;
-        KVStoreSync::write(&*self.store, PRIMARY, SECONDARY, key, bytes)
-            .map_err(StoreError::corrupt)
+        self.store.set_value(PRIMARY, SECONDARY, key, &bytes)
     }
 
     pub(crate) fn get(&self, payment_hash: &str) -> Result<Option<Payment>, StoreError> {
-        match KVStoreSync::read(&*self.store, PRIMARY, SECONDARY, payment_hash) {
-            Ok(bytes) => Ok(Some(
-                serde_json::from_slice(&bytes).map_err(StoreError::corrupt)?,
-            )),
-            Err(error) if error.kind() == lightning::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(StoreError::corrupt(error)),
-        }
+        let bytes = self.store.value(PRIMARY, SECONDARY, payment_hash)?;
+        bytes
+            .map(|bytes| serde_json::from_slice(&bytes).map_err(StoreError::corrupt))
+            .transpose()
     }
 
     /// Newest first.
     pub(crate) fn all(&self) -> Result<Vec<Payment>, StoreError> {
-        let keys = KVStoreSync::list(&*self.store, PRIMARY, SECONDARY);
         let mut payments = Vec::new();
-        for key in keys.map_err(StoreError::corrupt)? {
+        for key in self.store.keys(PRIMARY, SECONDARY)? {
             payments.extend(self.get(&key)?);
         }
         payments.sort_by_key(|payment| std::cmp::Reverse(payment.created_at));

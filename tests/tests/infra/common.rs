@@ -20,7 +20,7 @@ pub(crate) const NEVER: Duration = Duration::from_secs(3600);
 /// What a test waits for at most.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon \
+pub(crate) const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon \
                      abandon abandon about";
 
 pub(crate) fn sat_per_vb(feerate: u64) -> FeeRate {

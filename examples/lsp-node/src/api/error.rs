@@ -72,8 +72,10 @@ fn status(code: &str) -> StatusCode {
         "unknown_factory" => StatusCode::NOT_FOUND,
         "not_enough_members" | "no_path" | "no_distributions" | "factory_damaged"
         | "no_active_channel" | "already_paid" | "payment_failed" | "channel_failed"
-        | "onchain_failed" => StatusCode::CONFLICT,
-        "peer_unreachable" | "chain_failed" => StatusCode::BAD_GATEWAY,
+        | "onchain_failed" | "insufficient_funds" => StatusCode::CONFLICT,
+        "peer_unreachable" | "chain_unreachable" | "chain_unauthorized" | "chain_failed" => {
+            StatusCode::BAD_GATEWAY
+        }
         "stopped" => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -17,8 +17,8 @@ pub(super) fn routes() -> Router<Arc<Api>> {
         .route("/v1/onchain/address", post(address))
 }
 
-async fn coins(State(api): State<Arc<Api>>) -> Json<OnchainCoins> {
-    Json(api.lsp.onchain().balance())
+async fn coins(State(api): State<Arc<Api>>) -> Result<Json<OnchainCoins>, ApiError> {
+    Ok(Json(api.lsp.onchain().balance()?))
 }
 
 #[derive(Serialize)]

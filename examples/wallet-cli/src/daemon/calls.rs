@@ -55,7 +55,7 @@ async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
             done(&found.ok_or_else(unknown)?)
         }
         Request::Payments {} => done(&wallet.lightning().payments()?),
-        Request::Balance {} => done(&wallet.balance()),
+        Request::Balance {} => done(&wallet.balance()?),
         Request::Factories {} => done(&wallet.factories().list().await?),
         Request::Tree { factory } => done(&wallet.factories().tree(&factory).await?),
         Request::ExitPlan { factory } => done(&wallet.exit().plan(&factory).await?),
@@ -65,7 +65,7 @@ async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
         }
         Request::ExitStatus {} => done(&wallet.exit().status().await?),
         Request::Address {} => Ok(json!({ "address": wallet.onchain().address()? })),
-        Request::Coins {} => done(&wallet.onchain().balance()),
+        Request::Coins {} => done(&wallet.onchain().balance()?),
         Request::SendCoins {
             address,
             amount_sat,

@@ -180,7 +180,11 @@ fn set_disk_refuses(store: &Store, refuses: bool) {
     } else {
         "DROP TRIGGER refuse;"
     };
-    store.connection().execute_batch(statement).unwrap();
+    store
+        .connection()
+        .unwrap()
+        .execute_batch(statement)
+        .unwrap();
 }
 
 proptest! {

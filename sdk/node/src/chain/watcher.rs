@@ -305,7 +305,7 @@ fn save_all(tx: &rusqlite::Transaction<'_>, view: &ChainView) -> Result<(), Stor
 
 /// `None` for a database in which the chain was never recorded.
 fn load(store: &Store) -> Result<Option<ChainView>, StoreError> {
-    let connection = store.connection();
+    let connection = store.connection()?;
     let mut view = ChainView {
         blocks: Default::default(),
         outpoints: HashMap::new(),

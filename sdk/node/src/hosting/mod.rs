@@ -58,6 +58,7 @@ pub use messages::{
 };
 pub use opens::OpenRefusal;
 pub use payments::{InvoiceError, PayError};
+pub(crate) use signer::node_id;
 pub use slot::{SlotChannel, SlotId, SlotRole};
 pub use slots::{Slot, SlotError, SlotPhase};
 

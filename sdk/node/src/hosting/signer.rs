@@ -51,6 +51,12 @@ pub(super) struct FactoryKeys {
     slots: SharedSlots,
 }
 
+/// The Lightning node id of a node with this seed.
+pub(crate) fn node_id(seed: &[u8; 32]) -> PublicKey {
+    let secret = KeysManager::new(seed, 0, 0, true).get_node_secret_key();
+    secret.public_key(&Secp256k1::new())
+}
+
 impl FactoryKeys {
     pub(super) fn new(seed: &[u8; 32], slots: SharedSlots) -> Self {
         // Only makes LDK's ephemeral values differ between runs; a clock before 1970 is no harm.

@@ -2,26 +2,31 @@
 //! alike.
 //!
 //! What always holds: nothing is sent or published before every part has seen the chain's tip;
-//! a node that stopped has everything on disk.
+//! a node that stopped has everything on disk and its directory is free, whoever still holds a
+//! handle to it.
 
 mod adapters;
+mod handle;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bitcoin::{FeeRate, Network};
+use bitcoin::FeeRate;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::chain::{BitcoindConfig, BitcoindSource, Chain, ChainError, ChainSource, Follower, Tip};
 use crate::event::EventLog;
 use crate::factories::{Engine, EngineHandle, EngineParts};
 use crate::hosting::{Host, HostConfig, LoadError, LoadedHost, Role};
-use crate::keys::{KeysError, Mnemonic, WalletKeys};
+use crate::keys::{KeysError, WalletKeys};
 use crate::onchain::{OnchainError, OnchainWallet};
 use crate::payments::Payments;
 use crate::store::{Store, StoreError};
+pub(crate) use handle::NodeHandle;
+
 use adapters::{Fees, Publisher, Sink, SweepAddress};
 
 /// What feerate to assume where the chain source cannot estimate one: 10 sat/vB.
@@ -29,8 +34,7 @@ const FALLBACK_FEERATE: FeeRate = FeeRate::from_sat_per_kwu(2_500);
 
 /// Everything a node is started with.
 pub(crate) struct NodeConfig {
-    pub(crate) network: Network,
-    pub(crate) mnemonic: Mnemonic,
+    pub(crate) keys: Arc<WalletKeys>,
     pub(crate) storage_dir: PathBuf,
     pub(crate) bitcoind: BitcoindConfig,
     pub(crate) listen: Option<SocketAddr>,
@@ -68,21 +72,35 @@ pub(crate) struct Node {
     pub(crate) engine: EngineHandle,
     pub(crate) events: Arc<EventLog>,
     pub(crate) payments: Arc<Payments>,
+    store: Arc<Store>,
+    runtime: Handle,
     follower: tokio::sync::Mutex<Option<Follower>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Node {
+    /// Within a tokio runtime, which its tasks run on.
     pub(crate) async fn start(config: NodeConfig) -> Result<Arc<Node>, StartError> {
-        let keys = Arc::new(WalletKeys::new(&config.mnemonic, "", config.network)?);
-        let store = Arc::new(Store::open(&config.storage_dir, &keys.identity()?)?);
+        let identity = config.keys.identity()?;
+        let store = Arc::new(Store::open(&config.storage_dir, &identity)?);
+        let started = Node::assemble(config, Arc::clone(&store)).await;
+        if started.is_err() {
+            // A task that was begun may hold the store for a moment longer.
+            store.close();
+        }
+        started
+    }
+
+    async fn assemble(config: NodeConfig, store: Arc<Store>) -> Result<Arc<Node>, StartError> {
+        let keys = config.keys;
+        let network = keys.network();
         let bitcoind = BitcoindSource::new(config.bitcoind);
-        bitcoind.check_network(config.network).await?;
+        bitcoind.check_network(network).await?;
         let source: Arc<dyn ChainSource> = Arc::new(bitcoind);
         let best = Chain::best_block(&source).await?;
         let chain = Chain::open(
             Arc::clone(&source),
-            config.network,
+            network,
             Arc::clone(&store),
             &best,
             FALLBACK_FEERATE,
@@ -99,7 +117,7 @@ impl Node {
         let (sink, inbox) = Sink::new(Arc::clone(&events), Arc::clone(&payments));
         let is_lsp = matches!(config.role, Role::Lsp(_));
         let loaded = LoadedHost::load(HostConfig {
-            network: config.network,
+            network: network,
             role: config.role,
             node_seed: *keys.lightning_seed()?.expose(),
             listen: config.listen,
@@ -121,9 +139,9 @@ impl Node {
             Arc::clone(&onchain) as crate::chain::Listener,
         ];
         let follower = chain.follow(synchronized, listeners, config.poll_interval);
-        let (engine, running) = Engine::start(
+        let engine = Engine::start(
             EngineParts {
-                network: config.network,
+                network: network,
                 is_lsp,
                 factory_seed: keys.factory_seed()?,
                 store: Arc::clone(&store),
@@ -134,7 +152,15 @@ impl Node {
             },
             inbox,
         )
-        .await?;
+        .await;
+        let (engine, running) = match engine {
+            Ok(started) => started,
+            Err(error) => {
+                follower.stop().await;
+                host.stop().await;
+                return Err(error);
+            }
+        };
         Ok(Arc::new(Node {
             keys,
             chain,
@@ -143,6 +169,8 @@ impl Node {
             engine,
             events,
             payments,
+            store,
+            runtime: Handle::current(),
             follower: tokio::sync::Mutex::new(Some(follower)),
             tasks: Mutex::new(vec![publishing, running]),
         }))
@@ -157,9 +185,11 @@ impl Node {
         Ok(tip)
     }
 
-    /// Persists everything and ends all tasks. A second call does nothing.
+    /// Persists everything, ends all tasks and gives the directory up. A second call waits for the
+    /// first and does nothing.
     pub(crate) async fn stop(&self) {
-        let Some(follower) = self.follower.lock().await.take() else {
+        let mut following = self.follower.lock().await;
+        let Some(follower) = following.take() else {
             return;
         };
         follower.stop().await;
@@ -167,6 +197,19 @@ impl Node {
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         for task in tasks {
             task.abort();
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!(%error, "a task of the node failed");
+            }
         }
+        self.store.close();
+        self.events.wake();
+    }
+
+    /// [`stop`](Self::stop) from a place that cannot wait, on the node's own runtime.
+    pub(crate) fn stop_soon(self: Arc<Self>) {
+        let runtime = self.runtime.clone();
+        runtime.spawn(async move { self.stop().await });
     }
 }

@@ -70,7 +70,7 @@ impl OnchainWallet {
 
     /// The funding transactions that hold a reservation, oldest first.
     pub fn reserved(&self) -> Result<Vec<Transaction>, OnchainError> {
-        let connection = self.store.connection();
+        let connection = self.store.connection()?;
         let mut select = connection
             .prepare_cached("SELECT tx FROM reserved_tx ORDER BY rowid")
             .map_err(StoreError::from)?;
@@ -122,7 +122,7 @@ impl OnchainWallet {
     fn reservation(&self, txid: Txid) -> Result<Transaction, OnchainError> {
         let bytes: Option<Vec<u8>> = self
             .store
-            .connection()
+            .connection()?
             .query_row(
                 "SELECT tx FROM reserved_tx WHERE txid = ?1",
                 params![serialize(&txid)],

@@ -17,6 +17,9 @@ pub enum StoreError {
         /// The storage directory asked for.
         directory: PathBuf,
     },
+    /// The store was closed: its wallet or server was stopped.
+    #[error("the store is closed")]
+    Closed,
     /// The storage directory or its lock file cannot be created or read.
     #[error("cannot use the storage directory {}: {source}", path.display())]
     Directory {

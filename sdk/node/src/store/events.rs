@@ -3,7 +3,7 @@
 //! Cursors start at 1, grow by one per event and are never reused, also after everything was
 //! acknowledged. A reader that asks below what was pruned is told so instead of being given less.
 
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
 use super::{Store, StoreError};
 
@@ -35,10 +35,7 @@ impl Store {
     /// At most `limit` events whose cursor is greater than `cursor` (0: from the beginning).
     pub fn events_after(&self, cursor: u64, limit: u32) -> Result<EventPage, StoreError> {
         self.transaction(|transaction| {
-            let pruned_through: u64 =
-                transaction.query_row("SELECT pruned_through FROM event_mark", [], |row| {
-                    row.get(0)
-                })?;
+            let pruned_through = acknowledged(transaction)?;
             let mut select = transaction.prepare_cached(
                 "SELECT cursor, payload FROM event WHERE cursor > ?1 ORDER BY cursor LIMIT ?2",
             )?;
@@ -55,6 +52,11 @@ impl Store {
                 missed_through: (cursor < pruned_through).then_some(pruned_through),
             })
         })
+    }
+
+    /// The cursor up to which events were acknowledged, 0 if none was.
+    pub fn events_acknowledged(&self) -> Result<u64, StoreError> {
+        Ok(acknowledged(&*self.connection()?)?)
     }
 
     /// The reader has dealt with every event up to and including `cursor`; they are deleted.
@@ -80,6 +82,12 @@ impl Store {
             Ok(())
         })
     }
+}
+
+fn acknowledged(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.query_row("SELECT pruned_through FROM event_mark", [], |row| {
+        row.get(0)
+    })
 }
 
 pub(super) fn append(

@@ -21,7 +21,7 @@ impl Store {
 
     /// The transactions held under `outpoint`, in the order in which they came.
     pub fn held(&self, outpoint: OutPoint) -> Result<Vec<Transaction>, StoreError> {
-        let connection = self.connection();
+        let connection = self.connection()?;
         let mut select =
             connection.prepare_cached("SELECT tx FROM held_tx WHERE outpoint = ?1 ORDER BY seq")?;
         let rows = select.query_map(params![serialize(&outpoint)], |row| {
@@ -33,7 +33,7 @@ impl Store {
 
     /// Every outpoint something is held under.
     pub fn held_outpoints(&self) -> Result<Vec<OutPoint>, StoreError> {
-        let connection = self.connection();
+        let connection = self.connection()?;
         let mut select = connection
             .prepare_cached("SELECT outpoint FROM held_tx GROUP BY outpoint ORDER BY min(seq)")?;
         let rows = select.query_map([], |row| row.get::<_, Vec<u8>>(0))?;

@@ -121,7 +121,7 @@ impl Store {
 
     /// All records of `stream`, oldest first; empty for an unknown stream.
     pub fn records(&self, stream: &[u8]) -> Result<Vec<JournalRecord>, StoreError> {
-        let connection = self.connection();
+        let connection = self.connection()?;
         let mut select = connection
             .prepare_cached("SELECT seq, record FROM journal WHERE stream = ?1 ORDER BY seq")?;
         let records = select.query_map(params![stream], |row| {
@@ -135,7 +135,7 @@ impl Store {
 
     /// Every stream that has a record, in the order of their first records.
     pub fn streams(&self) -> Result<Vec<Vec<u8>>, StoreError> {
-        let connection = self.connection();
+        let connection = self.connection()?;
         let mut select = connection
             .prepare_cached("SELECT stream FROM journal GROUP BY stream ORDER BY min(seq)")?;
         let streams = select.query_map([], |row| row.get(0))?;

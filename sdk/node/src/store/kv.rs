@@ -12,18 +12,53 @@ use rusqlite::{OptionalExtension, params};
 
 use super::{Store, StoreError};
 
+impl Store {
+    /// The value of a key, `None` if there is none.
+    pub(crate) fn value(
+        &self,
+        primary: &str,
+        secondary: &str,
+        key: &str,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let connection = self.connection()?;
+        let mut select = connection.prepare_cached(
+            "SELECT value FROM kv WHERE primary_ns = ?1 AND secondary_ns = ?2 AND key = ?3",
+        )?;
+        let found = select.query_row(params![primary, secondary, key], |row| row.get(0));
+        Ok(found.optional()?)
+    }
+
+    /// Sets the value of a key.
+    pub(crate) fn set_value(
+        &self,
+        primary: &str,
+        secondary: &str,
+        key: &str,
+        value: &[u8],
+    ) -> Result<(), StoreError> {
+        self.connection()?
+            .prepare_cached(
+                "INSERT INTO kv (primary_ns, secondary_ns, key, value) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (primary_ns, secondary_ns, key) DO UPDATE SET value = excluded.value",
+            )?
+            .execute(params![primary, secondary, key, value])?;
+        Ok(())
+    }
+
+    /// All keys of a namespace.
+    pub(crate) fn keys(&self, primary: &str, secondary: &str) -> Result<Vec<String>, StoreError> {
+        let connection = self.connection()?;
+        let mut select = connection
+            .prepare_cached("SELECT key FROM kv WHERE primary_ns = ?1 AND secondary_ns = ?2")?;
+        let keys = select.query_map(params![primary, secondary], |row| row.get(0))?;
+        Ok(keys.collect::<Result<_, _>>()?)
+    }
+}
+
 impl KVStoreSync for Store {
     fn read(&self, primary: &str, secondary: &str, key: &str) -> Result<Vec<u8>, io::Error> {
         check_key(primary, secondary, key)?;
-        self.connection()
-            .prepare_cached(
-                "SELECT value FROM kv WHERE primary_ns = ?1 AND secondary_ns = ?2 AND key = ?3",
-            )
-            .and_then(|mut select| {
-                select
-                    .query_row(params![primary, secondary, key], |row| row.get(0))
-                    .optional()
-            })
+        self.value(primary, secondary, key)
             .map_err(into_io)?
             .ok_or_else(|| {
                 let path = format!("no value for {primary}/{secondary}/{key}");
@@ -39,13 +74,7 @@ impl KVStoreSync for Store {
         value: Vec<u8>,
     ) -> Result<(), io::Error> {
         check_key(primary, secondary, key)?;
-        self.connection()
-            .prepare_cached(
-                "INSERT INTO kv (primary_ns, secondary_ns, key, value) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (primary_ns, secondary_ns, key) DO UPDATE SET value = excluded.value",
-            )
-            .and_then(|mut upsert| upsert.execute(params![primary, secondary, key, value]))
-            .map(drop)
+        self.set_value(primary, secondary, key, &value)
             .map_err(into_io)
     }
 
@@ -58,6 +87,7 @@ impl KVStoreSync for Store {
     ) -> Result<(), io::Error> {
         check_key(primary, secondary, key)?;
         self.connection()
+            .map_err(into_io)?
             .prepare_cached(
                 "DELETE FROM kv WHERE primary_ns = ?1 AND secondary_ns = ?2 AND key = ?3",
             )
@@ -68,20 +98,13 @@ impl KVStoreSync for Store {
 
     fn list(&self, primary: &str, secondary: &str) -> Result<Vec<String>, io::Error> {
         check_namespace(primary, secondary)?;
-        let connection = self.connection();
-        let mut select = connection
-            .prepare_cached("SELECT key FROM kv WHERE primary_ns = ?1 AND secondary_ns = ?2")
-            .map_err(into_io)?;
-        let keys = select
-            .query_map(params![primary, secondary], |row| row.get(0))
-            .map_err(into_io)?;
-        keys.collect::<Result<_, _>>().map_err(into_io)
+        self.keys(primary, secondary).map_err(into_io)
     }
 }
 
 impl MigratableKVStoreSync for Store {
     fn list_all_keys(&self) -> Result<Vec<(String, String, String)>, io::Error> {
-        let connection = self.connection();
+        let connection = self.connection().map_err(into_io)?;
         let mut select = connection
             .prepare("SELECT primary_ns, secondary_ns, key FROM kv")
             .map_err(into_io)?;
@@ -126,6 +149,7 @@ fn invalid(message: &str) -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, message.to_owned())
 }
 
-fn into_io(error: rusqlite::Error) -> io::Error {
-    io::Error::new(ErrorKind::Other, StoreError::from(error).to_string())
+fn into_io(error: impl Into<StoreError>) -> io::Error {
+    let error: StoreError = error.into();
+    io::Error::new(ErrorKind::Other, error.to_string())
 }

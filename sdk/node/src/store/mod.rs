@@ -1,8 +1,9 @@
 //! One SQLite database per wallet or server directory: everything the SDK must find again.
 //!
 //! What always holds:
-//! - At most one [`Store`] is open on a directory, across processes: an OS file lock is held for
-//!   its whole life and vanishes with the process, however it dies.
+//! - At most one [`Store`] is open on a directory, across processes: an OS file lock is held until
+//!   it is closed or dropped and vanishes with the process, however it dies.
+//! - After [`Store::close`] nothing is read or written any more, whoever still holds it.
 //! - A call that returned `Ok` is on disk (WAL with `synchronous=FULL`), one that returned an
 //!   error changed nothing.
 //! - The file belongs to one network and one seed; opening it with another is an error.
@@ -22,6 +23,7 @@ mod settings;
 mod tests;
 
 use std::fs;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -57,11 +59,39 @@ pub struct Identity {
 /// Calls block for the length of one SQLite transaction (about a millisecond, one `fsync`); they
 /// may come from any thread.
 pub struct Store {
-    connection: Mutex<Connection>,
+    /// `None` once closed.
+    open: Mutex<Option<Open>>,
     directory: PathBuf,
     identity: Identity,
+}
+
+struct Open {
+    connection: Connection,
     // Declared last, so that the connection is closed before the lock is given up.
     _lock: DirectoryLock,
+}
+
+/// The one connection, for as long as this is held.
+pub(crate) struct Connected<'a>(MutexGuard<'a, Option<Open>>);
+
+impl Deref for Connected<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        match &*self.0 {
+            Some(open) => &open.connection,
+            None => unreachable!("made of an open store, which cannot be closed meanwhile"),
+        }
+    }
+}
+
+impl DerefMut for Connected<'_> {
+    fn deref_mut(&mut self) -> &mut Connection {
+        match &mut *self.0 {
+            Some(open) => &mut open.connection,
+            None => unreachable!("made of an open store, which cannot be closed meanwhile"),
+        }
+    }
 }
 
 impl Store {
@@ -85,11 +115,22 @@ impl Store {
         schema::migrate(&mut connection)?;
         bind_identity(&connection, identity)?;
         Ok(Self {
-            connection: Mutex::new(connection),
+            open: Mutex::new(Some(Open {
+                connection,
+                _lock: lock,
+            })),
             directory: directory.to_owned(),
             identity: *identity,
-            _lock: lock,
         })
+    }
+
+    /// Closes the database and gives up the directory, whoever else still holds this store: every
+    /// later call answers [`StoreError::Closed`]. A second call does nothing.
+    pub fn close(&self) {
+        self.open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
     }
 
     /// The directory the database lives in.
@@ -103,12 +144,17 @@ impl Store {
     }
 
     /// The one connection, for rooms that own tables of their own (`chain`, `onchain`).
-    pub(crate) fn connection(&self) -> MutexGuard<'_, Connection> {
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`] after [`Store::close`].
+    pub(crate) fn connection(&self) -> Result<Connected<'_>, StoreError> {
         // A panic in a holder rolled its transaction back while unwinding, so a poisoned lock
         // guards a sound connection.
-        self.connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        match *open {
+            Some(_) => Ok(Connected(open)),
+            None => Err(StoreError::Closed),
+        }
     }
 
     /// Runs `work` in one transaction: all of it is durable on `Ok`, nothing of it remains on
@@ -117,7 +163,7 @@ impl Store {
         &self,
         work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut connection = self.connection();
+        let mut connection = self.connection()?;
         let transaction = connection
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(StoreError::from)?;

@@ -7,7 +7,7 @@ use super::{Store, StoreError};
 impl Store {
     /// The value of a setting, `None` when it was never set.
     pub fn setting(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        let connection = self.connection();
+        let connection = self.connection()?;
         let mut select = connection.prepare_cached("SELECT value FROM setting WHERE key = ?1")?;
         Ok(select
             .query_row(params![key], |row| row.get(0))

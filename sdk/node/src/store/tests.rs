@@ -52,6 +52,23 @@ fn a_second_opener_is_locked_out_until_the_first_is_gone() {
 }
 
 #[test]
+fn a_closed_store_frees_its_directory_whoever_still_holds_it() {
+    let (directory, store) = fresh();
+    store.set_setting("k", b"v").unwrap();
+    store.close();
+    store.close();
+    let again = open(directory.path());
+    assert_eq!(again.setting("k").unwrap().unwrap(), b"v");
+    assert!(matches!(store.setting("k"), Err(StoreError::Closed)));
+    assert!(matches!(
+        store.set_setting("k", b"w"),
+        Err(StoreError::Closed)
+    ));
+    assert!(store.read("", "", "k").is_err());
+    assert_eq!(again.setting("k").unwrap().unwrap(), b"v");
+}
+
+#[test]
 fn another_seed_or_network_is_refused_and_changes_nothing() {
     let (directory, store) = fresh();
     drop(store);
@@ -79,6 +96,7 @@ fn a_newer_schema_is_refused() {
     let (directory, store) = fresh();
     store
         .connection()
+        .unwrap()
         .pragma_update(None, "user_version", 99)
         .unwrap();
     drop(store);
@@ -201,6 +219,7 @@ fn a_batch_is_all_or_nothing() {
     let (_directory, store) = fresh();
     store
         .connection()
+        .unwrap()
         .execute_batch(
             "CREATE TEMP TRIGGER refuse BEFORE INSERT ON event WHEN new.payload = X'BAD0'
              BEGIN SELECT RAISE(ABORT, 'refused by the test'); END;",
@@ -236,7 +255,7 @@ fn the_journal_cannot_be_rewritten() {
     let (_directory, store) = fresh();
     store.append(b"f", b"truth").unwrap();
     for statement in ["UPDATE journal SET record = X'00'", "DELETE FROM journal"] {
-        assert!(store.connection().execute(statement, []).is_err());
+        assert!(store.connection().unwrap().execute(statement, []).is_err());
     }
     assert_eq!(store.records(b"f").unwrap()[0].record, b"truth");
 }

@@ -1,10 +1,16 @@
 //! One error for every call of a wallet, with a code that does not change.
+//!
+//! What always holds: the same cause has the same code whichever call met it, and neither code nor
+//! words say anything secret.
+
+use std::fmt;
 
 use superscalar_factory::coordinator::PlanError;
 
-use crate::chain::ChainError;
+use crate::chain::{BroadcastError, ChainError};
 use crate::factories::EngineError;
 use crate::hosting::{ChannelError, ConnectError, InvoiceError, PayError};
+use crate::keys::KeysError;
 use crate::node::StartError;
 use crate::onchain::OnchainError;
 use crate::store::StoreError;
@@ -13,6 +19,9 @@ use crate::store::StoreError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WalletError {
+    /// The wallet or server is not running: start it.
+    #[error("the wallet is stopped")]
+    Stopped,
     /// A setting is missing.
     #[error("the setting {setting} is missing")]
     Incomplete {
@@ -56,26 +65,85 @@ pub enum WalletError {
     },
 }
 
+/// What the person in front of the screen can do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing: what was asked for is done already.
+    Nothing,
+    /// Try again later.
+    Wait,
+    /// Give other input; [`WalletError::fields`] says which was wrong.
+    CorrectInput,
+    /// Start the wallet.
+    Start,
+    /// Join a factory first, or wait until the one being built is active.
+    JoinFactory,
+    /// Get more coins.
+    AddFunds,
+    /// See that the chain source runs, and that its address and credentials are right.
+    CheckChainSource,
+    /// End the other process that runs this wallet.
+    CloseOtherInstance,
+    /// Give the seed and network this directory belongs to, or another directory.
+    UseMatchingSeed,
+    /// Update the application: its data is from a newer version.
+    UpdateApp,
+    /// See that the device has free space and the application may write to its directory.
+    CheckStorage,
+    /// Restore a backup: the data is damaged.
+    RestoreBackup,
+    /// Report it to the developers.
+    Report,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Action::Nothing => "nothing needs to be done",
+            Action::Wait => "try again later",
+            Action::CorrectInput => "correct the input",
+            Action::Start => "start the wallet",
+            Action::JoinFactory => "join a factory, or wait until it is active",
+            Action::AddFunds => "add funds",
+            Action::CheckChainSource => "check the chain source, its address and credentials",
+            Action::CloseOtherInstance => "close the other process that runs this wallet",
+            Action::UseMatchingSeed => "use the seed and network of this directory, or another one",
+            Action::UpdateApp => "update the application",
+            Action::CheckStorage => "check free space and permissions of the storage directory",
+            Action::RestoreBackup => "restore a backup",
+            Action::Report => "report this to the developers",
+        })
+    }
+}
+
 impl WalletError {
     /// Stable, for programs.
     pub fn code(&self) -> &'static str {
         match self {
+            WalletError::Stopped => "stopped",
             WalletError::Incomplete { .. } => "incomplete_settings",
-            WalletError::Start(StartError::Store(StoreError::Locked { .. })) => "storage_locked",
-            WalletError::Start(_) => "start_failed",
-            WalletError::Factory(EngineError::Stopped) => "stopped",
-            WalletError::Factory(EngineError::NotEnoughMembers { .. }) => "not_enough_members",
-            WalletError::Factory(EngineError::Plan(_) | EngineError::Life { .. }) => {
-                "invalid_terms"
-            }
-            WalletError::Factory(EngineError::UnknownFactory { .. }) => "unknown_factory",
-            WalletError::Factory(EngineError::Damaged { .. }) => "factory_damaged",
-            WalletError::Factory(EngineError::NoPath { .. }) => "no_path",
-            WalletError::Factory(EngineError::NoDistributions { .. }) => "no_distributions",
-            WalletError::Factory(_) => "factory_failed",
-            WalletError::Store(_) => "storage_failed",
-            WalletError::Chain(_) => "chain_failed",
-            WalletError::Onchain(_) => "onchain_failed",
+            WalletError::Start(error) => match error {
+                StartError::Keys(error) => keys_code(error),
+                StartError::Store(error) => store_code(error),
+                StartError::Chain(error) => chain_code(error),
+                StartError::Onchain(error) => onchain_code(error),
+                StartError::Lightning(_) => "start_failed",
+            },
+            WalletError::Factory(error) => match error {
+                EngineError::Stopped => "stopped",
+                EngineError::NotEnoughMembers { .. } => "not_enough_members",
+                EngineError::Plan(_) | EngineError::Life { .. } => "invalid_terms",
+                EngineError::UnknownFactory { .. } => "unknown_factory",
+                EngineError::Damaged { .. } => "factory_damaged",
+                EngineError::NoPath { .. } => "no_path",
+                EngineError::NoDistributions { .. } => "no_distributions",
+                EngineError::Store(error) => store_code(error),
+                EngineError::Chain(error) => chain_code(error),
+                _ => "factory_failed",
+            },
+            WalletError::Store(error) => store_code(error),
+            WalletError::Chain(error) => chain_code(error),
+            WalletError::Onchain(error) => onchain_code(error),
             WalletError::Invoice(InvoiceError::NoActiveChannel) => "no_active_channel",
             WalletError::Invoice(InvoiceError::FactoryEnding { .. }) => "factory_ending",
             WalletError::Invoice(InvoiceError::FeesTooHigh) => "fees_too_high",
@@ -94,27 +162,206 @@ impl WalletError {
     /// The argument or field of a request that was wrong, where there is one.
     pub fn field(&self) -> Option<&'static str> {
         match self {
+            WalletError::Incomplete { setting } => Some(setting),
             WalletError::Argument { argument, .. } => Some(argument),
             WalletError::Factory(EngineError::Plan(PlanError::Terms(error))) => Some(error.field()),
             WalletError::Factory(EngineError::Life { .. }) => Some("life_blocks"),
+            WalletError::Factory(EngineError::UnknownFactory { .. }) => Some("factory"),
+            WalletError::Store(StoreError::UnknownCursor { .. }) => Some("cursor"),
             WalletError::Pay(PayError::InvalidInvoice(_) | PayError::WrongNetwork(_)) => {
                 Some("invoice")
             }
             WalletError::Pay(PayError::InvalidAmount) => Some("amount_msat"),
             WalletError::Invoice(InvoiceError::InvalidAmount(_)) => Some("amount_msat"),
             WalletError::Invoice(InvoiceError::DescriptionTooLong { .. }) => Some("description"),
-            _ => None,
+            _ => match self.code() {
+                "invalid_mnemonic" => Some("mnemonic"),
+                "amount_too_small" => Some("amount_sat"),
+                _ => None,
+            },
         }
+    }
+
+    /// The values behind the message, by name: `field` is the argument that was wrong, amounts are
+    /// in satoshi.
+    pub fn fields(&self) -> Vec<(&'static str, String)> {
+        let mut fields = Vec::new();
+        fields.extend(self.field().map(|field| ("field", field.to_owned())));
+        let mut add = |name, value: &dyn fmt::Display| fields.push((name, value.to_string()));
+        match self {
+            WalletError::Factory(EngineError::NotEnoughMembers { waiting, wanted }) => {
+                add("waiting", waiting);
+                add("wanted", wanted);
+            }
+            WalletError::Factory(EngineError::UnknownFactory { factory }) => {
+                add("factory", factory);
+            }
+            WalletError::Factory(EngineError::NoPath { factory, phase }) => {
+                add("factory", factory);
+                add("phase", phase);
+            }
+            WalletError::Onchain(OnchainError::InsufficientFunds { needed, available }) => {
+                add("needed_sat", &needed.to_sat());
+                add("available_sat", &available.to_sat());
+            }
+            WalletError::Start(StartError::Store(StoreError::Locked { directory })) => {
+                add("directory", &directory.display());
+            }
+            WalletError::Store(StoreError::UnknownCursor { cursor, newest }) => {
+                add("cursor", cursor);
+                add("newest", newest);
+            }
+            WalletError::Invoice(InvoiceError::FactoryEnding { last_height }) => {
+                add("last_height", last_height);
+            }
+            WalletError::Connect(ConnectError::Unreachable { peer, address }) => {
+                add("peer", peer);
+                add("address", address);
+            }
+            _ => {}
+        }
+        fields
     }
 
     /// Whether the same call may succeed later.
     pub fn retryable(&self) -> bool {
-        match self {
-            WalletError::Chain(error) => error.is_transient(),
-            WalletError::Connect(_) => true,
-            WalletError::Factory(EngineError::NotEnoughMembers { .. }) => true,
-            WalletError::Invoice(InvoiceError::NoActiveChannel | InvoiceError::FeesTooHigh) => true,
+        let transient = match self {
+            WalletError::Chain(error)
+            | WalletError::Start(StartError::Chain(error))
+            | WalletError::Factory(EngineError::Chain(error))
+            | WalletError::Onchain(OnchainError::Broadcast(BroadcastError::Source(error))) => {
+                error.is_transient()
+            }
             _ => false,
+        };
+        transient
+            || matches!(
+                self.code(),
+                "stopped"
+                    | "storage_locked"
+                    | "peer_unreachable"
+                    | "not_enough_members"
+                    | "no_active_channel"
+                    | "fees_too_high"
+            )
+    }
+
+    /// What the user can do.
+    pub fn action(&self) -> Action {
+        match self.code() {
+            "already_paid" => Action::Nothing,
+            "stopped" => Action::Start,
+            "no_active_channel" | "no_path" | "factory_ending" => Action::JoinFactory,
+            "insufficient_funds" => Action::AddFunds,
+            "chain_unreachable" | "chain_unauthorized" | "chain_failed" => Action::CheckChainSource,
+            "storage_locked" => Action::CloseOtherInstance,
+            "wrong_seed" | "wrong_network" => Action::UseMatchingSeed,
+            "newer_data" => Action::UpdateApp,
+            "storage_damaged" => Action::RestoreBackup,
+            "storage_failed" => Action::CheckStorage,
+            "incomplete_settings"
+            | "invalid_argument"
+            | "invalid_invoice"
+            | "invalid_invoice_request"
+            | "invalid_mnemonic"
+            | "invalid_terms"
+            | "amount_too_small"
+            | "unknown_factory" => Action::CorrectInput,
+            "not_enough_members" | "peer_unreachable" | "payment_failed" | "fees_too_high" => {
+                Action::Wait
+            }
+            _ => Action::Report,
         }
+    }
+}
+
+fn keys_code(error: &KeysError) -> &'static str {
+    match error {
+        KeysError::WordCount { .. } | KeysError::UnknownWord { .. } | KeysError::Checksum => {
+            "invalid_mnemonic"
+        }
+        KeysError::Randomness(_) | KeysError::Underivable { .. } => "keys_failed",
+    }
+}
+
+fn store_code(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Closed => "stopped",
+        StoreError::Locked { .. } => "storage_locked",
+        StoreError::WrongSeed => "wrong_seed",
+        StoreError::WrongNetwork { .. } => "wrong_network",
+        StoreError::NewerSchema { .. } => "newer_data",
+        StoreError::NotOurs { .. } | StoreError::Corrupt { .. } => "storage_damaged",
+        StoreError::UnknownCursor { .. } => "invalid_argument",
+        StoreError::Directory { .. } | StoreError::Database(_) => "storage_failed",
+    }
+}
+
+fn chain_code(error: &ChainError) -> &'static str {
+    match error {
+        ChainError::Stopped => "stopped",
+        ChainError::Unreachable { .. } => "chain_unreachable",
+        ChainError::Unauthorized | ChainError::Cookie { .. } => "chain_unauthorized",
+        ChainError::WrongNetwork { .. }
+        | ChainError::Rpc { .. }
+        | ChainError::Unexpected { .. } => "chain_failed",
+        ChainError::Store(error) => store_code(error),
+    }
+}
+
+fn onchain_code(error: &OnchainError) -> &'static str {
+    match error {
+        OnchainError::InsufficientFunds { .. } => "insufficient_funds",
+        OnchainError::OutputBelowDust { .. } => "amount_too_small",
+        OnchainError::Broadcast(BroadcastError::Source(error)) => chain_code(error),
+        OnchainError::Store(error) => store_code(error),
+        OnchainError::Keys(error) => keys_code(error),
+        _ => "onchain_failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_has_one_code_whichever_call_met_it() {
+        let unreachable = || ChainError::Unreachable { detail: "".into() };
+        let causes = [
+            WalletError::Chain(unreachable()),
+            WalletError::Start(StartError::Chain(unreachable())),
+            WalletError::Factory(EngineError::Chain(unreachable())),
+            WalletError::Onchain(OnchainError::Broadcast(unreachable().into())),
+        ];
+        for error in causes {
+            assert_eq!(error.code(), "chain_unreachable");
+            assert!(error.retryable());
+            assert_eq!(error.action(), Action::CheckChainSource);
+        }
+        for error in [
+            WalletError::Stopped,
+            WalletError::Store(StoreError::Closed),
+            WalletError::Chain(ChainError::Stopped),
+            WalletError::Factory(EngineError::Stopped),
+        ] {
+            assert_eq!((error.code(), error.action()), ("stopped", Action::Start));
+        }
+    }
+
+    #[test]
+    fn values_stand_beside_the_message() {
+        let error = WalletError::Onchain(OnchainError::InsufficientFunds {
+            needed: bitcoin::Amount::from_sat(7),
+            available: bitcoin::Amount::from_sat(5),
+        });
+        let fields = [
+            ("needed_sat", "7".to_owned()),
+            ("available_sat", "5".to_owned()),
+        ];
+        assert_eq!(error.fields(), fields);
+        assert_eq!(error.action(), Action::AddFunds);
+        let error = WalletError::Incomplete { setting: "lsp" };
+        assert_eq!(error.fields(), [("field", "lsp".to_owned())]);
+        assert_eq!(error.code(), "incomplete_settings");
     }
 }

@@ -1,7 +1,6 @@
 //! The handles that group a wallet's calls.
 
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitcoin::address::NetworkUnchecked;
@@ -14,13 +13,13 @@ use superscalar_factory::member::WalletLimits;
 use super::error::WalletError;
 use crate::factories::{Command, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo};
 use crate::hosting::PayError;
-use crate::node::Node;
+use crate::node::NodeHandle;
 use crate::payments::{Direction, Payment};
 
 /// Invoices and payments.
 #[derive(Clone)]
 pub struct Lightning {
-    node: Arc<Node>,
+    node: NodeHandle,
 }
 
 /// What a payment will do, before it is begun.
@@ -39,7 +38,7 @@ pub struct SendQuote {
 }
 
 impl Lightning {
-    pub(crate) fn new(node: Arc<Node>) -> Lightning {
+    pub(crate) fn new(node: NodeHandle) -> Lightning {
         Lightning { node }
     }
 
@@ -53,14 +52,12 @@ impl Lightning {
         description: &str,
         expiry_secs: u32,
     ) -> Result<String, WalletError> {
-        let invoice = self
-            .node
-            .host
-            .invoice(amount_msat, description, expiry_secs)?;
+        let node = self.node.get()?;
+        let invoice = node.host.invoice(amount_msat, description, expiry_secs)?;
         let hash = hex::encode(invoice.payment_hash().0);
         let text = invoice.to_string();
         let payment = Payment::begin(hash, Direction::Inbound, amount_msat, Some(text.clone()));
-        self.node.payments.record(&payment)?;
+        node.payments.record(&payment)?;
         Ok(text)
     }
 
@@ -70,6 +67,7 @@ impl Lightning {
         invoice: &str,
         amount_msat: Option<u64>,
     ) -> Result<SendQuote, WalletError> {
+        let node = self.node.get()?;
         let invoice = parse(invoice)?;
         let amount_msat = invoice
             .amount_milli_satoshis()
@@ -83,7 +81,7 @@ impl Lightning {
                 .expires_at()
                 .and_then(|end| end.checked_sub(now()))
                 .map_or(0, |left| left.as_secs()),
-            affordable: super::Balance::of(&self.node).spendable_msat >= amount_msat,
+            affordable: super::Balance::of(&node).spendable_msat >= amount_msat,
         })
     }
 
@@ -94,10 +92,11 @@ impl Lightning {
         invoice: &str,
         amount_msat: Option<u64>,
     ) -> Result<String, WalletError> {
+        let node = self.node.get()?;
         let quote = self.prepare_send(invoice, amount_msat)?;
         let parsed = parse(invoice)?;
         let hash = hex::encode(parsed.payment_hash().0);
-        if let Some(known) = self.node.payments.get(&hash)?
+        if let Some(known) = node.payments.get(&hash)?
             && known.direction == Direction::Outbound
             && known.status != crate::payments::PaymentStatus::Failed
         {
@@ -110,17 +109,17 @@ impl Lightning {
             Some(quote.amount_msat),
             Some(invoice.to_owned()),
         );
-        self.node.payments.record(&payment)?;
+        node.payments.record(&payment)?;
         let given = match parsed.amount_milli_satoshis() {
             Some(_) => None,
             None => amount_msat,
         };
-        if let Err(error) = self.node.host.pay(invoice, given) {
+        if let Err(error) = node.host.pay(invoice, given) {
             let failed = Payment {
                 status: crate::payments::PaymentStatus::Failed,
                 ..payment
             };
-            self.node.payments.record(&failed)?;
+            node.payments.record(&failed)?;
             return Err(error.into());
         }
         Ok(hash)
@@ -128,12 +127,12 @@ impl Lightning {
 
     /// One payment by its hash.
     pub fn payment(&self, payment_hash: &str) -> Result<Option<Payment>, WalletError> {
-        Ok(self.node.payments.get(payment_hash)?)
+        Ok(self.node.get()?.payments.get(payment_hash)?)
     }
 
     /// All payments, newest first.
     pub fn payments(&self) -> Result<Vec<Payment>, WalletError> {
-        Ok(self.node.payments.all()?)
+        Ok(self.node.get()?.payments.all()?)
     }
 }
 
@@ -150,7 +149,7 @@ fn parse(invoice: &str) -> Result<Bolt11Invoice, WalletError> {
 /// Coins.
 #[derive(Clone)]
 pub struct Onchain {
-    node: Arc<Node>,
+    node: NodeHandle,
 }
 
 /// Coins by what can be done with them, in satoshi.
@@ -165,23 +164,23 @@ pub struct OnchainCoins {
 }
 
 impl Onchain {
-    pub(crate) fn new(node: Arc<Node>) -> Onchain {
+    pub(crate) fn new(node: NodeHandle) -> Onchain {
         Onchain { node }
     }
 
     /// A fresh address.
     pub fn address(&self) -> Result<String, WalletError> {
-        Ok(self.node.onchain.address()?.to_string())
+        Ok(self.node.get()?.onchain.address()?.to_string())
     }
 
     /// Coins.
-    pub fn balance(&self) -> OnchainCoins {
-        let coins = self.node.onchain.balance();
-        OnchainCoins {
+    pub fn balance(&self) -> Result<OnchainCoins, WalletError> {
+        let coins = self.node.get()?.onchain.balance();
+        Ok(OnchainCoins {
             spendable_sat: coins.spendable.to_sat(),
             reserved_sat: coins.reserved.to_sat(),
             pending_sat: (coins.total() - coins.spendable - coins.reserved).to_sat(),
-        }
+        })
     }
 
     /// Sends coins; `feerate` in sat/vB, by estimate if absent. Gives the transaction's id.
@@ -195,12 +194,13 @@ impl Onchain {
             argument: "address",
             problem,
         };
+        let node = self.node.get()?;
         let address = Address::<NetworkUnchecked>::from_str(address)
             .map_err(|error| wrong(error.to_string()))?
-            .require_network(self.node.keys.network())
+            .require_network(node.keys.network())
             .map_err(|error| wrong(error.to_string()))?;
         let feerate = match feerate {
-            None => self.node.chain.fees().within(6),
+            None => node.chain.fees().within(6),
             Some(rate) => FeeRate::from_sat_per_vb(rate).ok_or(WalletError::Argument {
                 argument: "feerate",
                 problem: "too high".to_owned(),
@@ -208,7 +208,7 @@ impl Onchain {
         };
         let script = address.script_pubkey();
         let amount = Amount::from_sat(amount_sat);
-        let tx = self.node.onchain.send(script, amount, feerate).await?;
+        let tx = node.onchain.send(script, amount, feerate).await?;
         Ok(tx.compute_txid().to_string())
     }
 }
@@ -216,28 +216,29 @@ impl Onchain {
 /// Factories.
 #[derive(Clone)]
 pub struct Factories {
-    node: Arc<Node>,
+    node: NodeHandle,
     lsp: PublicKey,
 }
 
 impl Factories {
-    pub(crate) fn new(node: Arc<Node>, lsp: PublicKey) -> Factories {
+    pub(crate) fn new(node: NodeHandle, lsp: PublicKey) -> Factories {
         Factories { node, lsp }
     }
 
     /// All factories, those that came to nothing included.
     pub async fn list(&self) -> Result<Vec<FactoryInfo>, WalletError> {
-        Ok(self.node.engine.ask(Command::List).await?)
+        Ok(self.node.get()?.engine.ask(Command::List).await?)
     }
 
     /// Asks the LSP for a place with at least this capacity, 0 leaving it to the LSP, and accepts
     /// an offer within the standard limits (see [`WalletLimits::standard`]). What becomes of it
     /// are events; an offer outside the limits is one too, with the field that was wrong.
     pub async fn join(&self, capacity_sat: u64) -> Result<(), WalletError> {
+        let node = self.node.get()?;
         let capacity = Amount::from_sat(capacity_sat);
-        let limits = WalletLimits::standard(self.node.keys.network()).wanting(capacity);
+        let limits = WalletLimits::standard(node.keys.network()).wanting(capacity);
         let lsp = self.lsp;
-        let joined = self.node.engine.ask(|answer| Command::Seek {
+        let joined = node.engine.ask(|answer| Command::Seek {
             lsp,
             capacity,
             limits: Box::new(limits),
@@ -249,10 +250,8 @@ impl Factories {
     /// The own path of a factory, node by node.
     pub async fn tree(&self, factory: &str) -> Result<Vec<TreeNodeInfo>, WalletError> {
         let factory = factory.to_owned();
-        let asked = self
-            .node
-            .engine
-            .ask(|answer| Command::Tree { factory, answer });
+        let node = self.node.get()?;
+        let asked = node.engine.ask(|answer| Command::Tree { factory, answer });
         Ok(asked.await??)
     }
 }
@@ -263,19 +262,19 @@ impl Factories {
 /// survives restarts and goes on by itself; [`status`](Self::status) says how far it is.
 #[derive(Clone)]
 pub struct Exit {
-    node: Arc<Node>,
+    node: NodeHandle,
 }
 
 impl Exit {
-    pub(crate) fn new(node: Arc<Node>) -> Exit {
+    pub(crate) fn new(node: NodeHandle) -> Exit {
         Exit { node }
     }
 
     /// What leaving this factory costs, how long it takes and what arrives.
     pub async fn plan(&self, factory: &str) -> Result<ExitPlan, WalletError> {
         let factory = factory.to_owned();
-        let asked = self
-            .node
+        let node = self.node.get()?;
+        let asked = node
             .engine
             .ask(|answer| Command::PlanExit { factory, answer });
         Ok(asked.await??)
@@ -284,7 +283,8 @@ impl Exit {
     /// Begins to leave. The channel carries nothing from then on. Starting again changes nothing.
     pub async fn start(&self, factory: &str, mode: ExitMode) -> Result<(), WalletError> {
         let factory = factory.to_owned();
-        let asked = self.node.engine.ask(|answer| Command::StartExit {
+        let node = self.node.get()?;
+        let asked = node.engine.ask(|answer| Command::StartExit {
             factory,
             reason: "asked for".to_owned(),
             mode,
@@ -295,6 +295,6 @@ impl Exit {
 
     /// All exits that were begun.
     pub async fn status(&self) -> Result<Vec<ExitInfo>, WalletError> {
-        Ok(self.node.engine.ask(Command::Exits).await??)
+        Ok(self.node.get()?.engine.ask(Command::Exits).await??)
     }
 }

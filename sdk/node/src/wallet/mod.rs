@@ -1,7 +1,11 @@
 //! The wallet an application holds.
 //!
-//! [`WalletBuilder`] starts one; [`Wallet::lightning`], [`Wallet::onchain`],
+//! [`WalletBuilder`] makes one; [`Wallet::lightning`], [`Wallet::onchain`],
 //! [`Wallet::factories`] and [`Wallet::exit`] group its calls.
+//!
+//! What always holds: start and stop come from any task, in any order, any number of times, and are
+//! carried out to the end even if their caller goes away; a wallet that is stopped holds neither
+//! its directory nor anything of what ran, and its handles answer [`WalletError::Stopped`].
 
 mod error;
 mod handles;
@@ -14,14 +18,15 @@ use std::time::Duration;
 
 use bitcoin::Network;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 
 use crate::chain::{BitcoindAuth, BitcoindConfig};
 use crate::event::EventPage;
 use crate::hosting::{ChannelState, Role, SlotPhase};
-use crate::keys::Mnemonic;
-use crate::node::{Node, NodeConfig};
+use crate::keys::{Mnemonic, WalletKeys};
+use crate::node::{Node, NodeConfig, NodeHandle, StartError};
 
-pub use error::WalletError;
+pub use error::{Action, WalletError};
 pub use handles::{Exit, Factories, Lightning, Onchain, OnchainCoins, SendQuote};
 pub use uri::{LspUri, UriError};
 
@@ -101,114 +106,198 @@ impl WalletBuilder {
         self
     }
 
-    /// Opens the wallet, brings it to the chain's tip and starts it, within the caller's tokio
-    /// runtime.
+    /// Puts the wallet together without starting it: nothing is opened and nothing runs yet.
+    /// Deriving the keys takes some milliseconds of computing.
     ///
     /// # Errors
-    /// [`WalletError::Incomplete`] names a setting that is missing; [`WalletError::Start`] says why the
-    /// wallet could not start. Nothing is left running then.
-    pub async fn start(self) -> Result<Arc<Wallet>, WalletError> {
+    /// [`WalletError::Incomplete`] names a setting that is missing.
+    pub fn build(self) -> Result<Arc<Wallet>, WalletError> {
         let incomplete = |setting| WalletError::Incomplete { setting };
         let storage_dir = self.storage_dir.ok_or(incomplete("storage_dir"))?;
         let chain = self.chain.ok_or(incomplete("chain_source"))?;
         let lsp = self.lsp.ok_or(incomplete("lsp"))?;
-        let node = Node::start(NodeConfig {
-            network: self.network,
-            mnemonic: self.mnemonic,
+        let keys = WalletKeys::new(&self.mnemonic, "", self.network).map_err(StartError::from)?;
+        let seed = keys.lightning_seed().map_err(StartError::from)?;
+        Ok(Arc::new(Wallet {
+            node_id: crate::hosting::node_id(seed.expose()).to_string(),
+            keys: Arc::new(keys),
             storage_dir,
-            bitcoind: chain.bitcoind(),
+            chain,
+            lsp,
+            poll_interval: self.poll_interval,
+            node: NodeHandle::default(),
+            connection: tokio::sync::Mutex::new(None),
+        }))
+    }
+
+    /// [`build`](Self::build) and [`Wallet::start`] in one.
+    pub async fn start(self) -> Result<Arc<Wallet>, WalletError> {
+        let wallet = self.build()?;
+        wallet.start().await?;
+        Ok(wallet)
+    }
+}
+
+/// A wallet, running or not. Dropped while it runs, it stops soon after.
+pub struct Wallet {
+    node_id: String,
+    keys: Arc<WalletKeys>,
+    storage_dir: PathBuf,
+    chain: ChainConfig,
+    lsp: LspUri,
+    poll_interval: Duration,
+    node: NodeHandle,
+    /// The task that stays connected to the LSP, while running. Held by whoever starts or stops.
+    connection: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Wallet {
+    /// Opens the directory, brings the wallet to the chain's tip and starts it, within the caller's
+    /// tokio runtime. Does nothing to a running wallet; starts a stopped one again.
+    ///
+    /// # Errors
+    /// [`WalletError::Start`] says why the wallet could not start. Nothing is left running then.
+    pub async fn start(self: &Arc<Self>) -> Result<(), WalletError> {
+        let wallet = Arc::clone(self);
+        to_the_end(async move { wallet.bring_up().await }).await?
+    }
+
+    async fn bring_up(&self) -> Result<(), WalletError> {
+        let mut connection = self.connection.lock().await;
+        if connection.is_some() {
+            return Ok(());
+        }
+        let node = Node::start(NodeConfig {
+            keys: Arc::clone(&self.keys),
+            storage_dir: self.storage_dir.clone(),
+            bitcoind: self.chain.clone().bitcoind(),
             listen: None,
             role: Role::Member,
             poll_interval: self.poll_interval,
         })
         .await?;
-        let connection = tokio::spawn(stay_connected(Arc::clone(&node), lsp.clone()));
-        Ok(Arc::new(Wallet {
-            node,
-            lsp,
-            connection: connection.abort_handle(),
-        }))
+        self.node.set(Arc::clone(&node));
+        *connection = Some(tokio::spawn(stay_connected(node, self.lsp.clone())));
+        Ok(())
     }
-}
 
-/// A running wallet.
-pub struct Wallet {
-    pub(crate) node: Arc<Node>,
-    lsp: LspUri,
-    connection: tokio::task::AbortHandle,
-}
+    /// Persists everything, ends all tasks and gives the directory up, whatever handles there still
+    /// are: calls that need a running wallet answer [`WalletError::Stopped`] from then on. Does
+    /// nothing to a stopped wallet.
+    pub async fn stop(self: &Arc<Self>) {
+        let wallet = Arc::clone(self);
+        // An error means that the runtime ends and takes everything with it.
+        let _ = to_the_end(async move { wallet.bring_down().await }).await;
+    }
 
-impl Wallet {
+    async fn bring_down(&self) {
+        let mut connection = self.connection.lock().await;
+        if let Some(connecting) = connection.take() {
+            connecting.abort();
+            // Ended by the abort, as it should be.
+            let _ = connecting.await;
+        }
+        if let Some(node) = self.node.take() {
+            node.stop().await;
+        }
+    }
+
     /// This wallet's Lightning node id, hex.
     pub fn node_id(&self) -> String {
-        self.node.host.node_id().to_string()
-    }
-
-    /// Persists everything and ends all tasks. A second call does nothing.
-    pub async fn stop(&self) {
-        self.connection.abort();
-        self.node.stop().await;
+        self.node_id.clone()
     }
 
     /// Looks for new blocks now; returns the height when everything has reacted to them.
     pub async fn sync(&self) -> Result<u32, WalletError> {
-        Ok(self.node.sync().await?.height)
+        Ok(self.node.get()?.sync().await?.height)
     }
 
     /// What the wallet holds.
-    pub fn balance(&self) -> Balance {
-        Balance::of(&self.node)
+    pub fn balance(&self) -> Result<Balance, WalletError> {
+        Ok(Balance::of(&*self.node.get()?))
     }
 
-    /// How the wallet is.
+    /// How the wallet is, running or not.
     pub fn status(&self) -> Status {
+        let node = self.node.get().ok();
+        let node = node.as_ref();
         Status {
             node_id: self.node_id(),
             lsp: self.lsp.to_string(),
-            lsp_connected: self.node.host.is_connected(&self.lsp.node_id),
-            height: self.node.host.height(),
+            running: node.is_some(),
+            lsp_connected: node.is_some_and(|it| it.host.is_connected(&self.lsp.node_id)),
+            height: node.map(|it| it.host.height()),
         }
     }
 
-    /// Events behind `cursor`, at most `limit`. Begin with 0 and go on with the last one's cursor.
+    /// Events behind `cursor`, at most `limit`. Begin with [`acknowledged`](Self::acknowledged), or
+    /// a cursor of your own, and go on with the last one's.
     pub fn events(&self, cursor: u64, limit: u32) -> Result<EventPage, WalletError> {
-        Ok(self.node.events.after(cursor, limit)?)
+        Ok(self.node.get()?.events.after(cursor, limit)?)
     }
 
     /// Waits until there is an event behind `cursor`.
+    ///
+    /// # Errors
+    /// [`WalletError::Stopped`] when the wallet is stopped meanwhile.
     pub async fn wait_for_event(&self, cursor: u64) -> Result<(), WalletError> {
-        wait_for_event(&self.node, cursor).await
+        let node = self.node.get()?;
+        wait_for_event(&node, cursor).await
+    }
+
+    /// The cursor up to which events are acknowledged: what is behind it has not been handled.
+    pub fn acknowledged(&self) -> Result<u64, WalletError> {
+        Ok(self.node.get()?.events.acknowledged()?)
     }
 
     /// Says that events up to `cursor` are handled; they may be forgotten.
     pub fn acknowledge(&self, cursor: u64) -> Result<(), WalletError> {
-        Ok(self.node.events.acknowledge(cursor)?)
+        Ok(self.node.get()?.events.acknowledge(cursor)?)
     }
 
     /// Invoices and payments.
     pub fn lightning(&self) -> Lightning {
-        Lightning::new(Arc::clone(&self.node))
+        Lightning::new(self.node.clone())
     }
 
     /// Coins.
     pub fn onchain(&self) -> Onchain {
-        Onchain::new(Arc::clone(&self.node))
+        Onchain::new(self.node.clone())
     }
 
     /// Factories.
     pub fn factories(&self) -> Factories {
-        Factories::new(Arc::clone(&self.node), self.lsp.node_id)
+        Factories::new(self.node.clone(), self.lsp.node_id)
     }
 
     /// Leaving alone.
     pub fn exit(&self) -> Exit {
-        Exit::new(Arc::clone(&self.node))
+        Exit::new(self.node.clone())
     }
 }
 
 impl Drop for Wallet {
     fn drop(&mut self) {
-        self.connection.abort();
+        if let Some(connecting) = self.connection.get_mut().take() {
+            connecting.abort();
+        }
+        if let Some(node) = self.node.take() {
+            node.stop_soon();
+        }
+    }
+}
+
+/// Carries `work` out also when the caller stops waiting for it.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, WalletError> {
+    match tokio::spawn(work).await {
+        Ok(done) => Ok(done),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Its runtime ends.
+            Err(_) => Err(WalletError::Stopped),
+        },
     }
 }
 
@@ -219,10 +308,12 @@ pub struct Status {
     pub node_id: String,
     /// The LSP, `node_id@host:port`.
     pub lsp: String,
-    /// Whether it is connected.
+    /// Whether the wallet is started.
+    pub running: bool,
+    /// Whether the LSP is connected.
     pub lsp_connected: bool,
-    /// Height of the chain as the wallet has seen it.
-    pub height: u32,
+    /// Height of the chain as the wallet has seen it, while it runs.
+    pub height: Option<u32>,
 }
 
 /// One picture of all money. Every millisatoshi is counted once.
@@ -272,7 +363,7 @@ pub(crate) async fn wait_for_event(node: &Node, cursor: u64) -> Result<(), Walle
             return Ok(());
         }
         if newest.changed().await.is_err() {
-            return Err(crate::factories::EngineError::Stopped.into());
+            return Err(WalletError::Stopped);
         }
     }
 }

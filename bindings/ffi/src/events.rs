@@ -1,0 +1,220 @@
+//! What an application is told.
+
+use superscalar_sdk as sdk;
+
+/// Something an application may want to know. Ids and hashes are lower-case hex.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum Event {
+    /// A place in a factory was accepted; it is being built.
+    FactoryJoined {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+    },
+    /// Everything we need to leave alone is on disk; the funding is not yet buried.
+    FactoryComplete {
+        /// The factory.
+        factory: String,
+    },
+    /// The factory exists: payments can be received.
+    FactoryActive {
+        /// The factory.
+        factory: String,
+        /// Height of the funding's block.
+        height: u32,
+    },
+    /// The funding left the chain; payments wait until it is back.
+    FactoryReorged {
+        /// The factory.
+        factory: String,
+    },
+    /// Building ended without a factory; nothing was lost.
+    FactoryEnded {
+        /// The factory.
+        factory: String,
+        /// Why.
+        reason: String,
+    },
+    /// A message of the other side was refused and changed nothing.
+    FactoryRefused {
+        /// The factory.
+        factory: String,
+        /// The other side's node id.
+        peer: String,
+        /// Why.
+        reason: String,
+        /// The field that was wrong, empty if none.
+        field: String,
+    },
+    /// A payment arrived.
+    PaymentReceived {
+        /// Its hash.
+        payment_hash: String,
+        /// What arrived.
+        amount_msat: u64,
+    },
+    /// A payment of ours arrived.
+    PaymentSent {
+        /// Its hash.
+        payment_hash: String,
+        /// Proof of payment.
+        preimage: String,
+        /// Routing fee.
+        fee_msat: u64,
+    },
+    /// A payment of ours failed; nothing was paid.
+    PaymentFailed {
+        /// Its hash.
+        payment_hash: String,
+        /// Why.
+        reason: String,
+    },
+    /// Leaving alone began.
+    ExitStarted {
+        /// The factory.
+        factory: String,
+        /// Why.
+        reason: String,
+    },
+    /// The leaf is on chain: the rest is the channel's own closing.
+    ExitLeafConfirmed {
+        /// The factory.
+        factory: String,
+        /// Height of the leaf's block.
+        height: u32,
+    },
+    /// A distribution paid us.
+    ExitPaidOut {
+        /// The factory.
+        factory: String,
+        /// Its output, `txid:vout`.
+        outpoint: String,
+        /// Its amount in satoshi.
+        amount_sat: u64,
+    },
+    /// Something no wallet meets, or that is newer than this list.
+    Other {
+        /// Its name.
+        kind: String,
+        /// All of it as JSON.
+        json: String,
+    },
+}
+
+/// One event with its place in the stream.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct StoredEvent {
+    /// Grows by one with every event; acknowledge with it.
+    pub cursor: u64,
+    /// What happened.
+    pub event: Event,
+}
+
+/// Part of the stream of events.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct EventPage {
+    /// In order.
+    pub events: Vec<StoredEvent>,
+    /// Whether events between the cursor asked for and the first of these are gone.
+    pub gap: bool,
+}
+
+impl From<sdk::EventPage> for EventPage {
+    fn from(page: sdk::EventPage) -> EventPage {
+        let stored = |it: sdk::StoredEvent| StoredEvent {
+            cursor: it.cursor,
+            event: it.event.into(),
+        };
+        EventPage {
+            events: page.events.into_iter().map(stored).collect(),
+            gap: page.gap,
+        }
+    }
+}
+
+impl From<sdk::Event> for Event {
+    fn from(event: sdk::Event) -> Event {
+        use sdk::Event as Told;
+        match event {
+            Told::FactoryJoined { factory, slot } => Event::FactoryJoined { factory, slot },
+            Told::FactoryComplete { factory } => Event::FactoryComplete { factory },
+            Told::FactoryActive { factory, height } => Event::FactoryActive { factory, height },
+            Told::FactoryReorged { factory } => Event::FactoryReorged { factory },
+            Told::FactoryEnded {
+                factory, reason, ..
+            } => Event::FactoryEnded { factory, reason },
+            Told::FactoryRefused {
+                factory,
+                peer,
+                reason,
+                field,
+            } => Event::FactoryRefused {
+                factory,
+                peer,
+                reason,
+                field,
+            },
+            Told::PaymentReceived {
+                payment_hash,
+                amount_msat,
+            } => Event::PaymentReceived {
+                payment_hash,
+                amount_msat,
+            },
+            Told::PaymentSent {
+                payment_hash,
+                preimage,
+                fee_msat,
+            } => Event::PaymentSent {
+                payment_hash,
+                preimage,
+                fee_msat,
+            },
+            Told::PaymentFailed {
+                payment_hash,
+                reason,
+            } => Event::PaymentFailed {
+                payment_hash,
+                reason,
+            },
+            Told::ExitStarted { factory, reason } => Event::ExitStarted { factory, reason },
+            Told::ExitLeafConfirmed { factory, height } => {
+                Event::ExitLeafConfirmed { factory, height }
+            }
+            Told::ExitPaidOut {
+                factory,
+                outpoint,
+                amount_sat,
+            } => Event::ExitPaidOut {
+                factory,
+                outpoint,
+                amount_sat,
+            },
+            other => {
+                // Serialising an event does not fail: it was stored that way.
+                let json = serde_json::to_value(&other).unwrap_or_default();
+                let kind = json["type"].as_str().unwrap_or_default().to_owned();
+                let json = json.to_string();
+                Event::Other { kind, json }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_without_a_form_of_its_own_is_not_lost() {
+        let event = Event::from(sdk::Event::FactorySigning {
+            factory: "f".into(),
+        });
+        let Event::Other { kind, json } = event else {
+            panic!("{event:?}");
+        };
+        assert_eq!(kind, "factory_signing");
+        assert_eq!(json, r#"{"factory":"f","type":"factory_signing"}"#);
+    }
+}

@@ -1,0 +1,173 @@
+//! Leaving alone.
+
+use std::sync::Arc;
+
+use superscalar_sdk as sdk;
+
+use crate::error::WalletError;
+use crate::runtime;
+
+/// Leaving alone: any time, asking nobody, without a coin.
+///
+/// `plan` says what it costs and brings; `start` begins a job that survives restarts and goes on by
+/// itself; `status` says how far it is.
+#[derive(uniffi::Object)]
+pub struct Exit {
+    wallet: Arc<sdk::Wallet>,
+}
+
+/// How to leave alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum ExitMode {
+    /// Bring the channel on chain and close it there.
+    Leave,
+    /// After expiry, when the LSP is gone: be paid by a distribution, which brings capacity and
+    /// stock, not only the own balance.
+    Reclaim,
+}
+
+/// What leaving alone costs and brings, before anything is committed.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct ExitPlan {
+    /// The factory.
+    pub factory: String,
+    /// Transactions to publish until the channel is on chain.
+    pub transactions: u32,
+    /// Their virtual size.
+    pub vsize: u64,
+    /// Fees they carry, which the tree holds for them.
+    pub fees_sat: u64,
+    /// Blocks until the channel is on chain, when every transaction confirms at once.
+    pub blocks_best: u32,
+    /// The same when each needs the margin the terms budget.
+    pub blocks_worst: u32,
+    /// Blocks after that until the own balance can be swept.
+    pub then_blocks: u32,
+    /// Own balance in the channel in satoshi, rounded down.
+    pub balance_sat: u64,
+    /// What arrives in the wallet in satoshi, after the commitment's and the sweep's fees are paid.
+    pub arriving_sat: u64,
+    /// Coins needed for it at the current feerate, in satoshi.
+    pub coins_needed_sat: u64,
+    /// Whether anything arrives at all.
+    pub worth_it: bool,
+}
+
+/// How far leaving alone is.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct ExitInfo {
+    /// The factory.
+    pub factory: String,
+    /// Why it began.
+    pub reason: String,
+    /// `tree`, `closing`, `paid_out`, `superseded`, `done`, or `unknown` when it cannot be judged
+    /// at the moment.
+    pub stage: String,
+    /// Number of the next tree transaction, from 1.
+    pub step: u32,
+    /// How many there are.
+    pub of: u32,
+    /// What it waits for.
+    pub waiting: String,
+    /// Blocks left at best, where known.
+    pub blocks_left_best: Option<u32>,
+    /// Blocks left at worst, where known.
+    pub blocks_left_worst: Option<u32>,
+    /// Satoshi of the closed channel that are not in the wallet yet.
+    pub pending_sat: u64,
+    /// Height of the leaf's block, once on chain.
+    pub leaf_height: Option<u32>,
+}
+
+#[uniffi::export]
+impl Exit {
+    /// What leaving this factory costs, how long it takes and what arrives.
+    pub async fn plan(&self, factory: String) -> Result<ExitPlan, WalletError> {
+        let exit = self.wallet.exit();
+        let plan = runtime::finish(async move { exit.plan(&factory).await }).await?;
+        Ok(plan.into())
+    }
+
+    /// Begins to leave. The channel carries nothing from then on. Starting again changes nothing.
+    pub async fn start(&self, factory: String, mode: ExitMode) -> Result<(), WalletError> {
+        let exit = self.wallet.exit();
+        let mode = match mode {
+            ExitMode::Leave => sdk::ExitMode::Leave,
+            ExitMode::Reclaim => sdk::ExitMode::Reclaim,
+        };
+        runtime::finish(async move { exit.start(&factory, mode).await }).await
+    }
+
+    /// All exits that were begun.
+    pub async fn status(&self) -> Result<Vec<ExitInfo>, WalletError> {
+        let exit = self.wallet.exit();
+        let all = runtime::finish(async move { exit.status().await }).await?;
+        Ok(all.into_iter().map(Into::into).collect())
+    }
+}
+
+impl Exit {
+    pub(crate) fn new(wallet: Arc<sdk::Wallet>) -> Exit {
+        Exit { wallet }
+    }
+}
+
+impl From<sdk::ExitPlan> for ExitPlan {
+    fn from(plan: sdk::ExitPlan) -> ExitPlan {
+        let sdk::ExitPlan {
+            factory,
+            transactions,
+            vsize,
+            fees_sat,
+            blocks_best,
+            blocks_worst,
+            then_blocks,
+            balance_sat,
+            arriving_sat,
+            coins_needed_sat,
+            worth_it,
+        } = plan;
+        ExitPlan {
+            factory,
+            transactions,
+            vsize,
+            fees_sat,
+            blocks_best,
+            blocks_worst,
+            then_blocks,
+            balance_sat,
+            arriving_sat,
+            coins_needed_sat,
+            worth_it,
+        }
+    }
+}
+
+impl From<sdk::ExitInfo> for ExitInfo {
+    fn from(info: sdk::ExitInfo) -> ExitInfo {
+        let sdk::ExitInfo {
+            factory,
+            reason,
+            stage,
+            step,
+            of,
+            waiting,
+            blocks_left_best,
+            blocks_left_worst,
+            pending_sat,
+            leaf_height,
+        } = info;
+        ExitInfo {
+            factory,
+            reason,
+            stage,
+            step,
+            of,
+            waiting,
+            blocks_left_best,
+            blocks_left_worst,
+            pending_sat,
+            leaf_height,
+        }
+    }
+}
