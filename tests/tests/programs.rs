@@ -130,6 +130,79 @@ fn four_wallets_build_a_factory_and_pay_each_other() {
 }
 
 #[test]
+fn commands_that_wait_return_when_it_is_done() {
+    let chain = RegtestNode::new().unwrap();
+    let mut lsp = LspProcess::start(&chain).unwrap();
+    fund(&chain, &lsp, Amount::from_sat(1_000_000_000));
+    let wallets: Vec<WalletProcess> = (0..2)
+        .map(|_| WalletProcess::start(&chain, &lsp.uri).unwrap())
+        .collect();
+
+    // `join --wait` is there before the factory, and back when payments can be received in it.
+    let info = std::thread::scope(|scope| {
+        let joining = scope.spawn(|| wallets[0].join_and_wait(500_000));
+        wallets[1].join(500_000).unwrap();
+        wait("both wallets to wait for a place", || {
+            assert!(!joining.is_finished(), "it did not wait");
+            lsp.waiting().unwrap().len() == 2
+        });
+        let factory = lsp.create_factory(&regtest_factory(2)).unwrap();
+        wait("the funding to be published", || {
+            lsp.factory(&factory).unwrap().phase == "published"
+        });
+        assert!(!joining.is_finished(), "the factory does not exist yet");
+        chain.mine(1).unwrap();
+        joining.join().unwrap().unwrap()
+    });
+    let factory = info.factory.clone();
+    assert!(info.active && info.phase == "active", "{info:?}");
+    assert_eq!(info.seats[0].capacity_sat, 500_000);
+    wait("the LSP to have noticed as well", || {
+        lsp.factory(&factory).unwrap().active
+    });
+    let invoice = wallets[0].receive(200_000_000, "at once").unwrap();
+    let hash = lsp.pay(&invoice).unwrap();
+    wait("the payment to arrive", || {
+        wallets[0].payment(&hash).unwrap().status == PaymentStatus::Succeeded
+    });
+
+    // `exit start --wait` is back when everything is in the wallet, and so is who looks on.
+    lsp.kill();
+    let plan = wallets[0].exit_plan(&factory).unwrap();
+    let (exit, watched) = std::thread::scope(|scope| {
+        let leaving = scope.spawn(|| wallets[0].exit_and_wait(&factory));
+        wait("the exit to have begun", || {
+            wallets[0].exit_status(&factory).is_ok()
+        });
+        let watching = scope.spawn(|| wallets[0].watch_exit(&factory));
+        for _ in 0..400 {
+            let done = wallets[0].exit_status(&factory).unwrap().stage == "done";
+            if done {
+                break;
+            }
+            assert!(!leaving.is_finished() && !watching.is_finished());
+            chain.mine(1).unwrap();
+            wallets[0].sync().unwrap();
+        }
+        let exit = leaving.join().unwrap().unwrap();
+        (exit, watching.join().unwrap().unwrap())
+    });
+    assert_eq!((exit.stage.as_str(), exit.pending_sat), ("done", 0));
+    assert_eq!(exit, watched);
+    let leaf = exit.leaf_height.unwrap();
+    assert!(leaf < chain.height().unwrap());
+    let coins = wallets[0].coins().unwrap().spendable_sat;
+    // The sweep's fee is by estimate.
+    assert!(plan.arriving_sat > 190_000, "{plan:?}");
+    let expected = plan.arriving_sat - 2_000..=200_000;
+    assert!(expected.contains(&coins), "{coins}, not in {expected:?}");
+    assert_eq!(
+        code(wallets[1].watch_exit(&factory).unwrap_err()),
+        "no_exit"
+    );
+}
+
+#[test]
 fn bad_requests_are_refused_and_change_nothing() {
     let chain = RegtestNode::new().unwrap();
     let mut lsp = LspProcess::start(&chain).unwrap();

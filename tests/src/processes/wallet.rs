@@ -127,6 +127,14 @@ impl WalletProcess {
         Ok(())
     }
 
+    /// Asks the LSP for a place and waits until payments can be received there.
+    pub fn join_and_wait(&self, capacity_sat: u64) -> Result<FactoryInfo> {
+        let capacity = capacity_sat.to_string();
+        let [factory] =
+            self.typed::<[FactoryInfo; 1]>(&["join", "--capacity", &capacity, "--wait"])?;
+        Ok(factory)
+    }
+
     /// An invoice of the wallet.
     pub fn receive(&self, amount_msat: u64, description: &str) -> Result<String> {
         let amount = amount_msat.to_string();
@@ -190,6 +198,16 @@ impl WalletProcess {
     /// Begins to leave.
     pub fn exit_start(&self, factory: &str) -> Result<ExitInfo> {
         self.typed(&["exit", "start", factory])
+    }
+
+    /// Begins to leave and waits until everything is in the wallet.
+    pub fn exit_and_wait(&self, factory: &str) -> Result<ExitInfo> {
+        self.typed(&["exit", "start", factory, "--wait"])
+    }
+
+    /// Waits until everything of an exit that was begun is in the wallet.
+    pub fn watch_exit(&self, factory: &str) -> Result<ExitInfo> {
+        self.typed(&["exit", "status", factory, "--watch"])
     }
 
     /// How far leaving is.
