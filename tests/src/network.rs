@@ -172,6 +172,20 @@ impl TestNetwork {
         .await;
     }
 
+    /// Waits until every channel can be used from both sides, after somebody was away.
+    pub async fn reconnected(&self) {
+        self.wait("the channels to be usable again", async || {
+            for member in &self.members {
+                let lightning = member.wallet.lightning();
+                if lightning.receive(Some(1_000), "", 60).await.is_err() {
+                    return false;
+                }
+            }
+            self.lsp().channels().iter().all(|channel| channel.usable)
+        })
+        .await;
+    }
+
     /// Bytes between wallets and LSP so far, both directions.
     pub fn carried_bytes(&self) -> u64 {
         let wires = self.members.iter().map(|member| &member.wire);

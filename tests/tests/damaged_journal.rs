@@ -116,11 +116,7 @@ async fn a_damaged_journal_stops_its_own_factory_only() {
     assert!(wallet.exit().plan(&whole).await.is_ok());
 
     // Payments pass over the other channel, and nothing is received where no path leads out.
-    network
-        .wait("the channels to be usable again", async || {
-            network.lsp().channels().iter().all(|it| it.usable)
-        })
-        .await;
+    network.reconnected().await;
     network.pay(0, 1, 50_000_000).await;
     network.pay(1, 0, 40_000_000).await;
     assert_eq!(held_msat(&network, &damaged), before);
@@ -137,11 +133,7 @@ async fn a_damaged_journal_stops_its_own_factory_only() {
     let infos = network.lsp().factories().await.unwrap();
     assert_quarantined(&infos, &damaged, &whole);
     assert!(told(network.lsp().events(0, 1_000).unwrap(), &damaged));
-    network
-        .wait("the channels to be usable again", async || {
-            network.lsp().channels().iter().all(|it| it.usable)
-        })
-        .await;
+    network.reconnected().await;
     network.lsp_pays(0, 20_000_000).await;
     network.lsp_pays(1, 20_000_000).await;
     for member in 0..2 {

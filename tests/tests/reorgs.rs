@@ -96,12 +96,7 @@ async fn a_funding_that_is_not_buried_is_published_until_it_is() {
     assert!(none_active(&network, &factory).await);
     network.mine(1).await;
     assert!(all_active(&network, &factory).await);
-    network
-        .wait("the channels to be usable again", async || {
-            let channels = network.lsp().channels();
-            channels.len() == 2 && channels.iter().all(|channel| channel.usable)
-        })
-        .await;
+    network.reconnected().await;
     network.lsp_pays(0, 200_000_000).await;
     network.pay(0, 1, 50_000_000).await;
     network.stop().await;
@@ -150,12 +145,7 @@ async fn nothing_is_received_until_a_lost_funding_is_buried_again() {
     assert!(all_active(&network, &factory).await);
     let now = [network.balance_msat(0), network.balance_msat(1)];
     assert_eq!(now, balances);
-    network
-        .wait("the channels to be usable again", async || {
-            let channels = network.lsp().channels();
-            channels.iter().all(|channel| channel.usable)
-        })
-        .await;
+    network.reconnected().await;
     network.pay(0, 1, 50_000_000).await;
     let spent = OutPoint::new(funding, 0);
     assert_eq!(network.chain.spender_of(spent).unwrap(), None);
