@@ -147,14 +147,16 @@ impl Engine {
         self.settle().await;
     }
 
-    /// Tells every role of a new tip, and of fundings that confirmed or left the chain.
+    /// Tells every role of fundings that confirmed or left the chain, and of a new tip.
     pub(super) async fn block(&mut self, tip: Tip) {
         self.tip = tip.height;
+        // Fundings first: told of the height alone, a role would count the depth of a funding whose
+        // block a reorg has just taken away, and open its channel.
+        self.look_at_fundings().await;
         for attempt in self.attempts() {
             self.member(attempt, |_| member::Input::Height(tip.height));
             self.coordinator(attempt, coordinator::Input::Height(tip.height));
         }
-        self.look_at_fundings().await;
         self.settle().await;
         self.republish().await;
         self.judge_fees();
