@@ -8,11 +8,12 @@ BIN_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
 PROGRAMS = -p lsp-node -p wallet-cli -p outside-node
 export SUPERSCALAR_BIN_DIR = $(BIN_DIR)
 
-.PHONY: help demo test lint bench setup bitcoind
+.PHONY: help demo test soak lint bench setup bitcoind
 
 help:
 	@echo "make demo    a factory, payments and an exit on a real regtest chain"
 	@echo "make test    everything, on real bitcoinds"
+	@echo "make soak    the simulation, seed after seed (MINUTES=10 FIRST=0)"
 	@echo "make lint    rustfmt, clippy, docs; warnings are errors"
 	@echo "make bench   the figures of the README"
 	@echo "make setup   install system packages (as root on Debian), or say which are missing"
@@ -23,6 +24,12 @@ demo: bitcoind
 
 test: bitcoind
 	$(CARGO) test --workspace --locked
+
+# FIRST is the first seed: another one for every night. A failing seed prints how to see it again.
+soak: MINUTES ?= 10
+soak: FIRST ?= 0
+soak:
+	$(CARGO) run --release --locked -p superscalar-simulation -- --minutes $(MINUTES) --first $(FIRST)
 
 lint:
 	$(CARGO) fmt --all --check
