@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use bitcoin::Txid;
 use proptest::prelude::*;
-use superscalar_factory::coordinator::{self, FactoryPlan};
+use superscalar_factory::coordinator::{self, Coordinator, FactoryPlan};
 use superscalar_factory::journal::Record;
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::Message;
@@ -321,5 +321,29 @@ fn every_record_is_a_place_to_crash() {
                 "{victim:?} {records}"
             );
         }
+    }
+}
+
+/// Whether it was buried or not, and also when the reorg happened while the LSP was down.
+#[test]
+fn a_funding_that_leaves_the_chain_is_published_again() {
+    for buried in [false, true] {
+        let mut world = World::with(small_plan());
+        world.run();
+        world.confirm_funding(TIP + 1);
+        if buried {
+            world.height(TIP + u32::from(MIN_DEPTH));
+        }
+        let lsp = world.lsp.as_mut().unwrap();
+        assert_eq!(lsp.is_active(), buried);
+        let effects = lsp.handle(coordinator::Input::FundingReorged);
+        world.act(Party::Lsp, effects);
+        assert_eq!(world.broadcast.len(), 2, "buried: {buried}");
+        let records = &world.journal[&Party::Lsp];
+        let (_, effects) = Coordinator::replay(&bytes("lsp seed", 0), records, TIP).unwrap();
+        world.act(Party::Lsp, effects);
+        assert_eq!(world.broadcast.len(), 3, "buried: {buried}");
+        let first = world.broadcast[0].compute_txid();
+        assert!(world.broadcast.iter().all(|tx| tx.compute_txid() == first));
     }
 }

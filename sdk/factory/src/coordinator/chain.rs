@@ -7,16 +7,20 @@ use crate::journal::Activated;
 impl Coordinator {
     pub(super) fn funding_reorged(&mut self) -> Vec<Effect> {
         self.funding_height = None;
-        if !std::mem::take(&mut self.open) {
+        let was_open = std::mem::take(&mut self.open);
+        let Phase::Published { built, .. } = &self.phase else {
             return Vec::new();
+        };
+        // Also when it was not buried yet: whoever publishes it stopped at its confirmation.
+        let broadcast = Effect::Broadcast(built.funding.clone());
+        if !was_open {
+            return vec![broadcast];
         }
         let attempt = self.attempt;
         let mut effects: Vec<Effect> = (0..self.members())
             .map(|slot| Effect::Suspend(SlotRef { attempt, slot }))
             .collect();
-        if let Some(built) = self.built() {
-            effects.push(Effect::Broadcast(built.funding.clone()));
-        }
+        effects.push(broadcast);
         effects.push(Effect::Emit(Event::Reorged(attempt)));
         effects
     }

@@ -48,7 +48,8 @@ impl Coordinator {
                     effects.push(Effect::Agree(coordinator.channel(&built, slot)));
                 }
                 effects.push(Effect::Watch(built.tree.funding));
-                if published && active.is_none() {
+                // Also of an active factory: a reorg while nobody was running has no other witness.
+                if published {
                     effects.push(Effect::Broadcast(built.funding.clone()));
                 }
                 let acked = BTreeSet::new();
