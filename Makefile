@@ -29,7 +29,7 @@ test: bitcoind
 soak: MINUTES ?= 10
 soak: FIRST ?= 0
 soak:
-	$(CARGO) run --release --locked -p superscalar-simulation -- --minutes $(MINUTES) --first $(FIRST)
+	$(CARGO) run --locked -p superscalar-simulation -- --minutes $(MINUTES) --first $(FIRST)
 
 lint:
 	$(CARGO) fmt --all --check

@@ -10,7 +10,7 @@ use crate::channel::{Stage, Toward};
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::leave::is_activated;
 use crate::observer::name;
-use crate::party::{Kept, Place, Role, Who};
+use crate::party::{Kept, Place, Who};
 use crate::recover::{self, Holding};
 use crate::world::World;
 
@@ -46,7 +46,7 @@ impl World {
     }
 
     /// Whether a member counts on this factory: it existed, or its LSP has paid for it.
-    fn counts_on(&self, number: u16, attempt: &Attempt) -> bool {
+    pub(crate) fn counts_on(&self, number: u16, attempt: &Attempt) -> bool {
         let records = self.party(Who::Wallet(number)).records(attempt);
         let published = self.lsp.is_honest() && self.observer.is_published(attempt);
         let ended = |record: &Record| matches!(record, Record::Ended(_));
@@ -98,6 +98,7 @@ impl World {
                 path,
             }),
         };
+        let keys = self.keys(place);
         let party = self.party(who);
         let kept = party.live.as_ref().and_then(|live| live.kept.get(&place));
         let Some(kept) = kept.or(fresh.as_ref()) else {
@@ -117,7 +118,7 @@ impl World {
             path: &kept.path,
             watched: &kept.watched,
             channel: party.disk.channels.get(&place),
-            keys: self.keys(place),
+            keys: &keys,
             payout: &payout,
         };
         let due = match holding.channel {
@@ -173,6 +174,7 @@ impl World {
             .ok_or_else(|| early("which has no such HTLC on disk"))?
             .expiry;
         self.keep_path(who, *place)?;
+        let keys = self.keys(*place);
         let party = self.party(who);
         let kept = party.live.as_ref().and_then(|live| live.kept.get(place));
         let kept = kept.ok_or_else(|| early("whose path is not stored"))?;
@@ -185,7 +187,7 @@ impl World {
             path: &kept.path,
             watched: &kept.watched,
             channel: party.disk.channels.get(place),
-            keys: self.keys(*place),
+            keys: &keys,
             payout: &payout,
         };
         let recovered = recover::alone(&self.chain, None, &holding, Goal::Leave)
@@ -194,72 +196,6 @@ impl World {
             true => Ok(()),
             false => Err(early("which expires before it could be claimed")),
         }
-    }
-
-    /// In a world at rest every attempt is a factory for everybody or nothing for anybody, and no
-    /// coin is locked for nothing.
-    pub(crate) fn check_rest(&self) -> Result<(), Violation> {
-        let breach = |what: String| Err(Violation::new(Invariant::CrashAnywhere, what));
-        if self.lsp.gone || !self.lsp.is_honest() {
-            return Ok(());
-        }
-        let Some(live) = &self.lsp.live else {
-            return breach("the LSP is not back".to_owned());
-        };
-        for (attempt, role) in &live.roles {
-            let Role::Coordinator(role) = role else {
-                continue;
-            };
-            let name = name(attempt);
-            let published = self.observer.is_published(attempt);
-            match (published, role.ended()) {
-                (false, Some(_)) => {}
-                (false, None) => return breach(format!("{name} is stuck: {}", role.phase())),
-                (true, Some(code)) => {
-                    return breach(format!("{name} is published and over: {code}"));
-                }
-                (true, None) if !role.is_active() => {
-                    return breach(format!("{name} is published and only {}", role.phase()));
-                }
-                (true, None) => {}
-            }
-            for (slot, peer) in (0u16..).zip(role.peers()) {
-                let Some(number) = self.wallet_of(peer) else {
-                    continue;
-                };
-                let wallet = self.party(Who::Wallet(number));
-                let phase = wallet.role(attempt).map(Role::phase);
-                let active = wallet.role(attempt).is_some_and(Role::is_active);
-                if published && wallet.is_honest() && !active {
-                    return breach(format!("{name} exists, for slot {slot} it is {phase:?}"));
-                }
-                if !published && active {
-                    return breach(format!("{name} is over, for slot {slot} it is active"));
-                }
-            }
-        }
-        for (txid, tx) in &self.lsp.disk.reserved {
-            let built = live.roles.values().any(|role| match role {
-                Role::Coordinator(role) => role
-                    .built()
-                    .is_some_and(|built| built.tree.funding.txid == *txid),
-                Role::Member(_) => false,
-            });
-            if !built && self.chain.height_of(txid).is_none() {
-                let coin = tx.input[0].previous_output;
-                return breach(format!("the coin {coin} stays reserved for nothing"));
-            }
-        }
-        for wallet in self.wallets.iter().filter(|wallet| wallet.is_honest()) {
-            let roles = wallet.live.iter().flat_map(|live| live.roles.iter());
-            for (attempt, role) in roles {
-                if role.waits() && !role.has_ended() {
-                    let name = name(attempt);
-                    return breach(format!("a member is stuck in {name}: {}", role.phase()));
-                }
-            }
-        }
-        Ok(())
     }
 }
 

@@ -11,7 +11,6 @@ use crate::bugs::Bug;
 use crate::channel::{Stage, Toward};
 use crate::dice::secret;
 use crate::invariants::{Invariant, Violation, ensure};
-use crate::money::{ChannelKeys, wallet_script};
 use crate::network::{End, Origin, Packet};
 use crate::observer::name;
 use crate::party::{Live, Party, Role, Who};
@@ -129,11 +128,7 @@ impl World {
         if busy >= CEREMONIES {
             return self.refuse(who, lsp, attempt, RefusalCode::Unexpected, "invite");
         }
-        let keys = ChannelKeys {
-            seed: self.seed,
-            attempt,
-            slot: invite.slot,
-        };
+        let keys = self.keys((attempt, invite.slot));
         let (mut salt, mut nonce_randomness) = (self.dice.bytes(), self.dice.bytes());
         if self.bug == Some(Bug::SameRandomness) {
             salt = secret(self.seed, "salt", number.into());
@@ -167,11 +162,7 @@ impl World {
 
     /// Where a wallet is paid.
     pub(crate) fn payout(&self, number: u16) -> bitcoin::ScriptBuf {
-        wallet_script(&crate::dice::public_key(
-            self.seed,
-            "wallet coins",
-            number.into(),
-        ))
+        self.payouts[usize::from(number)].clone()
     }
 
     /// The LSP wants a factory for some of those that are connected.
@@ -220,16 +211,11 @@ impl World {
         let attempt = plan.attempt;
         let (salt, randomness) = (self.dice.bytes(), self.dice.bytes());
         let secrets = LspSecrets::new(&self.lsp.seed, salt, randomness);
-        let keys = (0..plan.seats.len() as u16).map(|slot| {
-            ChannelKeys {
-                seed: self.seed,
-                attempt,
-                slot,
-            }
-            .funding(Toward::Lsp)
-        });
+        let keys: Vec<PublicKey> = (0..plan.seats.len() as u16)
+            .map(|slot| self.keys((attempt, slot)).funding(Toward::Lsp))
+            .collect();
         let tip = self.chain.tip();
-        let started = Coordinator::start(&plan, secrets, keys.collect(), tip);
+        let started = Coordinator::start(&plan, secrets, keys, tip);
         let (role, effects) = match started {
             Ok(started) => started,
             // A retry with fewer members may have a shape that does not fit its delays.

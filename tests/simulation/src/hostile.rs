@@ -2,12 +2,13 @@
 //! those say is dropped, repeated, held back, replaced or rewritten before it leaves, and now and
 //! then they say or publish something nobody asked them for.
 
-use bitcoin::{Amount, OutPoint};
-use superscalar_factory::message::{Message, RefusalCode};
+use bitcoin::{Amount, OutPoint, Transaction, TxOut};
+use superscalar_factory::message::{Attempt, Message, RefusalCode};
 use superscalar_factory::wire::Frame;
 
 use crate::channel::{Change, Htlc, Stage, Talk, Toward};
 use crate::invariants::Violation;
+use crate::money;
 use crate::network::{End, Origin, Packet};
 use crate::party::{Place, Role, Who};
 use crate::world::World;
@@ -203,19 +204,24 @@ impl World {
         self.links[usize::from(number)].up
     }
 
-    /// Any transaction it holds: a funding too early, any part of a tree.
+    /// Any transaction it holds: a funding too early, any part of a tree; or, before anybody counts
+    /// on the funding, one that spends the same coin.
     fn publish_something(&mut self) -> Result<bool, Violation> {
         let Some(live) = &self.lsp.live else {
             return Ok(false);
         };
-        let roles: Vec<&Role> = live.roles.values().collect();
-        let Some(Role::Coordinator(role)) = self.dice.pick(&roles) else {
+        let roles: Vec<(&Attempt, &Role)> = live.roles.iter().collect();
+        let Some((attempt, Role::Coordinator(role))) = self.dice.pick(&roles) else {
             return Ok(false);
         };
         let Some(built) = role.built() else {
             return Ok(false);
         };
+        let counted = (0..self.wallets.len() as u16).any(|it| self.counts_on(it, attempt));
         let mut txs = vec![built.funding.clone()];
+        if !counted {
+            txs.extend(self.rival(&built.funding));
+        }
         // Opening a factory ends it: seldom enough that others are lived in.
         if built.complete() && self.dice.per_mille(100) {
             txs.extend(built.signed());
@@ -227,6 +233,17 @@ impl World {
             self.note(format_args!("the LSP publishes {txid} of its own accord"));
         }
         Ok(accepted)
+    }
+
+    /// Takes a funding's coin back.
+    fn rival(&self, funding: &Transaction) -> Option<Transaction> {
+        let outpoint = funding.input[0].previous_output;
+        let (coin, _) = self.chain.coin(&outpoint)?;
+        let back = TxOut {
+            value: Amount::from_sat(10_000),
+            script_pubkey: coin.script_pubkey.clone(),
+        };
+        money::funding((outpoint, coin), &self.coin_key, back, 20)
     }
 
     /// A change of a channel that no member may accept.

@@ -2,8 +2,9 @@
 //! every look at the chain, kickoffs that anybody published are answered.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use bitcoin::{OutPoint, Transaction};
+use bitcoin::{Amount, OutPoint, Transaction};
 use superscalar_factory::exit::{Action, Goal, Plan, Progress, SignedPath, plan};
 use superscalar_factory::message::Attempt;
 use superscalar_factory::terms::TimeoutPolicy;
@@ -11,7 +12,7 @@ use superscalar_factory::tree::Role as TxRole;
 
 use crate::bugs::Bug;
 use crate::chain::Rejection;
-use crate::channel::{Htlc, Stage, Toward};
+use crate::channel::{Channel, Htlc, Stage, Toward};
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::money::{self, ChannelKeys};
 use crate::observer::name;
@@ -21,6 +22,8 @@ use crate::world::World;
 
 /// Blocks a wallet adds to the exit delay when the LSP takes all at the end.
 const SAFETY_BLOCKS: u32 = 12;
+/// No reorg of this world reaches deeper.
+const BURIED_BLOCKS: u32 = 12;
 
 /// What follows a leaf on chain.
 #[derive(Debug)]
@@ -127,6 +130,9 @@ impl World {
             return Ok(());
         }
         let place = (attempt, member.slot().slot);
+        if self.finished.contains(&place) {
+            return Ok(());
+        }
         let Some(planned) = self.follow(who, place, goal.unwrap_or(Goal::Defend))? else {
             return Ok(());
         };
@@ -134,12 +140,17 @@ impl World {
             (Some(_), Progress::LeafConfirmed { outpoint, .. }) => {
                 self.wind_up(number, place, outpoint)
             }
-            (Some(_), Progress::PaidOut { outpoint, .. }) => {
-                let paid = self.chain.transaction(&outpoint.txid);
-                let output = paid
-                    .and_then(|tx| tx.output.get(outpoint.vout as usize))
-                    .cloned();
-                self.came_home(number, place, output)
+            (_, Progress::PaidOut { outpoint, .. }) => {
+                if !self
+                    .party(who)
+                    .disk
+                    .channels
+                    .get(&place)
+                    .is_some_and(is_over)
+                {
+                    self.counts.distributed += 1;
+                }
+                self.came_home(number, place, Some(outpoint))
             }
             _ => Ok(()),
         }
@@ -248,12 +259,13 @@ impl World {
             // Not yet, or already: it is offered again with the next block.
             let _ = self.chain.submit(tx);
         }
-        let swept = homeward.sweep.as_ref();
-        let swept = swept
-            .filter(|tx| self.chain.height_of(&tx.compute_txid()).is_some())
-            .cloned();
-        match swept {
-            Some(tx) => self.came_home(number, place, tx.output.first().cloned()),
+        let Some(sweep) = &homeward.sweep else {
+            // Nothing that is worth its fee.
+            return self.came_home(number, place, None);
+        };
+        let txid = sweep.compute_txid();
+        match self.chain.height_of(&txid) {
+            Some(_) => self.came_home(number, place, Some(OutPoint { txid, vout: 0 })),
             None => Ok(()),
         }
     }
@@ -263,7 +275,7 @@ impl World {
         &mut self,
         number: u16,
         place: Place,
-        output: Option<bitcoin::TxOut>,
+        outpoint: Option<OutPoint>,
     ) -> Result<(), Violation> {
         let payout = self.payout(number);
         let party = &self.wallets[usize::from(number)];
@@ -272,19 +284,29 @@ impl World {
             return Ok(());
         };
         let due = recover::due(&channel.balances, &kept.path);
-        let whole =
-            output.is_some_and(|output| output.value >= due && output.script_pubkey == payout);
+        let paid = outpoint.and_then(|it| {
+            let tx = self.chain.transaction(&it.txid)?;
+            let height = self.chain.height_of(&it.txid)?;
+            Some((tx.output.get(it.vout as usize)?, height))
+        });
+        let whole = match paid {
+            Some((output, _)) => output.value >= due && output.script_pubkey == payout,
+            None => due == Amount::ZERO,
+        };
         ensure(whole || !party.is_honest(), Invariant::Exit, || {
-            format!(
-                "wallet {number} is paid less than {due} out of {}",
-                name(&place.0)
-            )
+            let name = name(&place.0);
+            format!("wallet {number} is paid less than {due} out of {name}")
         })?;
-        if channel.stage != Stage::Over {
-            self.close(Who::Wallet(number), place);
+        let buried = paid.is_some_and(|(_, height)| height + BURIED_BLOCKS <= self.chain.tip());
+        let arrived = paid.is_some() && !is_over(channel);
+        if buried {
+            self.finished.insert(place);
+        }
+        if arrived {
             self.counts.home += 1;
             self.note(format_args!("wallet {number} is out of {}", name(&place.0)));
         }
+        self.close(Who::Wallet(number), place);
         Ok(())
     }
 
@@ -333,12 +355,10 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn keys(&self, place: Place) -> ChannelKeys {
-        ChannelKeys {
-            seed: self.seed,
-            attempt: place.0,
-            slot: place.1,
-        }
+    pub(crate) fn keys(&mut self, place: Place) -> Arc<ChannelKeys> {
+        let known = self.keys.entry(place);
+        let made = || Arc::new(ChannelKeys::new(self.seed, &place.0, place.1));
+        Arc::clone(known.or_insert_with(made))
     }
 
     /// Reads a party's path from its disk, unless that was done in this life.
@@ -392,4 +412,8 @@ impl World {
 
 pub(crate) fn is_activated(record: &superscalar_factory::journal::Record) -> bool {
     matches!(record, superscalar_factory::journal::Record::Activated(_))
+}
+
+fn is_over(channel: &Channel) -> bool {
+    channel.stage == Stage::Over
 }

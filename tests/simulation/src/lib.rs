@@ -34,7 +34,8 @@
 //! (the last signature, the activation, a commitment), and for everybody every thousand steps and
 //! at the end: path, commitment, claims and sweep are carried out on a copy of the chain on which
 //! nobody else acts, and what arrives is compared to the balance. At the end the world is brought
-//! to rest, and every attempt must be a factory for all or nothing for anybody.
+//! to rest, and every attempt must be a factory for all or nothing for anybody; and every fourth
+//! world loses its LSP for good, and every balance must arrive.
 //!
 //! # What the channels are
 //!
@@ -63,6 +64,8 @@ mod hear;
 mod hostile;
 mod invariants;
 mod leave;
+#[cfg(test)]
+mod misfortunes;
 mod money;
 mod network;
 mod observer;
@@ -70,6 +73,7 @@ mod party;
 mod pay;
 mod profile;
 mod recover;
+mod rest;
 mod run;
 mod script;
 mod trail;

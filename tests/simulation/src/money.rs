@@ -19,43 +19,59 @@ use superscalar_factory::message::Attempt;
 use superscalar_factory::scripts;
 
 use crate::channel::{Balances, Htlc, Toward};
-use crate::dice::{SECP, public_key, secret_key};
+use crate::dice::{SECP, secret_key};
 
 /// Outputs below this are left to the fee, in sat.
 const DUST_SAT: u64 = 354;
 
-/// Names the keys of a slot's channel.
-#[derive(Debug, Clone, Copy)]
+/// The keys of a slot's channel, both sides'. Made once for each slot: they cost more than all else
+/// that is done with them.
+#[derive(Debug, Clone)]
 pub(crate) struct ChannelKeys {
-    pub(crate) seed: u64,
-    pub(crate) attempt: Attempt,
-    pub(crate) slot: u16,
+    member: Side,
+    lsp: Side,
+}
+
+#[derive(Debug, Clone)]
+struct Side {
+    /// In the channel's 2-of-2.
+    funding: (SecretKey, PublicKey),
+    /// In the outputs of commitments.
+    own: (SecretKey, PublicKey),
 }
 
 impl ChannelKeys {
-    fn label(&self, whose: &str) -> String {
-        let instance = u64::from_be_bytes(first_eight(&self.attempt.instance.0));
-        format!("{whose}/{instance}/{}", self.attempt.number)
+    /// The keys of `slot` in the run of `seed`.
+    pub(crate) fn new(seed: u64, attempt: &Attempt, slot: u16) -> ChannelKeys {
+        let instance = u64::from_be_bytes(first_eight(&attempt.instance.0));
+        let number = attempt.number;
+        let pair = |whose: &str| {
+            let label = format!("{whose}/{instance}/{number}");
+            let secret = secret_key(seed, &label, u64::from(slot));
+            (secret, secret.public_key(&SECP))
+        };
+        ChannelKeys {
+            member: Side {
+                funding: pair("member funding"),
+                own: pair("member own"),
+            },
+            lsp: Side {
+                funding: pair("lsp funding"),
+                own: pair("lsp own"),
+            },
+        }
     }
 
-    fn secret(&self, whose: &str) -> SecretKey {
-        secret_key(self.seed, &self.label(whose), u64::from(self.slot))
+    fn side(&self, side: Toward) -> &Side {
+        match side {
+            Toward::Member => &self.member,
+            Toward::Lsp => &self.lsp,
+        }
     }
 
     /// The key of one side in the channel's 2-of-2.
     pub(crate) fn funding(&self, side: Toward) -> PublicKey {
-        let whose = match side {
-            Toward::Member => "member funding",
-            Toward::Lsp => "lsp funding",
-        };
-        public_key(self.seed, &self.label(whose), u64::from(self.slot))
-    }
-
-    fn own(&self, side: Toward) -> SecretKey {
-        self.secret(match side {
-            Toward::Member => "member own",
-            Toward::Lsp => "lsp own",
-        })
+        self.side(side).funding.1
     }
 }
 
@@ -99,10 +115,9 @@ pub(crate) fn commitment(
     }
     let lsp_sat = (balances.lsp_msat / 1_000).saturating_sub(balances.fee_sat());
     if lsp_sat >= DUST_SAT {
-        let key = keys.own(Toward::Lsp).public_key(&SECP);
         outputs.push(TxOut {
             value: Amount::from_sat(lsp_sat),
-            script_pubkey: wallet_script(&key),
+            script_pubkey: wallet_script(&keys.lsp.own.1),
         });
     }
     let mut htlcs = Vec::new();
@@ -114,8 +129,8 @@ pub(crate) fn commitment(
         });
     }
     let mut tx = spend(Version::TWO, outpoint, Sequence::MAX, outputs);
-    let (member, lsp) = (keys.secret("member funding"), keys.secret("lsp funding"));
-    let (member_key, lsp_key) = (member.public_key(&SECP), lsp.public_key(&SECP));
+    let (member, member_key) = keys.member.funding;
+    let (lsp, lsp_key) = keys.lsp.funding;
     let script = scripts::channel_witness_script(&member_key, &lsp_key);
     let sign = |key: &SecretKey| segwit_signature(&tx, &script, capacity, key);
     let mut signatures = [sign(&member), sign(&lsp)];
@@ -161,7 +176,7 @@ impl Commitment {
         let sequence = Sequence::from_height(self.delay);
         let mut tx = spend(Version::TWO, outpoint, sequence, vec![paid]);
         let script = local_script(keys, self.delay);
-        let key = keys.own(Toward::Member);
+        let key = keys.member.own.0;
         let signature = segwit_signature(&tx, &script, output.value, &key);
         tx.input[0].witness = Witness::from_slice(&[signature.as_slice(), script.as_bytes()]);
         Some(tx)
@@ -196,7 +211,7 @@ impl Commitment {
             tx.lock_time = LockTime::from_consensus(htlc.expiry);
         }
         let script = htlc_script(keys, htlc);
-        let key = keys.own(Toward::Member);
+        let key = keys.member.own.0;
         let signature = segwit_signature(&tx, &script, output.value, &key);
         let mut witness = Witness::new();
         witness.push(&signature);
@@ -290,7 +305,7 @@ fn local_script(keys: &ChannelKeys, delay: u16) -> ScriptBuf {
         .push_sequence(Sequence::from_height(delay))
         .push_opcode(OP_CSV)
         .push_opcode(OP_DROP)
-        .push_key(&keys.own(Toward::Member).public_key(&SECP).into())
+        .push_key(&keys.member.own.1.into())
         .push_opcode(OP_CHECKSIG)
         .into_script()
 }
@@ -301,7 +316,7 @@ fn htlc_script(keys: &ChannelKeys, htlc: &Htlc) -> ScriptBuf {
         Toward::Member => (Toward::Member, Toward::Lsp),
         Toward::Lsp => (Toward::Lsp, Toward::Member),
     };
-    let key = |side| keys.own(side).public_key(&SECP).into();
+    let key = |side| keys.side(side).own.1.into();
     Builder::new()
         .push_opcode(OP_IF)
         .push_opcode(OP_SHA256)

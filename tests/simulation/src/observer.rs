@@ -85,6 +85,12 @@ impl Observer {
                 nonce.map_or(Ok(()), |nonce| self.signed(who, nonce, root.partial))
             }
             Message::Terms(terms) => self.tells_terms(party, (attempt, to), terms),
+            Message::NodeSigs(_) => {
+                let life = self.terms.get(&(attempt, to)).map(|(_, life)| *life);
+                ensure(life == Some(party.life), Invariant::Nonces, || {
+                    format!("the LSP signs {} in another life", name(&attempt))
+                })
+            }
             _ => Ok(()),
         }
     }

@@ -75,6 +75,21 @@ impl Weights {
 }
 
 impl Profile {
+    /// A world in which nothing happens by itself.
+    #[cfg(test)]
+    pub(crate) fn quiet(wallets: usize) -> Profile {
+        Profile {
+            name: "quiet",
+            wallets,
+            lsp: Character::Honest,
+            hostile_wallets: 0,
+            weights: Weights::CALM,
+            factories: 0,
+            vanishing: Vanishing::Never,
+        }
+    }
+
+    /// The world of a seed.
     pub(crate) fn of(seed: u64, dice: &mut Dice) -> Profile {
         let calm = Profile {
             name: "calm",
@@ -123,7 +138,7 @@ impl Profile {
                 lsp: Character::Hostile,
                 weights: Weights {
                     hostile: 20,
-                    leave: 2,
+                    leave: 1,
                     ..Weights::CALM
                 },
                 ..calm
@@ -140,7 +155,7 @@ impl Profile {
             },
             12 | 13 => Profile {
                 name: "the LSP vanishes",
-                vanishing: Vanishing::At(dice.between(600, 2_000)),
+                vanishing: Vanishing::At(dice.between(2_000, 4_500)),
                 weights: Weights {
                     leave: 2,
                     ..Weights::CALM

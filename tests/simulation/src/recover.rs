@@ -95,7 +95,7 @@ pub(crate) struct Holding<'a> {
     pub(crate) path: &'a SignedPath,
     pub(crate) watched: &'a [OutPoint],
     pub(crate) channel: Option<&'a Channel>,
-    pub(crate) keys: ChannelKeys,
+    pub(crate) keys: &'a ChannelKeys,
     pub(crate) payout: &'a ScriptBuf,
 }
 
@@ -167,7 +167,7 @@ fn settle(
     holding: &Holding<'_>,
     channel: &Channel,
 ) -> Result<Recovered, String> {
-    let (keys, payout) = (&holding.keys, holding.payout);
+    let (keys, payout) = (holding.keys, holding.payout);
     let agreed = &channel.agreed;
     let delay = agreed.timing.member_to_self_delay;
     let feerate = tree_feerate(holding.path);

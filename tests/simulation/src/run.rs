@@ -94,7 +94,11 @@ pub fn run(run: Run) -> Result<Outcome, Box<Failure>> {
         while world.steps < run.steps {
             world.step()?;
         }
-        world.calm_down()
+        world.calm_down()?;
+        match world.ends_without_lsp() {
+            true => world.exodus(),
+            false => Ok(()),
+        }
     }));
     let done = done.unwrap_or_else(|panic| {
         let said = panic

@@ -4,11 +4,12 @@
 //! looks at the chain, dies, returns, a connection breaks or comes back, a round runs out of time,
 //! somebody pays, leaves or cheats. A choice that finds nothing to do is no step.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use bitcoin::hashes::Hash as _;
 use bitcoin::secp256k1::SecretKey;
-use bitcoin::{Amount, OutPoint, Transaction, TxOut, Txid};
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 use superscalar_factory::effect::Effect;
 use superscalar_factory::exit::Goal;
 use superscalar_factory::message::{Attempt, Message};
@@ -16,9 +17,9 @@ use superscalar_factory::message::{Attempt, Message};
 use crate::bugs::Bug;
 use crate::chain::Chain;
 use crate::dice::{Dice, public_key, secret, secret_key};
-use crate::invariants::{Invariant, Violation};
+use crate::invariants::Violation;
 use crate::leave::Homeward;
-use crate::money::wallet_script;
+use crate::money::{ChannelKeys, wallet_script};
 use crate::network::{End, Link};
 use crate::observer::Observer;
 use crate::party::{Character, Live, Party, Place, Role, Who};
@@ -49,6 +50,9 @@ pub(crate) struct World {
     pub(crate) steps: u64,
     pub(crate) counts: Counts,
     pub(crate) coin_key: SecretKey,
+    pub(crate) keys: BTreeMap<Place, Arc<ChannelKeys>>,
+    /// Where each wallet is paid.
+    pub(crate) payouts: Vec<ScriptBuf>,
     /// Every funding transaction that was ever built.
     pub(crate) fundings: BTreeMap<Txid, Transaction>,
     /// What was said, for those who say it again.
@@ -57,6 +61,8 @@ pub(crate) struct World {
     pub(crate) withheld: Vec<(Who, u16, Message)>,
     /// Commitments and sweeps of members that leave.
     pub(crate) homeward: BTreeMap<Place, Homeward>,
+    /// Members whose balance is home for good.
+    pub(crate) finished: BTreeSet<Place>,
     /// State of chain and channel at the last check of a member's money.
     pub(crate) checked: BTreeMap<Place, (u64, u64)>,
 }
@@ -91,6 +97,8 @@ pub struct Counts {
     pub published: u64,
     /// Balances that reached their owner's wallet on the chain itself.
     pub home: u64,
+    /// Of those, the ones a distribution paid after T.
+    pub distributed: u64,
     /// Full checks that a member can recover its money alone.
     pub recoveries: u64,
 }
@@ -117,6 +125,7 @@ impl Counts {
             attempts,
             published,
             home,
+            distributed,
             recoveries
         );
     }
@@ -167,6 +176,8 @@ impl World {
                 Party::new(node, secret(seed, "wallet seed", number), character)
             })
             .collect();
+        let payout = |number| wallet_script(&public_key(seed, "wallet coins", number));
+        let payouts = (0..wallets.len() as u64).map(payout).collect();
         let mut world = World {
             seed,
             links: wallets.iter().map(|_| Link::default()).collect(),
@@ -182,10 +193,13 @@ impl World {
             steps: 0,
             counts: Counts::default(),
             coin_key,
+            keys: BTreeMap::new(),
+            payouts,
             fundings: BTreeMap::new(),
             overheard: VecDeque::new(),
             withheld: Vec::new(),
             homeward: BTreeMap::new(),
+            finished: BTreeSet::new(),
             checked: BTreeMap::new(),
         };
         for who in world.everybody() {
@@ -236,6 +250,11 @@ impl World {
 
     pub(crate) fn note(&mut self, event: std::fmt::Arguments<'_>) {
         self.trail.note(self.steps, event);
+    }
+
+    /// Whether the run ends with everybody leaving.
+    pub(crate) fn ends_without_lsp(&self) -> bool {
+        self.lsp.gone || self.seed % 4 == 3
     }
 
     /// Lets something happen.
@@ -292,7 +311,7 @@ impl World {
         }
     }
 
-    fn deliver_some(&mut self) -> Result<bool, Violation> {
+    pub(crate) fn deliver_some(&mut self) -> Result<bool, Violation> {
         let mut ready = Vec::new();
         for (number, link) in self.links.iter().enumerate() {
             for end in [End::Lsp, End::Wallet] {
@@ -341,8 +360,8 @@ impl World {
             return Ok(false);
         }
         let dice = &mut self.dice;
-        let forgetting = match dice.per_mille(300) {
-            true => 500,
+        let forgetting = match dice.per_mille(400) {
+            true => 700,
             false => 0,
         };
         self.chain.disconnect(depth, || dice.per_mille(forgetting));
@@ -428,7 +447,8 @@ impl World {
         Ok(true)
     }
 
-    fn time_out_some(&mut self) -> Result<bool, Violation> {
+    /// Whose rounds silence could end.
+    pub(crate) fn waiting(&self) -> Vec<(Who, Attempt)> {
         let mut waiting = Vec::new();
         for who in self.everybody() {
             let Some(live) = &self.party(who).live else {
@@ -437,6 +457,11 @@ impl World {
             let waits = live.roles.iter().filter(|(_, role)| role.waits());
             waiting.extend(waits.map(|(attempt, _)| (who, *attempt)));
         }
+        waiting
+    }
+
+    fn time_out_some(&mut self) -> Result<bool, Violation> {
+        let waiting = self.waiting();
         let Some(&(who, attempt)) = self.dice.pick(&waiting) else {
             return Ok(false);
         };
@@ -485,72 +510,5 @@ impl World {
             Who::Lsp => (0..self.links.len() as u16).try_for_each(|it| self.disconnect(it)),
             Who::Wallet(number) => self.disconnect(number),
         }
-    }
-
-    /// Brings everything to rest: nobody is disturbed any more, whoever can return does, and blocks
-    /// come until nothing is left to wait for.
-    pub(crate) fn calm_down(&mut self) -> Result<(), Violation> {
-        for who in self.everybody() {
-            self.party_mut(who).fuse = None;
-            if !self.party(who).is_live() && !self.party(who).gone {
-                self.restart(who)?;
-            }
-        }
-        self.withheld.clear();
-        for _ in 0..2 {
-            for number in 0..self.links.len() as u16 {
-                self.reconnect(number)?;
-            }
-            self.drain()?;
-        }
-        for who in self.everybody() {
-            let live = self.party(who).live.as_ref();
-            let attempts: Vec<Attempt> =
-                live.map_or_else(Vec::new, |live| live.roles.keys().copied().collect());
-            for attempt in attempts {
-                if self.party(who).role(&attempt).is_some_and(Role::waits) {
-                    self.time_out(who, attempt)?;
-                }
-            }
-            self.drain()?;
-        }
-        for _ in 0..8 {
-            self.steps += 1;
-            self.chain.mine(|| true)?;
-            self.counts.blocks += 1;
-            for who in self.everybody() {
-                if self.party(who).is_live() {
-                    self.steps += 1;
-                    self.look(who)?;
-                }
-            }
-            self.drain()?;
-        }
-        self.check_everybody()?;
-        self.check_rest()
-    }
-
-    fn reconnect(&mut self, number: u16) -> Result<(), Violation> {
-        if self.links[usize::from(number)].up {
-            self.disconnect(number)?;
-        }
-        if self.lsp.is_live() && self.party(Who::Wallet(number)).is_live() {
-            self.connect(number)?;
-        }
-        Ok(())
-    }
-
-    /// Delivers all that is on its way.
-    fn drain(&mut self) -> Result<(), Violation> {
-        for _ in 0..200_000 {
-            if !self.deliver_some()? {
-                return Ok(());
-            }
-            self.steps += 1;
-        }
-        Err(Violation::new(
-            Invariant::CrashAnywhere,
-            "the parties never stop talking",
-        ))
     }
 }
