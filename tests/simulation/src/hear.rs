@@ -376,6 +376,14 @@ impl World {
                 let what = format!("{who} cannot replay {}: {error}", name(attempt));
                 Violation::new(Invariant::CrashAnywhere, what)
             })?;
+            let (stood, stands) = (party.stood.get(attempt), role.phase());
+            let resumed = stood.is_none_or(|phase| Role::resumes_at(who, phase) == stands);
+            ensure(resumed, Invariant::CrashAnywhere, || {
+                format!(
+                    "{who} stood at {stood:?} in {} and is {stands}",
+                    name(attempt)
+                )
+            })?;
             live.roles.insert(*attempt, role);
             due.push((*attempt, effects));
         }

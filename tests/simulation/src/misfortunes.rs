@@ -1,5 +1,5 @@
 //! A ceremony's misfortunes by name: silence in each round, a restart between any two effects,
-//! latecomers, groups that fail beside others, the largest group. All of it under the same checks
+//! connections that break, repeat and reorder, latecomers, groups that fail beside others, the largest group. All of it under the same checks
 //! as every other world: no secret nonce outlives a restart, no coin stays locked, no group
 //! disturbs another.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use superscalar_factory::coordinator::FactoryPlan;
 use superscalar_factory::message::Attempt;
 
-use crate::channel::Talk;
+use crate::channel::{Stage, Talk};
 use crate::dice::Dice;
 use crate::invariants::Violation;
 use crate::network::{End, Packet};
@@ -204,6 +204,80 @@ fn a_connection_lost_while_the_channel_opens_ends_the_attempt_cleanly() {
     assert!(!is_published(&world, attempt));
     world.connect(0).unwrap();
     world.calm_down().unwrap();
+}
+
+/// Whether the LSP has begun to open a channel that the member's answer has not reached: the one
+/// moment at which a broken connection costs the attempt.
+fn is_opening(world: &World, number: u16) -> bool {
+    let peer = world.wallets[usize::from(number)].node;
+    let mut channels = world.lsp.disk.channels.values();
+    channels.any(|it| it.stage == Stage::Committed && it.agreed.peer == peer)
+}
+
+/// One thing that goes wrong on a connection, or a delivery.
+fn disturb(world: &mut World, hostile: bool) {
+    let number = world.dice.below(world.links.len()) as u16;
+    let end = match world.dice.per_mille(500) {
+        true => End::Lsp,
+        false => End::Wallet,
+    };
+    let waiting = world.links[usize::from(number)].waiting(end);
+    let (kind, at) = (world.dice.below(20), world.dice.below(waiting));
+    let opening = is_opening(world, number);
+    let queue = world.links[usize::from(number)].queue(end);
+    let is_message = |packet: Option<&Packet>| matches!(packet, Some(Packet::Factory(..)));
+    match kind {
+        0 if !opening => {
+            world.disconnect(number).unwrap();
+            world.connect(number).unwrap();
+        }
+        1..4 if is_message(queue.front()) => {
+            let again = queue.front().cloned().unwrap();
+            queue.push_front(again);
+            world.deliver(number, end).unwrap();
+        }
+        4..8 if hostile && is_message(queue.get(at)) => {
+            let overtaking = queue.remove(at).unwrap();
+            queue.push_front(overtaking);
+            world.deliver(number, end).unwrap();
+        }
+        8..10 if hostile && is_message(queue.get(at)) => drop(queue.remove(at)),
+        _ => world.deliver(number, end).unwrap(),
+    }
+}
+
+/// Broken connections and repeated messages cost time, never the ceremony.
+#[test]
+fn reconnects_and_repetitions_do_not_end_a_ceremony() {
+    for seed in 1_000..1_100 {
+        let mut world = world(seed, 3);
+        let plan = plan(&mut world, 0..3);
+        let attempt = begin(&mut world, plan);
+        for _ in 0..120 {
+            disturb(&mut world, false);
+        }
+        deliver(&mut world, |_, _, _| false).unwrap();
+        assert!(is_published(&world, attempt), "seed {seed}");
+        world.calm_down().unwrap();
+    }
+}
+
+/// A connection that also loses and reorders single messages, as none of ours does.
+#[test]
+fn no_order_of_messages_is_unsafe() {
+    let mut outcomes = BTreeSet::new();
+    for seed in 2_000..2_200 {
+        let mut world = world(seed, 3);
+        let plan = plan(&mut world, 0..3);
+        let attempt = begin(&mut world, plan);
+        for _ in 0..160 {
+            disturb(&mut world, true);
+        }
+        let ended = world.calm_down();
+        ended.unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
+        outcomes.insert(is_published(&world, attempt));
+    }
+    assert_eq!(outcomes.len(), 2, "some are through, some are not");
 }
 
 /// Five groups at once; a member of the second and one of the fourth fall silent. The others are

@@ -84,6 +84,18 @@ impl Role {
         }
     }
 
+    /// Where a role that stood at `phase` must be after a restart: what had not left is over,
+    /// because its nonces are gone; what had is where it was.
+    pub(crate) fn resumes_at(who: Who, phase: &'static str) -> &'static str {
+        match (who, phase) {
+            (_, "joined" | "signed" | "opening" | "gathering" | "signing") => "ended",
+            // An LSP has not asked for the coins it will need; a member has its whole path.
+            (Who::Lsp, "funding") => "ended",
+            (Who::Lsp, "active") => "published",
+            (_, phase) => phase,
+        }
+    }
+
     pub(crate) fn is_active(&self) -> bool {
         match self {
             Role::Coordinator(role) => role.is_active(),
@@ -204,6 +216,8 @@ pub(crate) struct Party {
     pub(crate) life: u32,
     /// Never comes back.
     pub(crate) gone: bool,
+    /// Where each role stood when the party died with nothing left to do.
+    pub(crate) stood: BTreeMap<Attempt, &'static str>,
 }
 
 impl Party {
@@ -217,6 +231,7 @@ impl Party {
             fuse: None,
             life: 0,
             gone: false,
+            stood: BTreeMap::new(),
         }
     }
 

@@ -214,7 +214,7 @@ impl World {
         let agreed = &channel.agreed;
         let expiry = tip + u32::from(agreed.timing.invoice_min_final()) + 12;
         let most = channel.balances.spendable_msat(Toward::Member);
-        if !agreed.timing.htlc_ends_in_time(expiry, agreed.expiry) || most < MIN_HTLC_MSAT {
+        if expiry > agreed.timing.last_htlc_expiry(agreed.expiry) || most < MIN_HTLC_MSAT {
             return Ok(false);
         }
         let amount_msat = self.dice.between(MIN_HTLC_MSAT, most.min(200_000_000));
@@ -312,7 +312,7 @@ impl World {
         let agreed = &channel.agreed;
         let expiry = self.chain.tip() + agreed.timing.exit_delay(agreed.layers) + 60;
         let open = self.lsp.is_open(&place) && channel.proposed.is_none();
-        if open && agreed.timing.htlc_ends_in_time(expiry, agreed.expiry) {
+        if open && expiry <= agreed.timing.last_htlc_expiry(agreed.expiry) {
             let toward = Toward::Lsp;
             self.propose(
                 place,
@@ -496,7 +496,7 @@ fn acceptable(channel: &Channel, change: &Change) -> Option<Balances> {
     let after = channel.balances.after(change)?;
     let fine = match change {
         Change::Add(htlc) => {
-            let in_time = agreed.timing.htlc_ends_in_time(htlc.expiry, agreed.expiry);
+            let in_time = htlc.expiry <= agreed.timing.last_htlc_expiry(agreed.expiry);
             in_time && (htlc.toward == Toward::Member || channel.asked.contains(&htlc.hash))
         }
         Change::Settle(_) => true,

@@ -502,8 +502,15 @@ impl World {
     pub(crate) fn kill(&mut self, who: Who) -> Result<(), Violation> {
         self.note(format_args!("{who} dies"));
         self.counts.crashes += 1;
+        let idle = !self.due.iter().any(|(other, _, _)| *other == who);
         let party = self.party_mut(who);
-        party.live = None;
+        party.stood.clear();
+        if let Some(live) = party.live.take().filter(|_| idle) {
+            let roles = live.roles.iter();
+            party.stood = roles
+                .map(|(attempt, role)| (*attempt, role.phase()))
+                .collect();
+        }
         party.fuse = None;
         self.due.retain(|(other, _, _)| *other != who);
         match who {

@@ -46,7 +46,7 @@ macro_rules! planted {
 planted! {
     a_root_partial_before_the_path_is_written: RootPartialBeforePath => DurableFirst,
     a_funding_before_all_have_acknowledged: FundingBeforeAcks => FundedLast,
-    a_lost_record: LostRecord => Recoverability,
+    a_lost_record: LostRecord => Recoverability | CrashAnywhere,
     the_same_randomness_after_a_restart: SameRandomness => Nonces,
     a_delay_short_by_one: DelayShortByOne => Recoverability | NoEquivocation,
     an_amount_off_by_one: AmountOffByOne => Recoverability | NoEquivocation,
