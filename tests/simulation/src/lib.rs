@@ -34,8 +34,8 @@
 //! (the last signature, the activation, a commitment), and for everybody every thousand steps and
 //! at the end: path, commitment, claims and sweep are carried out on a copy of the chain on which
 //! nobody else acts, and what arrives is compared to the balance. At the end the world is brought
-//! to rest, and every attempt must be a factory for all or nothing for anybody; and every fourth
-//! world loses its LSP for good, and every balance must arrive.
+//! to rest, and every attempt must be a factory for all or nothing for anybody; and many
+//! worlds lose their LSP for good, and every balance must arrive.
 //!
 //! # What the channels are
 //!

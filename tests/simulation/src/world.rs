@@ -254,7 +254,8 @@ impl World {
 
     /// Whether the run ends with everybody leaving.
     pub(crate) fn ends_without_lsp(&self) -> bool {
-        self.lsp.gone || self.seed % 4 == 3
+        let half = (self.seed / 16).is_multiple_of(2);
+        self.lsp.gone || self.seed % 4 == 3 || (half && !self.lsp.is_honest())
     }
 
     /// Lets something happen.
