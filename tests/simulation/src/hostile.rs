@@ -3,6 +3,7 @@
 //! then they say or publish something nobody asked them for.
 
 use bitcoin::{Amount, OutPoint, Transaction, TxOut};
+use superscalar_factory::effect::SlotRef;
 use superscalar_factory::message::{Attempt, Message, RefusalCode};
 use superscalar_factory::wire::Frame;
 
@@ -281,7 +282,7 @@ impl World {
             2 => Change::Settle(random),
             _ => Change::Cancel(cancel),
         };
-        let slot = superscalar_factory::effect::SlotRef {
+        let slot = SlotRef {
             attempt: place.0,
             slot: place.1,
         };
@@ -316,7 +317,7 @@ impl World {
                 hash: random,
             },
         };
-        let slot = superscalar_factory::effect::SlotRef {
+        let slot = SlotRef {
             attempt: place.0,
             slot: place.1,
         };

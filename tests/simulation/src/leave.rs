@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bitcoin::{Amount, OutPoint, Transaction};
 use superscalar_factory::exit::{Action, Goal, Plan, Progress, SignedPath, plan};
+use superscalar_factory::journal::Record;
 use superscalar_factory::message::Attempt;
 use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::tree::Role as TxRole;
@@ -53,6 +54,18 @@ impl World {
             true => self.step_exit(number, attempt, Some(goal)),
             false => Ok(()),
         }
+    }
+
+    /// How a member leaves that is alone after the factory's end.
+    pub(crate) fn reclaimable(&self, number: u16, attempt: &Attempt) -> Option<Goal> {
+        let party = self.party(Who::Wallet(number));
+        let Some(Role::Member(member)) = party.role(attempt) else {
+            return None;
+        };
+        let header = &member.invite().header;
+        let reclaims = header.policy == TimeoutPolicy::MembersReclaim;
+        let over = self.chain.tip() >= header.expiry;
+        (reclaims && over && self.lsp.gone).then_some(Goal::Reclaim)
     }
 
     /// Every path of a member that somebody moves on, and every exit of its own.
@@ -410,8 +423,8 @@ impl World {
     }
 }
 
-pub(crate) fn is_activated(record: &superscalar_factory::journal::Record) -> bool {
-    matches!(record, superscalar_factory::journal::Record::Activated(_))
+pub(crate) fn is_activated(record: &Record) -> bool {
+    matches!(record, Record::Activated(_))
 }
 
 fn is_over(channel: &Channel) -> bool {

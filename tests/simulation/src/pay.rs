@@ -1,14 +1,13 @@
 //! The channel layer at work: opening, payments both ways, what is said again after a reconnect.
 
 use superscalar_factory::effect::SlotRef;
-use superscalar_factory::exit::Goal;
 
 use crate::bugs::Bug;
 use crate::channel::{Balances, Change, Channel, Htlc, Stage, Talk, Toward, hash};
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::network::{End, Packet};
 use crate::observer::name;
-use crate::party::{Place, Role, Who};
+use crate::party::{Place, Who};
 use crate::world::World;
 
 /// Least amount of an HTLC, in msat: smaller ones cannot be enforced.
@@ -470,22 +469,6 @@ impl World {
         ensure(same && near, Invariant::Conservation, || {
             format!("the ends of a channel are at {own:?} and {theirs:?}")
         })
-    }
-
-    /// How a member leaves that is alone after the factory's end.
-    pub(crate) fn reclaimable(
-        &self,
-        number: u16,
-        attempt: &superscalar_factory::message::Attempt,
-    ) -> Option<Goal> {
-        let party = self.party(Who::Wallet(number));
-        let Some(Role::Member(member)) = party.role(attempt) else {
-            return None;
-        };
-        let header = &member.invite().header;
-        let reclaims = header.policy == superscalar_factory::terms::TimeoutPolicy::MembersReclaim;
-        let over = self.chain.tip() >= header.expiry;
-        (reclaims && over && self.lsp.gone).then_some(Goal::Reclaim)
     }
 }
 
