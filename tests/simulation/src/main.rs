@@ -1,6 +1,7 @@
 //! Replays a seed in words, or runs seeds for as long as one likes.
-#![allow(clippy::print_stdout, reason = "a program that reports")]
 
+use std::fmt;
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         (Some(seed), None) => one(seed, number("--steps").unwrap_or(STEPS), &arguments),
         (None, Some(minutes)) => soak(minutes, number("--first").unwrap_or(0)),
         _ => {
-            println!("{USAGE}");
+            say(format_args!("{USAGE}"));
             ExitCode::FAILURE
         }
     }
@@ -39,12 +40,12 @@ fn one(seed: u64, steps: u64, arguments: &[String]) -> ExitCode {
     });
     match outcome {
         Ok(outcome) => {
-            println!("{:#?}", outcome.counts);
-            println!("{} steps, everything held", outcome.steps);
+            say(format_args!("{:#?}", outcome.counts));
+            say(format_args!("{} steps, everything held", outcome.steps));
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            println!("{failure}");
+            say(format_args!("{failure}"));
             ExitCode::FAILURE
         }
     }
@@ -63,28 +64,33 @@ fn soak(minutes: u64, first: u64) -> ExitCode {
         {
             *told = passed;
             let rate = total.steps / passed.as_secs().max(1);
-            println!(
+            say(format_args!(
                 "{:>6} s  {:>8} seeds  {:>12} steps  {rate:>8} per second  {} checks of money",
                 passed.as_secs(),
                 total.seeds,
                 total.steps,
                 total.counts.recoveries
-            );
+            ));
         }
         passed >= length
     });
     match result {
         Ok(total) => {
-            println!("{:#?}", total.counts);
-            println!(
+            say(format_args!("{:#?}", total.counts));
+            say(format_args!(
                 "{} seeds, {} steps, everything held",
                 total.seeds, total.steps
-            );
+            ));
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            println!("{failure}");
+            say(format_args!("{failure}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whoever reads may have seen enough.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
