@@ -8,12 +8,13 @@ BIN_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
 PROGRAMS = -p lsp-node -p wallet-cli -p outside-node
 export SUPERSCALAR_BIN_DIR = $(BIN_DIR)
 
-.PHONY: help demo test bindings lint bench setup bitcoind
+.PHONY: help demo test soak bindings lint bench setup bitcoind
 
 help:
 	@echo "make demo    a factory, payments and an exit on a real regtest chain"
 	@echo "make test    everything, on real bitcoinds"
 	@echo "make bindings  write the Kotlin and Python sources anew and test them"
+	@echo "make soak    the simulation, seed after seed (MINUTES=10 FIRST=0)"
 	@echo "make lint    rustfmt, clippy, docs; warnings are errors"
 	@echo "make bench   the figures of the README"
 	@echo "make setup   install system packages (as root on Debian), or say which are missing"
@@ -31,6 +32,12 @@ bindings: bitcoind
 	$(CARGO) build --locked $(PROGRAMS) -p superscalar-tests -p superscalar-ffi -p superscalar-bindgen
 	$(BIN_DIR)/superscalar-bindgen write
 	scripts/test-bindings
+
+# FIRST is the first seed: another one for every night. A failing seed prints how to see it again.
+soak: MINUTES ?= 10
+soak: FIRST ?= 0
+soak:
+	$(CARGO) run --locked -p superscalar-simulation -- --minutes $(MINUTES) --first $(FIRST)
 
 lint:
 	$(CARGO) fmt --all --check

@@ -1,6 +1,6 @@
 //! Examples from the design that must come out right, as far as the core alone decides them. Tree,
 //! odometer and exact funding amounts are beside the code they are about; silence in every round
-//! is among the attacks, crashes are in `schedules`.
+//! is among the attacks, crashes are in `restarts`.
 
 #![allow(
     clippy::unwrap_used,

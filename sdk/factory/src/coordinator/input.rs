@@ -43,6 +43,6 @@ pub enum Input {
     },
     /// The block the funding transaction was in is no longer in the best chain.
     FundingReorged,
-    /// The best chain's height.
+    /// The best chain's height, after what became of the funding up to it.
     Height(u32),
 }

@@ -148,10 +148,12 @@ impl Engine {
         self.settle().await;
     }
 
-    /// Tells every role of a new tip, and of fundings that confirmed or left the chain.
+    /// Tells every role of fundings that confirmed or left the chain, and of a new tip.
     pub(super) async fn block(&mut self, tip: Tip) {
         self.tip = tip.height;
-        // First, or a funding in one of several new blocks would be taken for a missing one.
+        // Fundings first: told of the height alone, a role would count the depth of a funding whose
+        // block a reorg has just taken away, and open its channel, or take one in several new
+        // blocks for missing.
         self.look_at_fundings().await;
         for attempt in self.attempts() {
             self.member(attempt, |_| member::Input::Height(tip.height));

@@ -1,0 +1,56 @@
+//! A million steps of many worlds, each under its own seed, with every promise checked.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+use superscalar_simulation::{Echo, Run, run, run_many};
+
+/// Steps `make test` runs; `SIMULATION_STEPS` asks for others.
+const STEPS: u64 = 1_000_000;
+
+#[test]
+fn a_million_steps_break_no_promise() {
+    let steps = std::env::var("SIMULATION_STEPS").ok();
+    let steps = steps.map_or(STEPS, |text| text.parse().expect("a number of steps"));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let total = run_many(0, threads, |total| total.steps >= steps);
+    let total = total.unwrap_or_else(|failure| panic!("{failure}"));
+    println!("{total:#?}");
+    let counts = total.counts;
+    // What was checked must have been there.
+    assert!(total.steps >= steps);
+    for (what, count) in [
+        ("messages", counts.messages),
+        ("payments", counts.payments),
+        ("crashes", counts.crashes),
+        ("reorgs", counts.reorged),
+        ("hostile acts", counts.hostile),
+        ("factories", counts.published),
+        ("exits", counts.exits),
+        ("balances that came home", counts.home),
+        ("checks of money", counts.recoveries),
+    ] {
+        assert!(count > steps / 10_000, "only {count} {what}");
+    }
+}
+
+#[test]
+fn one_seed_is_one_history() {
+    for seed in [3, 9, 12] {
+        let short = Run {
+            steps: 1_500,
+            ..Run::of(seed)
+        };
+        let (first, second) = (run(short).unwrap(), run(short).unwrap());
+        assert_eq!(first, second);
+        let other = run(Run {
+            seed: seed + 1_000,
+            echo: Echo::Silent,
+            ..short
+        });
+        assert_ne!(first.trace, other.unwrap().trace);
+    }
+}

@@ -1,0 +1,62 @@
+//! The net has teeth: bugs planted on purpose are caught, each by the promise it breaks.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+use superscalar_simulation::{Bug, Invariant, Run, run};
+
+/// A bug must show in one of so many seeds.
+const SEEDS: u64 = 48;
+const STEPS: u64 = 3_000;
+
+/// The first seed in which the bug shows must show it as one of these.
+fn caught(bug: Bug, as_one_of: &[Invariant]) {
+    for seed in 0..SEEDS {
+        let planted = Run {
+            steps: STEPS,
+            bug: Some(bug),
+            ..Run::of(seed)
+        };
+        if let Err(failure) = run(planted) {
+            println!("{bug:?}: {failure}");
+            assert!(
+                as_one_of.contains(&failure.violation.invariant),
+                "{bug:?}: {failure}"
+            );
+            return;
+        }
+    }
+    panic!("nobody saw {bug:?} in {SEEDS} seeds");
+}
+
+macro_rules! planted {
+    ($( $test:ident: $bug:ident => $($invariant:ident)|+ ),* $(,)?) => {
+        $(
+            #[test]
+            fn $test() {
+                caught(Bug::$bug, &[$(Invariant::$invariant),+]);
+            }
+        )*
+    };
+}
+
+planted! {
+    a_root_partial_before_the_path_is_written: RootPartialBeforePath => DurableFirst,
+    a_funding_before_all_have_acknowledged: FundingBeforeAcks => FundedLast,
+    a_lost_record: LostRecord => Recoverability | CrashAnywhere,
+    the_same_randomness_after_a_restart: SameRandomness => Nonces,
+    a_delay_short_by_one: DelayShortByOne => Recoverability | NoEquivocation,
+    an_amount_off_by_one: AmountOffByOne => Recoverability | NoEquivocation,
+    a_balance_off_by_one: BalanceOffByOne => Conservation,
+    a_preimage_before_its_htlc: EarlyPreimage => NoEarlySecret,
+    an_unburied_funding_that_counts: UnburiedCounts => NoPrematureMoney,
+    signatures_nobody_checked: UncheckedPath => Recoverability,
+    coins_of_a_published_funding_freed: CoinsReleased => FundedLast,
+    coins_locked_for_nothing: CoinsLocked => CrashAnywhere,
+    a_refusal_that_changes_state: RefusalChangesState => BadInput,
+    an_exit_one_block_too_early: ExitTooEarly => Exit,
+    an_exit_that_is_not_written_down: ExitNotWritten => DurableFirst,
+}
