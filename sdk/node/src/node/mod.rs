@@ -184,9 +184,11 @@ impl Node {
 
     /// Looks for new blocks now, and returns when everything has reacted to them.
     pub(crate) async fn sync(&self) -> Result<Tip, ChainError> {
-        let follower = self.follower.lock().await;
-        let follower = follower.as_ref().ok_or(ChainError::Stopped)?;
-        let tip = follower.poll_now().await?;
+        let tip = {
+            let follower = self.follower.lock().await;
+            let follower = follower.as_ref().ok_or(ChainError::Stopped)?;
+            follower.poll_now().await?
+        };
         self.engine.settled(tip.height).await;
         Ok(tip)
     }
