@@ -123,7 +123,7 @@ impl Node {
         let (sink, inbox) = Sink::new(Arc::clone(&events), Arc::clone(&payments));
         let is_lsp = matches!(config.role, Role::Lsp(_));
         let loaded = LoadedHost::load(HostConfig {
-            network: network,
+            network,
             role: config.role,
             node_seed: *keys.lightning_seed()?.expose(),
             listen: config.listen,
@@ -147,7 +147,7 @@ impl Node {
         let follower = chain.follow(synchronized, listeners, config.poll_interval);
         let engine = Engine::start(
             EngineParts {
-                network: network,
+                network,
                 is_lsp,
                 factory_seed: keys.factory_seed()?,
                 store: Arc::clone(&store),
