@@ -100,7 +100,7 @@ pub fn generate_mnemonic(words: WordCount) -> Result<String, WalletError> {
     Ok(mnemonic.phrase().to_string())
 }
 
-/// Puts a wallet together. Makes one: the builder forgets the seed with [`build`](Self::build).
+/// Puts a wallet together. Makes one: the builder forgets the seed with `build`.
 #[derive(uniffi::Object)]
 pub struct WalletBuilder {
     /// `None` once built.

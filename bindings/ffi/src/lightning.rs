@@ -100,7 +100,7 @@ impl Lightning {
     }
 
     /// Begins to pay an invoice and returns the payment's hash; how it ends is an event and in
-    /// [`payment`](Self::payment).
+    /// `payment`.
     #[uniffi::method(default(amount_msat = None))]
     pub async fn send(
         &self,

@@ -545,7 +545,7 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_receive() != 19488:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_superscalar_ffi_checksum_method_lightning_send() != 28183:
+    if lib.uniffi_superscalar_ffi_checksum_method_lightning_send() != 54224:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_onchain_address() != 13655:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -4189,7 +4189,7 @@ class LightningProtocol(typing.Protocol):
     async def send(self, invoice: str,amount_msat: typing.Union[object, typing.Optional[int]] = _DEFAULT) -> str:
         """
         Begins to pay an invoice and returns the payment's hash; how it ends is an event and in
-        [`payment`](Self::payment).
+        `payment`.
 """
         raise NotImplementedError
 
@@ -4311,7 +4311,7 @@ class Lightning(LightningProtocol):
     async def send(self, invoice: str,amount_msat: typing.Union[object, typing.Optional[int]] = _DEFAULT) -> str:
         """
         Begins to pay an invoice and returns the payment's hash; how it ends is an event and in
-        [`payment`](Self::payment).
+        `payment`.
 """
         
         _UniffiFfiConverterString.check_lower(invoice)
@@ -4890,7 +4890,7 @@ class _UniffiFfiConverterTypeWallet:
 
 class WalletBuilderProtocol(typing.Protocol):
     """
-    Puts a wallet together. Makes one: the builder forgets the seed with [`build`](Self::build).
+    Puts a wallet together. Makes one: the builder forgets the seed with `build`.
 """
     
     async def build(self, ) -> Wallet:
@@ -4921,7 +4921,7 @@ class WalletBuilderProtocol(typing.Protocol):
 
 class WalletBuilder(WalletBuilderProtocol):
     """
-    Puts a wallet together. Makes one: the builder forgets the seed with [`build`](Self::build).
+    Puts a wallet together. Makes one: the builder forgets the seed with `build`.
 """
     
     _handle: ctypes.c_uint64

@@ -117,7 +117,7 @@ impl Node {
         let (sink, inbox) = Sink::new(Arc::clone(&events), Arc::clone(&payments));
         let is_lsp = matches!(config.role, Role::Lsp(_));
         let loaded = LoadedHost::load(HostConfig {
-            network: network,
+            network,
             role: config.role,
             node_seed: *keys.lightning_seed()?.expose(),
             listen: config.listen,
@@ -141,7 +141,7 @@ impl Node {
         let follower = chain.follow(synchronized, listeners, config.poll_interval);
         let engine = Engine::start(
             EngineParts {
-                network: network,
+                network,
                 is_lsp,
                 factory_seed: keys.factory_seed()?,
                 store: Arc::clone(&store),
@@ -178,9 +178,11 @@ impl Node {
 
     /// Looks for new blocks now, and returns when everything has reacted to them.
     pub(crate) async fn sync(&self) -> Result<Tip, ChainError> {
-        let follower = self.follower.lock().await;
-        let follower = follower.as_ref().ok_or(ChainError::Stopped)?;
-        let tip = follower.poll_now().await?;
+        let tip = {
+            let follower = self.follower.lock().await;
+            let follower = follower.as_ref().ok_or(ChainError::Stopped)?;
+            follower.poll_now().await?
+        };
         self.engine.settled(tip.height).await;
         Ok(tip)
     }

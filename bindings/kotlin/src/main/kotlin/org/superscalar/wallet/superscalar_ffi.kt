@@ -1026,7 +1026,7 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_receive() and 0xFFFF) != 19488) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_send() and 0xFFFF) != 28183) {
+    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_send() and 0xFFFF) != 54224) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_onchain_address() and 0xFFFF) != 13655) {
@@ -2180,7 +2180,7 @@ public interface LightningInterface {
     
     /**
      * Begins to pay an invoice and returns the payment's hash; how it ends is an event and in
-     * [`payment`](Self::payment).
+     * `payment`.
      */
     suspend fun `send`(`invoice`: kotlin.String, `amountMsat`: kotlin.ULong? = null): kotlin.String
     
@@ -2396,7 +2396,7 @@ open class Lightning: Disposable, AutoCloseable, LightningInterface
     
     /**
      * Begins to pay an invoice and returns the payment's hash; how it ends is an event and in
-     * [`payment`](Self::payment).
+     * `payment`.
      */
     @Throws(WalletException::class)
     @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
@@ -3524,7 +3524,7 @@ public object FfiConverterTypeWallet: FfiConverter<Wallet, Long> {
 
 
 /**
- * Puts a wallet together. Makes one: the builder forgets the seed with [`build`](Self::build).
+ * Puts a wallet together. Makes one: the builder forgets the seed with `build`.
  */
 public interface WalletBuilderInterface {
     
@@ -3557,7 +3557,7 @@ public interface WalletBuilderInterface {
 }
 
 /**
- * Puts a wallet together. Makes one: the builder forgets the seed with [`build`](Self::build).
+ * Puts a wallet together. Makes one: the builder forgets the seed with `build`.
  */
 open class WalletBuilder: Disposable, AutoCloseable, WalletBuilderInterface
 {
