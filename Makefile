@@ -8,13 +8,14 @@ BIN_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
 PROGRAMS = -p lsp-node -p wallet-cli -p outside-node
 export SUPERSCALAR_BIN_DIR = $(BIN_DIR)
 
-.PHONY: help demo test soak bindings lint bench setup bitcoind
+.PHONY: help demo test soak mutants bindings lint bench setup bitcoind
 
 help:
 	@echo "make demo    a factory, payments and an exit on a real regtest chain"
 	@echo "make test    everything, on real bitcoinds"
 	@echo "make bindings  write the Kotlin and Python sources anew and test them"
 	@echo "make soak    the simulation, seed after seed (MINUTES=10 FIRST=0)"
+	@echo "make mutants  plant deliberate faults and show what catches each"
 	@echo "make lint    rustfmt, clippy, docs; warnings are errors"
 	@echo "make bench   the figures of the README"
 	@echo "make setup   install system packages (as root on Debian), or say which are missing"
@@ -25,6 +26,7 @@ demo: bitcoind
 
 # The first line also compares the committed sources of the bindings with the library.
 test: bitcoind
+	@scripts/test-bindings needs
 	$(CARGO) test --workspace --locked
 	scripts/test-bindings
 
@@ -38,6 +40,10 @@ soak: MINUTES ?= 10
 soak: FIRST ?= 0
 soak:
 	$(CARGO) run --locked -p superscalar-simulation -- --minutes $(MINUTES) --first $(FIRST)
+
+# Each deliberate fault of xtask/mutations.toml must be caught by a test.
+mutants: bitcoind
+	$(CARGO) xtask mutate
 
 lint:
 	$(CARGO) fmt --all --check

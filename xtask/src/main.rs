@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "commands print their results")]
 
 mod bench;
+mod mutate;
 
 use std::path::Path;
 use std::process::Command;
@@ -18,6 +19,11 @@ enum Chore {
     Bench,
     /// Print the path of the bitcoind the tests run, building it first if there is none.
     Bitcoind,
+    /// Plant deliberate faults one by one, and show which test catches each.
+    Mutate {
+        /// Only those whose name contains this.
+        only: Option<String>,
+    },
     /// Install the system packages the build and bitcoind need (as root), or name them.
     Setup,
 }
@@ -29,6 +35,10 @@ fn main() -> Result<()> {
             println!("{}", superscalar_regtest::locate_bitcoind()?.display());
             Ok(())
         }
+        Chore::Mutate { only } => mutate::run(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
+            only.as_deref(),
+        ),
         Chore::Setup => setup(),
     }
 }
