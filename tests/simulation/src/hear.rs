@@ -377,7 +377,12 @@ impl World {
                 Violation::new(Invariant::CrashAnywhere, what)
             })?;
             let (stood, stands) = (party.stood.get(attempt), role.phase());
-            let resumed = stood.is_none_or(|phase| Role::resumes_at(who, phase) == stands);
+            let resumed = stood.is_none_or(|phase| {
+                // That its funding is on chain after all it hears only now.
+                let funded = matches!(*phase, "committed" | "funding" | "published");
+                let told_later = funded && matches!(stands, "dormant" | "unfunded");
+                told_later || Role::resumes_at(who, phase) == stands
+            });
             ensure(resumed, Invariant::CrashAnywhere, || {
                 format!(
                     "{who} stood at {stood:?} in {} and is {stands}",

@@ -216,7 +216,11 @@ pub(crate) fn writes(
     record: &Record,
 ) -> Result<(), Violation> {
     let before = party.records(attempt);
-    let again = matches!(record, Record::Activated(_));
+    // A funding may come and go, and with it what is told of it.
+    let again = matches!(
+        record,
+        Record::Activated(_) | Record::Dormant(_) | Record::Unfunded(_)
+    );
     let same_kind =
         |other: &&Record| std::mem::discriminant(*other) == std::mem::discriminant(record);
     ensure(

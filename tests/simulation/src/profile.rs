@@ -263,10 +263,10 @@ impl Profile {
 
 /// What every wallet accepts.
 pub(crate) fn limits() -> WalletLimits {
-    WalletLimits {
-        min_life_blocks: 20,
-        max_route_budget_blocks: 2_016,
-        policies: vec![TimeoutPolicy::MembersReclaim, TimeoutPolicy::LspReclaims],
-        ..WalletLimits::standard(Network::Regtest)
-    }
+    let mut limits = WalletLimits::standard(Network::Regtest);
+    limits.life_blocks = 20..=*limits.life_blocks.end();
+    limits.max_route_budget_blocks = 2_016;
+    limits.delays.max_exit_delay = 2_016;
+    limits.policies = vec![TimeoutPolicy::MembersReclaim, TimeoutPolicy::LspReclaims];
+    limits
 }
