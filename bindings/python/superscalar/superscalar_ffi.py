@@ -2895,10 +2895,11 @@ class FactoryInfo:
     """
     One factory as it stands.
 """
-    def __init__(self, *, factory:str, phase:str, ended:typing.Optional[str], active:bool, expiry:int, exit_delay_blocks:int, epoch:str, funding:typing.Optional[str], funding_sat:typing.Optional[int], tree_feerate:int, seats:typing.List[SeatInfo]):
+    def __init__(self, *, factory:str, phase:str, ended:typing.Optional[str], damage:typing.Optional[str], active:bool, expiry:int, exit_delay_blocks:int, epoch:str, funding:typing.Optional[str], funding_sat:typing.Optional[int], tree_feerate:int, seats:typing.List[SeatInfo]):
         self.factory = factory
         self.phase = phase
         self.ended = ended
+        self.damage = damage
         self.active = active
         self.expiry = expiry
         self.exit_delay_blocks = exit_delay_blocks
@@ -2912,13 +2913,15 @@ class FactoryInfo:
 
     
     def __str__(self):
-        return "FactoryInfo(factory={}, phase={}, ended={}, active={}, expiry={}, exit_delay_blocks={}, epoch={}, funding={}, funding_sat={}, tree_feerate={}, seats={})".format(self.factory, self.phase, self.ended, self.active, self.expiry, self.exit_delay_blocks, self.epoch, self.funding, self.funding_sat, self.tree_feerate, self.seats)
+        return "FactoryInfo(factory={}, phase={}, ended={}, damage={}, active={}, expiry={}, exit_delay_blocks={}, epoch={}, funding={}, funding_sat={}, tree_feerate={}, seats={})".format(self.factory, self.phase, self.ended, self.damage, self.active, self.expiry, self.exit_delay_blocks, self.epoch, self.funding, self.funding_sat, self.tree_feerate, self.seats)
     def __eq__(self, other):
         if self.factory != other.factory:
             return False
         if self.phase != other.phase:
             return False
         if self.ended != other.ended:
+            return False
+        if self.damage != other.damage:
             return False
         if self.active != other.active:
             return False
@@ -2945,6 +2948,7 @@ class _UniffiFfiConverterTypeFactoryInfo(_UniffiConverterRustBuffer):
             factory=_UniffiFfiConverterString.read(buf),
             phase=_UniffiFfiConverterString.read(buf),
             ended=_UniffiFfiConverterOptionalString.read(buf),
+            damage=_UniffiFfiConverterOptionalString.read(buf),
             active=_UniffiFfiConverterBoolean.read(buf),
             expiry=_UniffiFfiConverterUInt32.read(buf),
             exit_delay_blocks=_UniffiFfiConverterUInt32.read(buf),
@@ -2960,6 +2964,7 @@ class _UniffiFfiConverterTypeFactoryInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterString.check_lower(value.factory)
         _UniffiFfiConverterString.check_lower(value.phase)
         _UniffiFfiConverterOptionalString.check_lower(value.ended)
+        _UniffiFfiConverterOptionalString.check_lower(value.damage)
         _UniffiFfiConverterBoolean.check_lower(value.active)
         _UniffiFfiConverterUInt32.check_lower(value.expiry)
         _UniffiFfiConverterUInt32.check_lower(value.exit_delay_blocks)
@@ -2974,6 +2979,7 @@ class _UniffiFfiConverterTypeFactoryInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterString.write(value.factory, buf)
         _UniffiFfiConverterString.write(value.phase, buf)
         _UniffiFfiConverterOptionalString.write(value.ended, buf)
+        _UniffiFfiConverterOptionalString.write(value.damage, buf)
         _UniffiFfiConverterBoolean.write(value.active, buf)
         _UniffiFfiConverterUInt32.write(value.expiry, buf)
         _UniffiFfiConverterUInt32.write(value.exit_delay_blocks, buf)

@@ -28,7 +28,10 @@ impl Engine {
         }
         while let Some((attempt, effect)) = self.due.pop_front() {
             if self.stalled.iter().any(|(stalled, _)| *stalled == attempt) {
-                self.stalled.push_back((attempt, effect));
+                // Refusals can wait for nothing, and a peer could cause any number of them.
+                if !is_refusal(&effect) {
+                    self.stalled.push_back((attempt, effect));
+                }
                 continue;
             }
             match self.carry_out(attempt, &effect).await {
@@ -315,6 +318,16 @@ impl Engine {
     pub(super) fn tell(&self, event: &Event) -> Result<(), StoreError> {
         self.parts.events.append(event)
     }
+}
+
+fn is_refusal(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Send {
+            message: Message::Refusal(_),
+            ..
+        } | Effect::Emit(CoreEvent::Refused { .. })
+    )
 }
 
 /// Why an effect was not carried out.

@@ -192,7 +192,6 @@ impl Engine {
         engine.settle().await;
         engine.block(tip).await;
         engine.suspend_unburied();
-        engine.begin_missed_exits().await;
         let (commands, orders) = mpsc::unbounded_channel();
         let (done, settled) = watch::channel(tip.height);
         let task = tokio::spawn(engine.run(inbox, orders, tips, done));

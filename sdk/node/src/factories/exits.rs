@@ -110,19 +110,23 @@ impl Engine {
         reason: &str,
         at_stake_sat: u64,
     ) -> Result<(), EngineError> {
+        let job = self.exits.jobs.get(factory).map(|job| job.mode);
+        if job == Some(ExitMode::Leave) {
+            return Ok(());
+        }
         let path = self.signed_path(factory)?;
-        let job = self.exits.jobs.get(factory);
         // From T on a member that waited for it has closed its channel itself.
-        let expired = self.tip >= path.header().expiry;
-        if job.is_some_and(|job| job.mode == ExitMode::Leave || expired) {
+        if job.is_some() && self.tip >= path.header().expiry {
             return Ok(());
         }
         if self.parts.is_lsp {
-            let planned = exit::plan(&path, Goal::Leave, &ChainFacts::default());
+            let facts = self.facts(&path).await?;
+            let planned = exit::plan(&path, Goal::Leave, &facts);
             let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
+            // What somebody else has opened costs nothing any more.
             let cost_sat = planned.status.figures.fees.to_sat();
             if at_stake_sat <= cost_sat {
-                tracing::info!(factory, at_stake_sat, cost_sat, "HTLCs not worth the tree");
+                tracing::debug!(factory, at_stake_sat, cost_sat, "HTLCs not worth the tree");
                 return Ok(());
             }
         }
@@ -167,14 +171,14 @@ impl Engine {
         Ok(())
     }
 
-    /// After a start: exits that a crash kept from beginning. The channel is closed, the path is
-    /// there, and no job is.
+    /// What a crash or a failing store kept from being heard or begun: the channel is closed, and
+    /// its role or the job does not know. Where all is as it should be this does nothing.
     pub(super) async fn begin_missed_exits(&mut self) {
         for entry in self.parts.host.slots() {
             let closed = entry.phase == SlotPhase::Closed && entry.leaf_height.is_none();
             if let Some(slot) = bridge::slot_ref(&entry.channel.slot).filter(|_| closed) {
                 let reason = "the channel was closed";
-                self.leave_closed(&slot, reason, entry.at_stake_msat).await;
+                self.slot_closed(slot, reason, entry.at_stake_msat).await;
             }
         }
     }

@@ -162,6 +162,8 @@ impl Engine {
         self.settle().await;
         self.republish().await;
         self.judge_fees();
+        self.begin_missed_exits().await;
+        self.settle().await;
         self.step_exits().await;
         self.defend().await;
         self.settle().await;

@@ -31,8 +31,8 @@ const DUST_LIMIT_SAT: u64 = 354;
 
 /// What LDK counts as exposure when every HTLC there may be is pending, none more: each as dust,
 /// and the fees of each, all of which a low market makes "excess" because ours are pinned. Less
-/// fails payments (100,000 sat did at 90 HTLCs) or closes channels; more would let the LSP raise
-/// the feerate of a commitment until HTLCs worth more become dust.
+/// fails payments (100,000 sat did at 90 HTLCs) or closes channels. How far an LSP may raise the
+/// feerate is bounded by LDK's estimate of the highest one there is, not by this.
 const MAX_DUST_EXPOSURE_MSAT: u64 = {
     let feerate = COMMITMENT_FEERATE_SAT_PER_KW as u64 + DUST_BUFFER_SAT_PER_KW;
     let each_sat = DUST_LIMIT_SAT + 2 * HTLC_WEIGHT * feerate / 1_000;
@@ -135,10 +135,12 @@ pub(super) fn user_config(role: &Role) -> UserConfig {
             config.channel_config.forwarding_fee_base_msat = policy.fee_base_msat;
             config.channel_config.forwarding_fee_proportional_millionths = policy.fee_ppm;
             config.channel_config.cltv_expiry_delta = policy.ordinary_delta_blocks;
-            // Factory channels are private: this is every forward from or to one of them.
+            // Every forward: LDK may put one that names a peer's announced channel into its
+            // factory channel.
             config.htlc_interception_flags = HTLCInterceptionFlags::FromPrivateChannels as u8
                 | HTLCInterceptionFlags::ToOnlinePrivateChannels as u8
-                | HTLCInterceptionFlags::ToOfflinePrivateChannels as u8;
+                | HTLCInterceptionFlags::ToOfflinePrivateChannels as u8
+                | HTLCInterceptionFlags::ToPublicChannels as u8;
         }
     }
     config
@@ -176,5 +178,27 @@ pub(super) fn slot_overrides(channel: &SlotChannel) -> ChannelConfigOverrides {
                 accept_underpaying_htlcs: None,
             }
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A forward that is not intercepted is not judged by the LSP's own rule, and LDK chooses
+    /// among all channels of the next node, announced or not.
+    #[test]
+    fn an_lsp_judges_every_forward_to_a_channel_and_a_member_forwards_none() {
+        let lsp = user_config(&Role::Lsp(LspPolicy::default())).htlc_interception_flags;
+        for flag in [
+            HTLCInterceptionFlags::FromPrivateChannels,
+            HTLCInterceptionFlags::ToOnlinePrivateChannels,
+            HTLCInterceptionFlags::ToOfflinePrivateChannels,
+            HTLCInterceptionFlags::ToPublicChannels,
+        ] {
+            assert_ne!(lsp & flag as u8, 0);
+        }
+        let member = user_config(&Role::Member);
+        assert!(!member.accept_forwards_to_priv_channels);
     }
 }

@@ -5,6 +5,7 @@
 
 use bitcoin::secp256k1::PublicKey;
 use lightning::events::{ClosureReason, Event, PaymentPurpose, ReplayEvent};
+use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::channelmanager::{InterceptId, TrustedChannelFeatures};
 use lightning::ln::types::ChannelId;
 use lightning::types::payment::PaymentHash;
@@ -288,7 +289,8 @@ impl Host {
                         let all_msat = slot.channel.capacity_sat * 1_000;
                         self.pending.at_stake_msat(&id).unwrap_or(all_msat)
                     }
-                    _ => 0,
+                    // LDK may have chosen it for an HTLC that was meant for another channel.
+                    _ => self.pending.at_stake_msat(&id).unwrap_or(0),
                 };
                 let last_msat = last_balance_msat.unwrap_or(slot.last_balance_msat);
                 self.parts.slots.close(&id, at_stake_msat, last_msat)?;
@@ -345,14 +347,23 @@ impl Host {
         });
         let incoming = matching_incoming(with_slots, htlc.payment_hash, htlc.inbound_amount_msat);
         let outgoing = self.parts.slots.by_user_channel_id(next.user_channel_id);
+        let others = channels.iter().filter(|channel| {
+            channel.counterparty.node_id == next.counterparty.node_id
+                && channel.channel_id != next.channel_id
+                && could_carry(channel, htlc.outbound_amount_msat)
+        });
+        let beside: Vec<super::Slot> = others
+            .filter_map(|it| self.parts.slots.by_user_channel_id(it.user_channel_id))
+            .collect();
         check_forward(
             &incoming,
             outgoing.as_ref(),
+            &beside,
             htlc.outgoing_expiry,
             self.height(),
         )
         .map_err(Some)?;
-        if let Some(slot) = outgoing {
+        for slot in outgoing.iter().chain(&beside) {
             let htlc = Htlc {
                 hash: htlc.payment_hash,
                 amount_msat: htlc.outbound_amount_msat,
@@ -380,6 +391,8 @@ impl Host {
             self.parts.channels.fail_htlc_backwards(&hash);
             return Ok(());
         };
+        // Who gets the preimage may break off at once: the HTLC is on the list by then.
+        self.observe_htlcs();
         // On disk first: from the claim on, the deadline to go on chain must never be missed.
         let expiry = payment.expiry.unwrap_or_else(|| self.height());
         self.claimed.insert(hash, expiry)?;
@@ -398,7 +411,7 @@ impl Host {
         if self.is_receiving_paused() {
             return Err(HtlcRefusal::FeesTooHigh);
         }
-        let channels = self.parts.channels.list_channels();
+        let channels = self.observe_htlcs();
         let claimed = self.claimed.hashes();
         // Claimed once already, before a crash.
         if claimed.contains(&payment.hash) {
@@ -471,6 +484,14 @@ impl Host {
             tracing::warn!(?error, slot = %agreed.slot, "cannot fund");
         }
     }
+}
+
+/// Whether LDK could choose this channel for an HTLC, now or when what is pending has settled in our
+/// favour.
+fn could_carry(channel: &ChannelDetails, amount_msat: u64) -> bool {
+    let received = channel.pending_inbound_htlcs.iter();
+    let pending: u64 = received.map(|htlc| htlc.amount_msat).sum();
+    channel.is_usable && channel.outbound_capacity_msat + pending >= amount_msat
 }
 
 struct Claimable {

@@ -6,7 +6,10 @@
 
 use std::collections::HashSet;
 
-use lightning::ln::channel_state::{ChannelDetails, InboundHTLCDetails, InboundHTLCStateDetails};
+use lightning::ln::channel_state::{
+    ChannelDetails, InboundHTLCDetails, InboundHTLCStateDetails, OutboundHTLCDetails,
+    OutboundHTLCStateDetails,
+};
 use lightning::types::payment::PaymentHash;
 
 use super::delays::{
@@ -109,18 +112,21 @@ pub(super) fn matching_incoming<'a>(
 }
 
 /// The LSP's own rule for every forward from or to a factory channel. A forward between ordinary
-/// channels is left to LDK's checks.
+/// channels is left to LDK's checks. `beside` are the peer's other channels: LDK may choose any of
+/// them, so their delays count too.
 pub(super) fn check_forward(
     incoming: &[Incoming],
     outgoing_slot: Option<&Slot>,
+    beside: &[Slot],
     outgoing_expiry: Option<u32>,
     height: u32,
 ) -> Result<(), HtlcRefusal> {
-    let touched: Vec<&Slot> = incoming
+    let named: Vec<&Slot> = incoming
         .iter()
         .filter_map(|end| end.slot.as_ref())
         .chain(outgoing_slot)
         .collect();
+    let touched: Vec<&Slot> = named.iter().copied().chain(beside).collect();
     let Some(exit_delay) = touched
         .iter()
         .map(|slot| slot.channel.exit_delay_blocks)
@@ -133,7 +139,7 @@ pub(super) fn check_forward(
             Ok(())
         };
     };
-    if let Some(slot) = touched.iter().find(|slot| slot.phase != SlotPhase::Active) {
+    if let Some(slot) = named.iter().find(|slot| slot.phase != SlotPhase::Active) {
         return Err(HtlcRefusal::NotActive(slot.phase));
     }
     let outgoing = outgoing_expiry.ok_or(HtlcRefusal::NoOutgoingExpiry)?;
@@ -162,7 +168,7 @@ pub(super) fn check_forward(
             height,
         });
     }
-    if let Some(slot) = outgoing_slot {
+    for slot in outgoing_slot.into_iter().chain(beside) {
         ends_in_time(slot, outgoing)?;
         let needed = outgoing_expiry_blocks(slot.channel.exit_delay_blocks);
         if outgoing < height.saturating_add(needed.into()) {
@@ -248,7 +254,7 @@ pub(super) fn exit_due(
     let timed_out: Vec<(u32, u64)> = channel
         .pending_outbound_htlcs
         .iter()
-        .filter(|htlc| !htlc.is_dust)
+        .filter(|htlc| !htlc.is_dust && is_unpaid(htlc))
         .map(|htlc| (htlc.cltv_expiry, htlc.amount_msat))
         .filter(|(expiry, _)| height >= expiry.saturating_add(HTLC_TIMEOUT_GRACE_BLOCKS))
         .collect();
@@ -257,6 +263,12 @@ pub(super) fn exit_due(
     let timeout = soonest(&timed_out).map(|expiry_height| ExitReason::TimedOut { expiry_height });
     let worth_msat = claims.iter().chain(&timed_out).map(|(_, msat)| msat).sum();
     Some((claim.or(timeout)?, worth_msat))
+}
+
+/// Whether an HTLC that we sent can still come back. Once paid we have the preimage, and the peer
+/// may take the output.
+pub(super) fn is_unpaid(htlc: &OutboundHTLCDetails) -> bool {
+    htlc.state != Some(OutboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveSuccess)
 }
 
 #[cfg(test)]
@@ -309,7 +321,13 @@ mod tests {
     fn towards_a_member_both_margins_hold_to_the_block() {
         let to = slot(324, SlotPhase::Active);
         let check = |incoming, outgoing| {
-            check_forward(&[from(incoming, None)], Some(&to), Some(outgoing), HEIGHT)
+            check_forward(
+                &[from(incoming, None)],
+                Some(&to),
+                &[],
+                Some(outgoing),
+                HEIGHT,
+            )
         };
         let soonest = HEIGHT + 360;
         assert_eq!(check(soonest + 372, soonest), Ok(()));
@@ -330,6 +348,7 @@ mod tests {
             check_forward(
                 &[from(incoming, Some(member.clone()))],
                 None,
+                &[],
                 Some(outgoing),
                 HEIGHT,
             )
@@ -359,12 +378,12 @@ mod tests {
         assert_eq!(check_receive(&member, past, HEIGHT), refused);
         let towards = |expiry| {
             let incoming = [from(expiry + 172, None)];
-            check_forward(&incoming, Some(&member), Some(expiry), HEIGHT)
+            check_forward(&incoming, Some(&member), &[], Some(expiry), HEIGHT)
         };
         assert_eq!((towards(last), towards(past)), (Ok(()), refused));
         let away = |expiry| {
             let incoming = [from(expiry, Some(member.clone()))];
-            check_forward(&incoming, None, Some(expiry - 172), HEIGHT)
+            check_forward(&incoming, None, &[], Some(expiry - 172), HEIGHT)
         };
         assert_eq!((away(last), away(past)), (Ok(()), refused));
     }
@@ -379,13 +398,28 @@ mod tests {
         ];
         let to = slot(324, SlotPhase::Active);
         assert!(matches!(
-            check_forward(&two, Some(&to), Some(outgoing), HEIGHT),
+            check_forward(&two, Some(&to), &[], Some(outgoing), HEIGHT),
             Err(HtlcRefusal::DeltaTooSmall { needed: 548, .. })
         ));
         assert_eq!(
-            check_forward(&two[..1], Some(&to), Some(outgoing), HEIGHT),
+            check_forward(&two[..1], Some(&to), &[], Some(outgoing), HEIGHT),
             Ok(())
         );
+    }
+
+    /// LDK may take another channel of the same peer than the one that was asked for.
+    #[test]
+    fn the_slowest_of_the_peers_channels_decides() {
+        let (quick, slow) = (slot(124, SlotPhase::Active), slot(324, SlotPhase::Active));
+        let check = |incoming, outgoing| {
+            let incoming = [from(incoming, None)];
+            let beside = std::slice::from_ref(&slow);
+            check_forward(&incoming, Some(&quick), beside, Some(outgoing), HEIGHT)
+        };
+        let soonest = HEIGHT + 360;
+        assert_eq!(check(soonest + 372, soonest), Ok(()));
+        assert!(check(soonest + 371, soonest).is_err());
+        assert!(check(soonest + 371, soonest - 1).is_err());
     }
 
     #[test]
@@ -393,7 +427,7 @@ mod tests {
         let active = slot(324, SlotPhase::Active);
         let far = HEIGHT + 1_000;
         let check = |incoming: &[Incoming], to: Option<&Slot>, outgoing| {
-            check_forward(incoming, to, outgoing, HEIGHT)
+            check_forward(incoming, to, &[], outgoing, HEIGHT)
         };
         assert_eq!(
             check(&[], Some(&active), Some(far)),

@@ -4242,7 +4242,8 @@ data class FactoryInfo (
     val `factory`: kotlin.String
     , 
     /**
-     * Where it stands: `joined`, `signed`, `opening`, `committed`, `funding`, `active`, `ended`.
+     * Where it stands: `joined`, `signed`, `opening`, `committed`, `funding`, `active`, `dormant`,
+     * `unfunded`, `ended`, `damaged`.
      */
     val `phase`: kotlin.String
     , 
@@ -4250,6 +4251,11 @@ data class FactoryInfo (
      * Why it ended, if it did before it existed.
      */
     val `ended`: kotlin.String?
+    , 
+    /**
+     * What is wrong with its journal, if it is `damaged`: its bytes are kept, nothing moves in it.
+     */
+    val `damage`: kotlin.String?
     , 
     /**
      * Whether payments can pass.
@@ -4309,6 +4315,7 @@ public object FfiConverterTypeFactoryInfo: FfiConverterRustBuffer<FactoryInfo> {
             FfiConverterString.read(buf),
             FfiConverterString.read(buf),
             FfiConverterOptionalString.read(buf),
+            FfiConverterOptionalString.read(buf),
             FfiConverterBoolean.read(buf),
             FfiConverterUInt.read(buf),
             FfiConverterUInt.read(buf),
@@ -4324,6 +4331,7 @@ public object FfiConverterTypeFactoryInfo: FfiConverterRustBuffer<FactoryInfo> {
             FfiConverterString.allocationSize(value.`factory`) +
             FfiConverterString.allocationSize(value.`phase`) +
             FfiConverterOptionalString.allocationSize(value.`ended`) +
+            FfiConverterOptionalString.allocationSize(value.`damage`) +
             FfiConverterBoolean.allocationSize(value.`active`) +
             FfiConverterUInt.allocationSize(value.`expiry`) +
             FfiConverterUInt.allocationSize(value.`exitDelayBlocks`) +
@@ -4338,6 +4346,7 @@ public object FfiConverterTypeFactoryInfo: FfiConverterRustBuffer<FactoryInfo> {
             FfiConverterString.write(value.`factory`, buf)
             FfiConverterString.write(value.`phase`, buf)
             FfiConverterOptionalString.write(value.`ended`, buf)
+            FfiConverterOptionalString.write(value.`damage`, buf)
             FfiConverterBoolean.write(value.`active`, buf)
             FfiConverterUInt.write(value.`expiry`, buf)
             FfiConverterUInt.write(value.`exitDelayBlocks`, buf)
