@@ -48,6 +48,10 @@ pub(crate) enum Request {
         mode: ExitMode,
     },
     ExitStatus {},
+    ExitSpeedUp {
+        factory: String,
+        feerate_sat_per_vb: u64,
+    },
     Address {},
     Coins {},
     SendCoins {
@@ -115,6 +119,7 @@ impl From<WalletError> for Failure {
             "unknown_factory" => Some("`factories` lists the names"),
             "chain_failed" => Some("is bitcoind running, and are address and credentials right?"),
             "already_paid" => Some("`payments` shows it"),
+            "no_exit" => Some("`exit start` begins one"),
             "no_path" => Some("the factory does not exist yet: there is nothing to leave"),
             _ => None,
         };

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bitcoin::{FeeRate, Network};
+use superscalar_factory::exit::bump::FeeCaps;
 use tokio::task::JoinHandle;
 
 use crate::chain::{BitcoindConfig, BitcoindSource, Chain, ChainError, ChainSource, Follower, Tip};
@@ -36,6 +37,7 @@ pub(crate) struct NodeConfig {
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) role: Role,
     pub(crate) poll_interval: Duration,
+    pub(crate) fee_caps: FeeCaps,
 }
 
 /// Why a node did not start.
@@ -121,6 +123,10 @@ impl Node {
             listeners.push((onchain.locator(), &*onchain));
             chain.synchronize(listeners).await?
         };
+        // Exits go on with the first look at the chain: by the market, not by a guess.
+        if let Err(error) = chain.fees().refresh(&*source).await {
+            tracing::debug!(%error, "feerates are not known yet");
+        }
         let host = loaded.start().await?;
         let listeners = vec![
             Arc::new(host.follower()) as crate::chain::Listener,
@@ -137,6 +143,7 @@ impl Node {
                 onchain: Arc::clone(&onchain),
                 host: Arc::clone(&host),
                 events: Arc::clone(&events),
+                fee_caps: config.fee_caps,
             },
             inbox,
         )

@@ -70,6 +70,8 @@ impl WalletError {
             }
             WalletError::Factory(EngineError::UnknownFactory { .. }) => "unknown_factory",
             WalletError::Factory(EngineError::NoPath { .. }) => "no_path",
+            WalletError::Factory(EngineError::NoExit { .. }) => "no_exit",
+            WalletError::Factory(EngineError::FeerateAboveCap { .. }) => "feerate_above_cap",
             WalletError::Factory(_) => "factory_failed",
             WalletError::Store(_) => "storage_failed",
             WalletError::Chain(_) => "chain_failed",
@@ -98,6 +100,7 @@ impl WalletError {
             WalletError::Pay(PayError::InvalidInvoice(_) | PayError::WrongNetwork(_)) => {
                 Some("invoice")
             }
+            WalletError::Factory(EngineError::FeerateAboveCap { .. }) => Some("feerate"),
             WalletError::Pay(PayError::InvalidAmount) => Some("amount_msat"),
             WalletError::Invoice(InvoiceError::InvalidAmount(_)) => Some("amount_msat"),
             WalletError::Invoice(InvoiceError::DescriptionTooLong { .. }) => Some("description"),

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bitcoin::Network;
 use serde::{Deserialize, Serialize};
+use superscalar_factory::exit::bump::FeeCaps;
 
 use crate::chain::{BitcoindAuth, BitcoindConfig};
 use crate::event::EventPage;
@@ -58,6 +59,7 @@ pub struct WalletBuilder {
     chain: Option<ChainConfig>,
     lsp: Option<LspUri>,
     poll_interval: Duration,
+    fee_caps: FeeCaps,
 }
 
 impl WalletBuilder {
@@ -70,6 +72,7 @@ impl WalletBuilder {
             chain: None,
             lsp: None,
             poll_interval: POLL_INTERVAL,
+            fee_caps: FeeCaps::default(),
         }
     }
 
@@ -101,6 +104,13 @@ impl WalletBuilder {
         self
     }
 
+    /// What own coins may be spent on exits; see [`FeeCaps`] for the defaults.
+    #[must_use]
+    pub fn fee_caps(mut self, caps: FeeCaps) -> WalletBuilder {
+        self.fee_caps = caps;
+        self
+    }
+
     /// Opens the wallet, brings it to the chain's tip and starts it, within the caller's tokio
     /// runtime.
     ///
@@ -120,6 +130,7 @@ impl WalletBuilder {
             listen: None,
             role: Role::Member,
             poll_interval: self.poll_interval,
+            fee_caps: self.fee_caps,
         })
         .await?;
         let connection = tokio::spawn(stay_connected(Arc::clone(&node), lsp.clone()));
