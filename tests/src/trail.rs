@@ -175,6 +175,12 @@ impl TestNetwork {
 
     /// A transaction of a tree is in the chain as the wallet said, and its anchor is untouched.
     pub fn check_tree_tx(&self, step: &PathTx) {
+        let anchor = self.check_tree_body(step);
+        assert_eq!(self.chain.spender_of(anchor).unwrap(), None, "a P2A child");
+    }
+
+    /// A transaction of a tree is in the chain as the wallet said; its anchor.
+    pub fn check_tree_body(&self, step: &PathTx) -> OutPoint {
         assert!(self.chain.confirmed_at(step.txid).unwrap().is_some());
         let tx = self.chain.raw_tx(step.txid).unwrap().unwrap();
         let outputs: Vec<u64> = tx.output.iter().map(|out| out.value.to_sat()).collect();
@@ -183,8 +189,7 @@ impl TestNetwork {
         assert_eq!(tx.vsize() as u64, step.info.vsize);
         assert_eq!(tx.version.0, 3);
         assert_eq!(*outputs.last().unwrap(), 240, "the anchor");
-        let anchor = OutPoint::new(step.txid, outputs.len() as u32 - 1);
-        assert_eq!(self.chain.spender_of(anchor).unwrap(), None, "a P2A child");
+        OutPoint::new(step.txid, outputs.len() as u32 - 1)
     }
 
     /// From the leaf's block to the sweep's: the commitment in the next block, the sweep in the

@@ -47,9 +47,21 @@ pub struct ExitPlan {
     pub balance_sat: u64,
     /// What arrives in the wallet in satoshi, after the commitment's and the sweep's fees are paid.
     pub arriving_sat: u64,
-    /// Coins needed for it at the current feerate, in satoshi.
+    /// What sweeping the balance costs, which it pays itself, in satoshi.
+    pub sweep_fee_sat: u64,
+    /// What own coins would lose by speeding every transaction up to what blocks take now, in
+    /// satoshi; 0 while the tree's own fees are enough.
+    pub own_fees_sat: u64,
+    /// Coins needed for that, in satoshi.
     pub coins_needed_sat: u64,
-    /// Whether anything arrives at all.
+    /// Coins free to spend, in satoshi.
+    pub coins_available_sat: u64,
+    /// Coins kept for this exit already, in satoshi.
+    pub coins_reserved_sat: u64,
+    /// Whether there are enough. If not the exit goes at the tree's own pace: it waits while
+    /// blocks cost more.
+    pub affordable: bool,
+    /// Whether more arrives than own coins would lose.
     pub worth_it: bool,
 }
 
@@ -77,6 +89,11 @@ pub struct ExitInfo {
     pub pending_sat: u64,
     /// Height of the leaf's block, once on chain.
     pub leaf_height: Option<u32>,
+    /// What own coins have lost in fees, children still unconfirmed included, in satoshi.
+    pub own_fees_sat: u64,
+    /// What own coins do for the transaction that is due: `not_needed`, `own_child`,
+    /// `others_child`, or `limited` where nothing can be added and it waits.
+    pub speed_up: String,
 }
 
 #[uniffi::export]
@@ -96,6 +113,12 @@ impl Exit {
             ExitMode::Reclaim => sdk::ExitMode::Reclaim,
         };
         runtime::finish(async move { exit.start(&factory, mode).await }).await
+    }
+
+    /// Wants at least `feerate` (sat/vB) for what the exit publishes from now on; own coins pay it.
+    pub async fn speed_up(&self, factory: String, feerate: u64) -> Result<(), WalletError> {
+        let exit = self.wallet.exit();
+        runtime::finish(async move { exit.speed_up(&factory, feerate).await }).await
     }
 
     /// All exits that were begun.
@@ -124,7 +147,12 @@ impl From<sdk::ExitPlan> for ExitPlan {
             then_blocks,
             balance_sat,
             arriving_sat,
+            sweep_fee_sat,
+            own_fees_sat,
             coins_needed_sat,
+            coins_available_sat,
+            coins_reserved_sat,
+            affordable,
             worth_it,
         } = plan;
         ExitPlan {
@@ -137,7 +165,12 @@ impl From<sdk::ExitPlan> for ExitPlan {
             then_blocks,
             balance_sat,
             arriving_sat,
+            sweep_fee_sat,
+            own_fees_sat,
             coins_needed_sat,
+            coins_available_sat,
+            coins_reserved_sat,
+            affordable,
             worth_it,
         }
     }
@@ -156,7 +189,15 @@ impl From<sdk::ExitInfo> for ExitInfo {
             blocks_left_worst,
             pending_sat,
             leaf_height,
+            own_fees_sat,
+            speed_up,
         } = info;
+        let speed_up = match speed_up {
+            sdk::SpeedUp::NotNeeded => "not_needed",
+            sdk::SpeedUp::OwnChild { .. } => "own_child",
+            sdk::SpeedUp::OthersChild { .. } => "others_child",
+            _ => "limited",
+        };
         ExitInfo {
             factory,
             reason,
@@ -168,6 +209,8 @@ impl From<sdk::ExitInfo> for ExitInfo {
             blocks_left_worst,
             pending_sat,
             leaf_height,
+            own_fees_sat,
+            speed_up: speed_up.to_owned(),
         }
     }
 }

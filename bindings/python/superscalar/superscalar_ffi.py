@@ -529,6 +529,8 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_plan() != 12129:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_exit_speed_up() != 18142:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_start() != 50889:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_status() != 57101:
@@ -628,6 +630,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_func_generate_mnemonic.restype = ctyp
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_plan.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_plan.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_speed_up.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_speed_up.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_start.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_start.restype = ctypes.c_uint16
@@ -734,6 +739,12 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_plan.argtypes = (
     _UniffiRustBuffer,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_plan.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_exit_speed_up.argtypes = (
+    ctypes.c_uint64,
+    _UniffiRustBuffer,
+    ctypes.c_uint64,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_exit_speed_up.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_start.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -2585,7 +2596,7 @@ class ExitInfo:
     """
     How far leaving alone is.
 """
-    def __init__(self, *, factory:str, reason:str, stage:str, step:int, of:int, waiting:str, blocks_left_best:typing.Optional[int], blocks_left_worst:typing.Optional[int], pending_sat:int, leaf_height:typing.Optional[int]):
+    def __init__(self, *, factory:str, reason:str, stage:str, step:int, of:int, waiting:str, blocks_left_best:typing.Optional[int], blocks_left_worst:typing.Optional[int], pending_sat:int, leaf_height:typing.Optional[int], own_fees_sat:int, speed_up:str):
         self.factory = factory
         self.reason = reason
         self.stage = stage
@@ -2596,12 +2607,14 @@ class ExitInfo:
         self.blocks_left_worst = blocks_left_worst
         self.pending_sat = pending_sat
         self.leaf_height = leaf_height
+        self.own_fees_sat = own_fees_sat
+        self.speed_up = speed_up
         
         
 
     
     def __str__(self):
-        return "ExitInfo(factory={}, reason={}, stage={}, step={}, of={}, waiting={}, blocks_left_best={}, blocks_left_worst={}, pending_sat={}, leaf_height={})".format(self.factory, self.reason, self.stage, self.step, self.of, self.waiting, self.blocks_left_best, self.blocks_left_worst, self.pending_sat, self.leaf_height)
+        return "ExitInfo(factory={}, reason={}, stage={}, step={}, of={}, waiting={}, blocks_left_best={}, blocks_left_worst={}, pending_sat={}, leaf_height={}, own_fees_sat={}, speed_up={})".format(self.factory, self.reason, self.stage, self.step, self.of, self.waiting, self.blocks_left_best, self.blocks_left_worst, self.pending_sat, self.leaf_height, self.own_fees_sat, self.speed_up)
     def __eq__(self, other):
         if self.factory != other.factory:
             return False
@@ -2623,6 +2636,10 @@ class ExitInfo:
             return False
         if self.leaf_height != other.leaf_height:
             return False
+        if self.own_fees_sat != other.own_fees_sat:
+            return False
+        if self.speed_up != other.speed_up:
+            return False
         return True
 
 class _UniffiFfiConverterTypeExitInfo(_UniffiConverterRustBuffer):
@@ -2639,6 +2656,8 @@ class _UniffiFfiConverterTypeExitInfo(_UniffiConverterRustBuffer):
             blocks_left_worst=_UniffiFfiConverterOptionalUInt32.read(buf),
             pending_sat=_UniffiFfiConverterUInt64.read(buf),
             leaf_height=_UniffiFfiConverterOptionalUInt32.read(buf),
+            own_fees_sat=_UniffiFfiConverterUInt64.read(buf),
+            speed_up=_UniffiFfiConverterString.read(buf),
         )
 
     @staticmethod
@@ -2653,6 +2672,8 @@ class _UniffiFfiConverterTypeExitInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterOptionalUInt32.check_lower(value.blocks_left_worst)
         _UniffiFfiConverterUInt64.check_lower(value.pending_sat)
         _UniffiFfiConverterOptionalUInt32.check_lower(value.leaf_height)
+        _UniffiFfiConverterUInt64.check_lower(value.own_fees_sat)
+        _UniffiFfiConverterString.check_lower(value.speed_up)
 
     @staticmethod
     def write(value, buf):
@@ -2666,13 +2687,15 @@ class _UniffiFfiConverterTypeExitInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterOptionalUInt32.write(value.blocks_left_worst, buf)
         _UniffiFfiConverterUInt64.write(value.pending_sat, buf)
         _UniffiFfiConverterOptionalUInt32.write(value.leaf_height, buf)
+        _UniffiFfiConverterUInt64.write(value.own_fees_sat, buf)
+        _UniffiFfiConverterString.write(value.speed_up, buf)
 
 @dataclass
 class ExitPlan:
     """
     What leaving alone costs and brings, before anything is committed.
 """
-    def __init__(self, *, factory:str, transactions:int, vsize:int, fees_sat:int, blocks_best:int, blocks_worst:int, then_blocks:int, balance_sat:int, arriving_sat:int, coins_needed_sat:int, worth_it:bool):
+    def __init__(self, *, factory:str, transactions:int, vsize:int, fees_sat:int, blocks_best:int, blocks_worst:int, then_blocks:int, balance_sat:int, arriving_sat:int, sweep_fee_sat:int, own_fees_sat:int, coins_needed_sat:int, coins_available_sat:int, coins_reserved_sat:int, affordable:bool, worth_it:bool):
         self.factory = factory
         self.transactions = transactions
         self.vsize = vsize
@@ -2682,14 +2705,19 @@ class ExitPlan:
         self.then_blocks = then_blocks
         self.balance_sat = balance_sat
         self.arriving_sat = arriving_sat
+        self.sweep_fee_sat = sweep_fee_sat
+        self.own_fees_sat = own_fees_sat
         self.coins_needed_sat = coins_needed_sat
+        self.coins_available_sat = coins_available_sat
+        self.coins_reserved_sat = coins_reserved_sat
+        self.affordable = affordable
         self.worth_it = worth_it
         
         
 
     
     def __str__(self):
-        return "ExitPlan(factory={}, transactions={}, vsize={}, fees_sat={}, blocks_best={}, blocks_worst={}, then_blocks={}, balance_sat={}, arriving_sat={}, coins_needed_sat={}, worth_it={})".format(self.factory, self.transactions, self.vsize, self.fees_sat, self.blocks_best, self.blocks_worst, self.then_blocks, self.balance_sat, self.arriving_sat, self.coins_needed_sat, self.worth_it)
+        return "ExitPlan(factory={}, transactions={}, vsize={}, fees_sat={}, blocks_best={}, blocks_worst={}, then_blocks={}, balance_sat={}, arriving_sat={}, sweep_fee_sat={}, own_fees_sat={}, coins_needed_sat={}, coins_available_sat={}, coins_reserved_sat={}, affordable={}, worth_it={})".format(self.factory, self.transactions, self.vsize, self.fees_sat, self.blocks_best, self.blocks_worst, self.then_blocks, self.balance_sat, self.arriving_sat, self.sweep_fee_sat, self.own_fees_sat, self.coins_needed_sat, self.coins_available_sat, self.coins_reserved_sat, self.affordable, self.worth_it)
     def __eq__(self, other):
         if self.factory != other.factory:
             return False
@@ -2709,7 +2737,17 @@ class ExitPlan:
             return False
         if self.arriving_sat != other.arriving_sat:
             return False
+        if self.sweep_fee_sat != other.sweep_fee_sat:
+            return False
+        if self.own_fees_sat != other.own_fees_sat:
+            return False
         if self.coins_needed_sat != other.coins_needed_sat:
+            return False
+        if self.coins_available_sat != other.coins_available_sat:
+            return False
+        if self.coins_reserved_sat != other.coins_reserved_sat:
+            return False
+        if self.affordable != other.affordable:
             return False
         if self.worth_it != other.worth_it:
             return False
@@ -2728,7 +2766,12 @@ class _UniffiFfiConverterTypeExitPlan(_UniffiConverterRustBuffer):
             then_blocks=_UniffiFfiConverterUInt32.read(buf),
             balance_sat=_UniffiFfiConverterUInt64.read(buf),
             arriving_sat=_UniffiFfiConverterUInt64.read(buf),
+            sweep_fee_sat=_UniffiFfiConverterUInt64.read(buf),
+            own_fees_sat=_UniffiFfiConverterUInt64.read(buf),
             coins_needed_sat=_UniffiFfiConverterUInt64.read(buf),
+            coins_available_sat=_UniffiFfiConverterUInt64.read(buf),
+            coins_reserved_sat=_UniffiFfiConverterUInt64.read(buf),
+            affordable=_UniffiFfiConverterBoolean.read(buf),
             worth_it=_UniffiFfiConverterBoolean.read(buf),
         )
 
@@ -2743,7 +2786,12 @@ class _UniffiFfiConverterTypeExitPlan(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt32.check_lower(value.then_blocks)
         _UniffiFfiConverterUInt64.check_lower(value.balance_sat)
         _UniffiFfiConverterUInt64.check_lower(value.arriving_sat)
+        _UniffiFfiConverterUInt64.check_lower(value.sweep_fee_sat)
+        _UniffiFfiConverterUInt64.check_lower(value.own_fees_sat)
         _UniffiFfiConverterUInt64.check_lower(value.coins_needed_sat)
+        _UniffiFfiConverterUInt64.check_lower(value.coins_available_sat)
+        _UniffiFfiConverterUInt64.check_lower(value.coins_reserved_sat)
+        _UniffiFfiConverterBoolean.check_lower(value.affordable)
         _UniffiFfiConverterBoolean.check_lower(value.worth_it)
 
     @staticmethod
@@ -2757,7 +2805,12 @@ class _UniffiFfiConverterTypeExitPlan(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt32.write(value.then_blocks, buf)
         _UniffiFfiConverterUInt64.write(value.balance_sat, buf)
         _UniffiFfiConverterUInt64.write(value.arriving_sat, buf)
+        _UniffiFfiConverterUInt64.write(value.sweep_fee_sat, buf)
+        _UniffiFfiConverterUInt64.write(value.own_fees_sat, buf)
         _UniffiFfiConverterUInt64.write(value.coins_needed_sat, buf)
+        _UniffiFfiConverterUInt64.write(value.coins_available_sat, buf)
+        _UniffiFfiConverterUInt64.write(value.coins_reserved_sat, buf)
+        _UniffiFfiConverterBoolean.write(value.affordable, buf)
         _UniffiFfiConverterBoolean.write(value.worth_it, buf)
 
 class _UniffiFfiConverterOptionalString(_UniffiConverterRustBuffer):
@@ -3851,6 +3904,11 @@ class ExitProtocol(typing.Protocol):
         What leaving this factory costs, how long it takes and what arrives.
 """
         raise NotImplementedError
+    async def speed_up(self, factory: str,feerate: int) -> None:
+        """
+        Wants at least `feerate` (sat/vB) for what the exit publishes from now on; own coins pay it.
+"""
+        raise NotImplementedError
     async def start(self, factory: str,mode: ExitMode) -> None:
         """
         Begins to leave. The channel carries nothing from then on. Starting again changes nothing.
@@ -3909,6 +3967,29 @@ class Exit(ExitProtocol):
             _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
             _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
             _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
+    async def speed_up(self, factory: str,feerate: int) -> None:
+        """
+        Wants at least `feerate` (sat/vB) for what the exit publishes from now on; own coins pay it.
+"""
+        
+        _UniffiFfiConverterString.check_lower(factory)
+
+        _UniffiFfiConverterUInt64.check_lower(feerate)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterString.lower(factory),
+            _UniffiFfiConverterUInt64.lower(feerate),
+        )
+        _uniffi_lift_return = lambda val: None
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_speed_up(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_void,
             _uniffi_lift_return,
             _uniffi_error_converter,
         )

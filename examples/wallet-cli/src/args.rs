@@ -140,6 +140,14 @@ pub(crate) enum Exit {
         #[arg(long)]
         wait: bool,
     },
+    /// Want at least this feerate for what the exit publishes from now on; own coins pay it.
+    SpeedUp {
+        /// The factory's name.
+        factory: String,
+        /// Feerate of each transaction together with its child, in sat/vB.
+        #[arg(value_name = "SAT/VB", value_parser = clap::value_parser!(u64).range(1..))]
+        feerate: u64,
+    },
     /// How far it is.
     Status {
         /// The factory's name.
@@ -233,6 +241,7 @@ mod tests {
             "--dir d balance --json",
             "--dir d exit start ab --reclaim",
             "--dir d exit status ab --watch",
+            "--dir d exit speed-up ab 25",
             "--dir d events --after 5 --wait",
             "--dir d events --wait 3",
         ] {
@@ -275,6 +284,8 @@ mod tests {
             ("--dir d payment", "PAYMENT_HASH"),
             ("--dir d tree", "FACTORY"),
             ("--dir d exit plan", "FACTORY"),
+            ("--dir d exit speed-up ab", "SAT/VB"),
+            ("--dir d exit speed-up ab 0", "SAT/VB"),
             ("--dir d send-coins addr", "AMOUNT_SAT"),
             ("--dir d events --limit 0", "--limit"),
             ("--dir d events --after x", "--after"),

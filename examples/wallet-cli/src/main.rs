@@ -151,6 +151,15 @@ async fn converse(client: &mut Client, command: Command) -> Result<(Kind, Value)
             };
             return Ok((Kind::Object, json!(exit)));
         }
+        Command::Exit(Exit::SpeedUp { factory, feerate }) => {
+            let request = Request::ExitSpeedUp {
+                factory: factory.clone(),
+                feerate_sat_per_vb: feerate,
+            };
+            client.call(&request).await?;
+            let exit = wait::exit_of(client, &factory).await?;
+            return Ok((Kind::Object, json!(exit)));
+        }
         Command::Exit(Exit::Plan { factory }) => (Kind::Object, Request::ExitPlan { factory }),
         Command::Status => (Kind::Object, Request::Status {}),
         Command::Receive {

@@ -48,6 +48,10 @@ pub(crate) enum Request {
         mode: ExitMode,
     },
     ExitStatus {},
+    ExitSpeedUp {
+        factory: String,
+        feerate_sat_per_vb: u64,
+    },
     Address {},
     Coins {},
     SendCoins {
@@ -119,6 +123,7 @@ impl From<WalletError> for Failure {
             "already_paid" => Some("`payments` shows it"),
             "factory_damaged" => Some("the other factories run; restore the wallet's directory"),
             "no_distributions" => Some("leave without --reclaim, before the factory ends"),
+            "no_exit" => Some("`exit start` begins one"),
             "no_path" => Some("the factory does not exist yet: there is nothing to leave"),
             _ => None,
         };

@@ -45,13 +45,14 @@ pub use chain::BitcoindAuth;
 pub use event::{Event, EventPage, StoredEvent};
 pub use factories::{
     BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo,
-    TreeNodeInfo, TreeTxInfo,
+    SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };
 pub use keys::{Mnemonic, WordCount};
 #[cfg(feature = "lsp")]
 pub use lsp::{ChannelInfo, Lsp, LspBuilder};
 pub use node::StartError;
 pub use payments::{Direction, Payment, PaymentStatus};
+pub use superscalar_factory::exit::bump::FeeCaps;
 pub use wallet::{
     Action, Balance, ChainConfig, Exit, Factories, Lightning, LspUri, Onchain, OnchainCoins,
     SendQuote, Status, UriError, Wallet, WalletBuilder, WalletError,

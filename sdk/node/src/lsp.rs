@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bitcoin::Network;
 use serde::{Deserialize, Serialize};
+use superscalar_factory::exit::bump::FeeCaps;
 
 use crate::event::EventPage;
 use crate::factories::{BuildRequest, Command, ExitInfo, FactoryInfo, TreeNodeInfo};
@@ -26,6 +27,7 @@ pub struct LspBuilder {
     listen: Option<SocketAddr>,
     policy: LspPolicy,
     poll_interval: Duration,
+    fee_caps: FeeCaps,
 }
 
 impl LspBuilder {
@@ -39,6 +41,7 @@ impl LspBuilder {
             listen: None,
             policy: LspPolicy::default(),
             poll_interval: Duration::from_secs(1),
+            fee_caps: FeeCaps::default(),
         }
     }
 
@@ -77,6 +80,13 @@ impl LspBuilder {
         self
     }
 
+    /// What own coins may be spent on exits; see [`FeeCaps`] for the defaults.
+    #[must_use]
+    pub fn fee_caps(mut self, caps: FeeCaps) -> LspBuilder {
+        self.fee_caps = caps;
+        self
+    }
+
     /// Opens the node, brings it to the chain's tip and starts it, within the caller's tokio
     /// runtime.
     pub async fn start(self) -> Result<Arc<Lsp>, WalletError> {
@@ -92,6 +102,7 @@ impl LspBuilder {
             listen: Some(listen),
             role: Role::Lsp(self.policy),
             poll_interval: self.poll_interval,
+            fee_caps: self.fee_caps,
         })
         .await?;
         let handle = NodeHandle::default();

@@ -64,6 +64,14 @@ async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
             Ok(json!({}))
         }
         Request::ExitStatus {} => done(&wallet.exit().status().await?),
+        Request::ExitSpeedUp {
+            factory,
+            feerate_sat_per_vb,
+        } => {
+            let exit = wallet.exit();
+            exit.speed_up(&factory, feerate_sat_per_vb).await?;
+            Ok(json!({}))
+        }
         Request::Address {} => Ok(json!({ "address": wallet.onchain().address()? })),
         Request::Coins {} => done(&wallet.onchain().balance()?),
         Request::SendCoins {

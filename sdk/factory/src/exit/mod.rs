@@ -11,8 +11,10 @@
 //!   so that a restart continues; an exit once begun is never given up halfway.
 //! - *Publish again at every block* what the plan names. Version 3 transactions may have one
 //!   unconfirmed child, so a plan names a transaction only when its parent is confirmed.
+//! - *Speed up what is due* where own coins may be spent on it: [`bump`] says how.
 //! - *Look at every outpoint of [`SignedPath::watched`]*, and answer a kickoff within `step` blocks.
 
+pub mod bump;
 mod facts;
 mod path;
 mod planner;

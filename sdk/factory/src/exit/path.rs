@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use bitcoin::secp256k1::schnorr;
 use bitcoin::{Amount, OutPoint, Transaction, TxOut};
 
+use super::bump::Parent;
 use crate::codec::{Decode, DecodeError, Encode, Reader, fields};
 use crate::shape::{NodeId, Topology};
 use crate::terms::{Header, TermsError, TimeoutPolicy};
@@ -230,6 +231,41 @@ impl SignedPath {
         });
         let tx = transactions.find(|tx| tx.compute_txid() == outpoint.txid)?;
         tx.output.get(outpoint.vout as usize)
+    }
+
+    /// What a transaction of the path pays by itself, and its size.
+    pub fn parent(&self, tx: &Transaction) -> Parent {
+        let outputs: Amount = tx.output.iter().map(|output| output.value).sum();
+        let input = tx.input.first();
+        let input = input.and_then(|input| self.output(input.previous_output));
+        let fee = input.and_then(|input| input.value.checked_sub(outputs));
+        Parent {
+            fee: fee.unwrap_or(Amount::ZERO),
+            vsize_vb: tx.vsize() as u64,
+        }
+    }
+
+    /// The pay-to-anchor output of a transaction of the path, its last. `None` if it has none, as
+    /// no transaction a factory builds.
+    pub fn anchor(tx: &Transaction) -> Option<OutPoint> {
+        let last = tx.output.len().checked_sub(1)?;
+        (tx.output[last] == crate::scripts::anchor()).then(|| OutPoint {
+            txid: tx.compute_txid(),
+            vout: last as u32,
+        })
+    }
+
+    /// The anchors of every transaction of the path: what a child of it spends.
+    pub fn anchors(&self) -> Vec<OutPoint> {
+        let nodes = self.nodes.iter();
+        nodes
+            .flat_map(|node| {
+                let after = node.epochs.values();
+                let after = after.flat_map(|it| std::iter::once(&it.state).chain(&it.distribution));
+                std::iter::once(&node.kickoff).chain(after)
+            })
+            .filter_map(SignedPath::anchor)
+            .collect()
     }
 
     /// What a transaction brings the member: its payout, or its channel.

@@ -5,7 +5,7 @@
 //! other one has an unconfirmed parent. Nothing is remembered between two calls, so a reorg is
 //! just other facts.
 
-use bitcoin::{Amount, OutPoint, Transaction, Txid};
+use bitcoin::{OutPoint, Transaction, Txid};
 
 use super::status::{BlocksLeft, ExitStatus, Figures, Progress, Waiting};
 use super::timelock::{self, TimelockError};
@@ -387,10 +387,10 @@ fn figures(path: &SignedPath, steps: &[Step<'_>]) -> Figures {
         ..Figures::default()
     };
     for step in steps {
-        let outputs: Amount = step.tx.output.iter().map(|output| output.value).sum();
-        let input = path.output(step.tx.input[0].previous_output);
-        figures.vsize_vb += step.tx.vsize() as u64;
-        figures.fees += input.map_or(Amount::ZERO, |input| input.value - outputs);
+        let parent = path.parent(step.tx);
+        figures.vsize_vb += parent.vsize_vb;
+        figures.fees += parent.fee;
+        figures.parents.push(parent);
     }
     let arriving = steps
         .last()

@@ -2,6 +2,7 @@
 
 use bitcoin::{Amount, FeeRate, OutPoint, Txid, Weight};
 
+use super::bump::{self, LEAST_CHANGE, Parent};
 use crate::shape::NodeId;
 use crate::tree::TxName;
 
@@ -10,8 +11,6 @@ use crate::tree::TxName;
 /// once `to_self_delay` is over: the only transaction of an exit that a member pays for out of its
 /// own balance.
 pub const SWEEP_WEIGHT: Weight = Weight::from_wu(530);
-/// Virtual size of a child that spends an anchor and one P2TR coin into one P2TR output.
-const BUMP_VSIZE_VB: u64 = 152;
 
 /// Where an exit stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,10 +110,12 @@ pub struct BlocksLeft {
 }
 
 /// Costs of the transactions still to confirm.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Figures {
     /// How many there are.
     pub transactions: u32,
+    /// Fee and size of each, in order.
+    pub parents: Vec<Parent>,
     /// Their virtual size.
     pub vsize_vb: u64,
     /// The fees they carry. The tree holds them beside the members' money: no member pays them.
@@ -139,16 +140,22 @@ pub enum Worth {
 }
 
 impl Figures {
-    /// Coins a wallet needs for fees while blocks take `feerate`: none up to the feerate of the
-    /// tree, else the fee of one anchor child for each transaction.
+    /// What own coins lose while blocks take `feerate`: nothing up to the feerate of the tree, else
+    /// what one anchor child of each transaction pays, made with one coin.
+    pub fn own_fees(&self, feerate: FeeRate) -> Amount {
+        let costs = self.parents.iter();
+        let costs = costs.map(|parent| bump::own_cost(*parent, feerate));
+        costs.fold(Amount::ZERO, |sum, cost| {
+            sum.checked_add(cost).unwrap_or(Amount::MAX_MONEY)
+        })
+    }
+
+    /// Coins a wallet needs for that: each child's change pays for the next.
     pub fn coins_needed(&self, feerate: FeeRate) -> Amount {
-        let bumps = u64::from(self.transactions) * BUMP_VSIZE_VB;
-        let alone = feerate.fee_vb(self.vsize_vb).unwrap_or(Amount::MAX_MONEY);
-        if alone <= self.fees {
-            return Amount::ZERO;
+        match self.own_fees(feerate) {
+            Amount::ZERO => Amount::ZERO,
+            fees => fees.checked_add(LEAST_CHANGE).unwrap_or(Amount::MAX_MONEY),
         }
-        let bumped = feerate.fee_vb(self.vsize_vb.saturating_add(bumps));
-        bumped.unwrap_or(Amount::MAX_MONEY) - self.fees
     }
 }
 

@@ -149,11 +149,11 @@ fn figures_are_those_of_the_tree() {
     assert_eq!((figures.fees, figures.vsize_vb), (fees, vsize as u64));
     let rate = |sat| FeeRate::from_sat_per_vb(sat).unwrap();
     assert_eq!(figures.coins_needed(rate(10)), Amount::ZERO);
-    let bumped = (vsize as u64 + 4 * 152) * 20;
-    assert_eq!(
-        figures.coins_needed(rate(20)),
-        Amount::from_sat(bumped) - fees
-    );
+    // One child of 153 vB each, which has the anchor's 240 sat, and the last one's change.
+    let bumped = Amount::from_sat((vsize as u64 + 4 * 153) * 20) - fees;
+    let own = bumped - Amount::from_sat(4 * 240);
+    assert_eq!(figures.own_fees(rate(20)), own);
+    assert_eq!(figures.coins_needed(rate(20)), own + Amount::from_sat(330));
     let balance = Amount::from_sat(10_000);
     let net = Amount::from_sat(10_000 - 1_325);
     assert_eq!(Worth::of(balance, rate(10)), Worth::Yes { net });

@@ -289,6 +289,12 @@ impl ChainSource for BitcoindSource {
                 fee_sat: amount(&entry["fees"]["base"])?.to_sat(),
                 ancestor_fee_sat: amount(&entry["fees"]["ancestor"])?.to_sat(),
                 ancestor_vsize: unsigned(&entry["ancestorsize"])?,
+                spent_by: entry["spentby"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .map(parse)
+                    .collect::<Result<_, _>>()?,
             }))
         })
     }

@@ -235,13 +235,14 @@ impl Chain {
                     None => return,
                 },
             };
-            let polled = self.poll(&mut client).await;
+            // First: whoever reacts to a block decides by fresh feerates.
             if fees_due <= Instant::now() || asked.is_some() {
                 match self.fees.refresh(&*self.source).await {
                     Ok(()) => fees_due = Instant::now() + FEE_REFRESH,
                     Err(error) => debug!(%error, "feerates were not refreshed"),
                 }
             }
+            let polled = self.poll(&mut client).await;
             match (asked, polled) {
                 // Nobody waits any more: the caller's future was dropped.
                 (Some(asked), polled) => drop(asked.send(polled)),

@@ -56,7 +56,7 @@ pub enum Accepted {
 }
 
 /// A transaction in the source's mempool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MempoolEntry {
     /// Virtual size in vbytes.
     pub vsize: u64,
@@ -66,6 +66,8 @@ pub struct MempoolEntry {
     pub ancestor_fee_sat: u64,
     /// Virtual size of it and all its unconfirmed ancestors, in vbytes.
     pub ancestor_vsize: u64,
+    /// Unconfirmed transactions that spend an output of it.
+    pub spent_by: Vec<Txid>,
 }
 
 /// A boxed future, which keeps [`ChainSource`] usable as `dyn`.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{Amount, Network, OutPoint, Txid};
+use bitcoin::{Amount, FeeRate, Network, OutPoint, Txid};
 use superscalar_factory::coordinator::{Coordinator, FactoryPlan};
 use superscalar_factory::effect::Effect;
+use superscalar_factory::exit::bump::FeeCaps;
 use superscalar_factory::member::{Member, WalletLimits};
 use superscalar_factory::message::Attempt;
 use superscalar_factory::terms::Instance;
@@ -42,6 +43,7 @@ pub(crate) struct EngineParts {
     pub(crate) onchain: Arc<OnchainWallet>,
     pub(crate) host: Arc<Host>,
     pub(crate) events: Arc<EventLog>,
+    pub(crate) fee_caps: FeeCaps,
 }
 
 /// What the application asks for.
@@ -74,6 +76,11 @@ pub(crate) enum Command {
         factory: String,
         reason: String,
         mode: ExitMode,
+        answer: oneshot::Sender<Result<(), EngineError>>,
+    },
+    SpeedUpExit {
+        factory: String,
+        feerate: FeeRate,
         answer: oneshot::Sender<Result<(), EngineError>>,
     },
     Exits(oneshot::Sender<Result<Vec<ExitInfo>, EngineError>>),

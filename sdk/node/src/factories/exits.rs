@@ -5,7 +5,7 @@
 //! function of the chain, so restarts and reorgs need no handling of their own; it ends only when
 //! the money is in the wallet or provably somebody else's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::{Amount, FeeRate, OutPoint};
 use serde::{Deserialize, Serialize};
@@ -14,8 +14,9 @@ use superscalar_factory::exit::{
 };
 
 use super::bridge;
+use super::bumps::{Purse, TARGET_BLOCKS};
 use super::engine::Engine;
-use super::info::{EngineError, ExitInfo, ExitMode, ExitPlan};
+use super::info::{EngineError, ExitInfo, ExitMode, ExitPlan, SpeedUp};
 use crate::chain::OutPointStatus;
 use crate::event::Event;
 use crate::hosting::SlotPhase;
@@ -27,6 +28,14 @@ use superscalar_factory::member::Member;
 const SETTING: &str = "exits";
 /// Weight of a `static_remotekey` commitment without HTLCs, in virtual bytes (BOLT3: 724 weight).
 const COMMITMENT_VSIZE: u64 = 181;
+/// An exit's coins are free when its last transaction is this deep.
+const BURIED_BLOCKS: u32 = 6;
+
+/// Whether a job may still need coins.
+enum Stage {
+    Running,
+    Over,
+}
 
 /// One job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,12 +49,26 @@ pub(super) struct Job {
     /// Whether everything that came of the channel is in the wallet: LDK forgets after a month.
     #[serde(default)]
     done: bool,
+    /// The feerate asked for, in sat per 1000 weight units; the market's where that is more.
+    #[serde(default)]
+    feerate_sat_per_kwu: Option<u64>,
+    /// What was leaving when the job began: of a channel that is just closing nothing is known.
+    #[serde(default)]
+    leaving_sat: u64,
+}
+
+impl Job {
+    fn feerate(&self) -> Option<FeeRate> {
+        self.feerate_sat_per_kwu.map(FeeRate::from_sat_per_kwu)
+    }
 }
 
 /// All jobs, by factory name.
 #[derive(Debug, Default)]
 pub(super) struct Exits {
     jobs: BTreeMap<String, Job>,
+    /// What own coins do for each, as of the last block.
+    sped: BTreeMap<String, SpeedUp>,
 }
 
 impl Exits {
@@ -54,7 +77,8 @@ impl Exits {
             Some(bytes) => serde_json::from_slice(&bytes).map_err(StoreError::corrupt)?,
             None => BTreeMap::new(),
         };
-        Ok(Exits { jobs })
+        let sped = BTreeMap::new();
+        Ok(Exits { jobs, sped })
     }
 
     fn put(&mut self, store: &Store, factory: &str, job: Job) -> Result<(), StoreError> {
@@ -154,6 +178,8 @@ impl Engine {
             leaf_told: None,
             payout_told: false,
             done: false,
+            feerate_sat_per_kwu: None,
+            leaving_sat: self.leaving(factory, mode.goal(), &path).to_sat(),
         };
         // The job is on disk before anybody is asked: whatever fails from here on is tried again
         // with the next block.
@@ -183,23 +209,56 @@ impl Engine {
         }
     }
 
-    /// Does what each job can do at this tip.
-    pub(super) async fn step_exits(&mut self) {
-        for factory in self.exits.jobs.keys().cloned().collect::<Vec<_>>() {
-            if let Err(error) = self.step_exit(&factory).await {
-                tracing::warn!(factory, %error, "this block brought the exit no further");
-            }
+    /// Wants at least this feerate for what an exit publishes from now on, within the caps.
+    pub(super) async fn speed_up(
+        &mut self,
+        factory: &str,
+        feerate: FeeRate,
+    ) -> Result<(), EngineError> {
+        let highest = self.parts.fee_caps.feerate();
+        if feerate > highest {
+            return Err(EngineError::FeerateAboveCap {
+                asked_sat_per_vb: feerate.to_sat_per_vb_ceil(),
+                cap_sat_per_vb: highest.to_sat_per_vb_floor(),
+            });
         }
+        let job = self.exits.jobs.get(factory).cloned();
+        let job = job.ok_or_else(|| EngineError::NoExit {
+            factory: factory.to_owned(),
+        })?;
+        let job = Job {
+            feerate_sat_per_kwu: Some(feerate.to_sat_per_kwu()),
+            ..job
+        };
+        self.exits.put(&self.parts.store, factory, job)?;
+        self.step_exit(factory).await.map(drop)
     }
 
-    async fn step_exit(&mut self, factory: &str) -> Result<(), EngineError> {
+    /// Does what each job can do at this tip; gives those that are not over.
+    pub(super) async fn step_exits(&mut self) -> BTreeSet<String> {
+        let mut running = BTreeSet::new();
+        for factory in self.exits.jobs.keys().cloned().collect::<Vec<_>>() {
+            match self.step_exit(&factory).await {
+                Ok(Stage::Over) => continue,
+                Ok(Stage::Running) => {}
+                Err(error) => {
+                    tracing::warn!(factory, %error, "this block brought the exit no further");
+                }
+            }
+            running.insert(factory);
+        }
+        running
+    }
+
+    async fn step_exit(&mut self, factory: &str) -> Result<Stage, EngineError> {
         let path = self.signed_path(factory)?;
-        let Some(mode) = self.exits.jobs.get(factory).map(|job| job.mode) else {
-            return Ok(());
+        let Some(job) = self.exits.jobs.get(factory).cloned() else {
+            return Ok(Stage::Over);
         };
+        let goal = job.mode.goal();
         // Nothing moves in this channel any more; its commitment is held until the leaf is there.
         // Who waits for T goes on paying and being paid till then.
-        let now = mode == ExitMode::Leave || self.tip >= path.header().expiry;
+        let now = job.mode == ExitMode::Leave || self.tip >= path.header().expiry;
         if let Some(slot) = self.slot_of(factory).filter(|_| now)
             && self.parts.host.channel_state(&slot).is_some()
             && let Err(error) = self.parts.host.force_close(&slot)
@@ -207,10 +266,20 @@ impl Engine {
             tracing::warn!(%error, "the channel is not closed yet");
         }
         let facts = self.facts(&path).await?;
-        let planned = exit::plan(&path, mode.goal(), &facts);
+        let planned = exit::plan(&path, goal, &facts);
         let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
-        self.act(&planned.actions).await;
-        match planned.status.progress {
+        let purse = Purse {
+            exit: factory,
+            leaving: self
+                .leaving(factory, goal, &path)
+                .max(Amount::from_sat(job.leaving_sat)),
+            feerate: job.feerate(),
+        };
+        self.keep_coins(purse, &path, &planned.status.progress)?;
+        let sped = self.act(purse, &path, &planned.actions).await;
+        self.exits.sped.insert(factory.to_owned(), sped);
+        let progress = planned.status.progress;
+        match progress {
             Progress::LeafConfirmed { height, outpoint } => {
                 self.leaf_confirmed(factory, height, outpoint)?;
             }
@@ -219,10 +288,21 @@ impl Engine {
             } => self.paid_out(factory, outpoint, amount)?,
             _ => {}
         }
-        Ok(())
+        Ok(match progress {
+            Progress::LeafConfirmed { height, .. }
+            | Progress::PaidOut { height, .. }
+            | Progress::Superseded { height, .. }
+                if facts.tip >= height + BURIED_BLOCKS =>
+            {
+                Stage::Over
+            }
+            _ => Stage::Running,
+        })
     }
 
-    async fn act(&self, actions: &[Action]) {
+    /// Carries the planner's actions out; what own coins do for the last of them.
+    async fn act(&self, purse: Purse<'_>, path: &SignedPath, actions: &[Action]) -> SpeedUp {
+        let mut sped = SpeedUp::NotNeeded;
         for action in actions {
             let Action::Publish {
                 name, transaction, ..
@@ -230,17 +310,23 @@ impl Engine {
             else {
                 continue;
             };
-            match self.parts.chain.source().broadcast(transaction).await {
-                Ok(_) => tracing::info!(%name, txid = %transaction.compute_txid(), "published"),
-                Err(error) => tracing::info!(%name, %error, "not published yet"),
+            match self.publish_due(purse, path, transaction).await {
+                Ok(told) => sped = told,
+                Err(error) => {
+                    // Whatever keeps coins from helping does not keep the transaction from going.
+                    tracing::warn!(%name, %error, "published alone");
+                    self.publish_alone(transaction).await;
+                }
             }
         }
+        sped
     }
 
     /// The LSP's duty, before T and after it: every kickoff, whoever published it, is followed by
     /// the newest state before a distribution may. Members need not: while every epoch is the
     /// first and nothing was sold, no state and no distribution pays them less than another.
-    pub(super) async fn defend(&mut self) {
+    pub(super) async fn defend(&mut self) -> BTreeSet<String> {
+        let mut defended = BTreeSet::new();
         let opened = |built: &Built| {
             let funding = built.tree.funding;
             built.complete() && self.parts.chain.watcher().spend(&funding).is_some()
@@ -266,7 +352,9 @@ impl Engine {
             if let Err(error) = self.defend_path(&place).await {
                 tracing::warn!(place, %error, "a kickoff may be unanswered until the next block");
             }
+            defended.insert(place);
         }
+        defended
     }
 
     async fn defend_path(&mut self, place: &str) -> Result<(), EngineError> {
@@ -274,7 +362,13 @@ impl Engine {
         let facts = self.facts(&path).await?;
         let planned = exit::plan(&path, Goal::Defend, &facts);
         let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
-        self.act(&planned.actions).await;
+        let purse = Purse {
+            exit: place,
+            // What a distribution would take of the LSP's: capacity and stock.
+            leaving: self.leaving(place, Goal::Reclaim, &path),
+            feerate: None,
+        };
+        self.act(purse, &path, &planned.actions).await;
         Ok(())
     }
 
@@ -353,13 +447,18 @@ impl Engine {
         let slot = self.slot_of(factory);
         let state = slot.and_then(|slot| self.parts.host.channel_state(&slot));
         let balance = state.map_or(0, |state| state.balance_msat) / 1_000;
-        let feerate: FeeRate = self.parts.chain.fees().within(12);
+        let fees = self.parts.chain.fees();
+        let feerate = fees.within(TARGET_BLOCKS);
+        let market = fees.known_within(TARGET_BLOCKS);
         let balance = Amount::from_sat(balance);
         let worth = Worth::of(balance, feerate);
         let arriving = match worth {
             Worth::Yes { net } => net,
             _ => Amount::ZERO,
         };
+        let own_fees = figures.own_fees(market);
+        let coins_needed = figures.coins_needed(market);
+        let (available, reserved) = self.coins_at_hand(factory)?;
         Ok(ExitPlan {
             factory: factory.to_owned(),
             transactions: figures.transactions,
@@ -370,8 +469,13 @@ impl Engine {
             then_blocks: 1 + u32::from(path.header().timing.member_to_self_delay),
             balance_sat: balance.to_sat(),
             arriving_sat: arriving.to_sat(),
-            coins_needed_sat: figures.coins_needed(feerate).to_sat(),
-            worth_it: arriving > Amount::ZERO,
+            sweep_fee_sat: (balance - arriving).to_sat(),
+            own_fees_sat: own_fees.to_sat(),
+            coins_needed_sat: coins_needed.to_sat(),
+            coins_available_sat: available.to_sat(),
+            coins_reserved_sat: reserved.to_sat(),
+            affordable: available + reserved >= coins_needed,
+            worth_it: arriving > own_fees,
         })
     }
 
@@ -403,6 +507,8 @@ impl Engine {
             blocks_left_worst: None,
             pending_sat: 0,
             leaf_height: None,
+            own_fees_sat: self.paid(factory, &path).await?.to_sat(),
+            speed_up: self.exits.sped.get(factory).cloned().unwrap_or_default(),
         };
         match planned.status.progress {
             Progress::Underway {
@@ -454,7 +560,7 @@ impl Engine {
         Ok(info)
     }
 
-    fn slot_of(&self, key: &str) -> Option<crate::hosting::SlotId> {
+    pub(super) fn slot_of(&self, key: &str) -> Option<crate::hosting::SlotId> {
         self.exit_slot(key).map(|slot| bridge::slot_id(&slot))
     }
 
@@ -466,7 +572,7 @@ impl Engine {
         }
     }
 
-    fn signed_path(&self, key: &str) -> Result<SignedPath, EngineError> {
+    pub(super) fn signed_path(&self, key: &str) -> Result<SignedPath, EngineError> {
         let unknown = || self.missing(key);
         let no_path = |phase: &str| EngineError::NoPath {
             factory: key.to_owned(),

@@ -82,6 +82,23 @@ pub enum EngineError {
         /// Height from which the LSP may take it.
         expiry: u32,
     },
+    /// Coins.
+    #[error(transparent)]
+    Onchain(#[from] crate::onchain::OnchainError),
+    /// No exit of this factory has begun.
+    #[error("no exit of {factory} has begun")]
+    NoExit {
+        /// What was asked for.
+        factory: String,
+    },
+    /// More was asked for than the caps allow.
+    #[error("{asked_sat_per_vb} sat/vB is above the cap of {cap_sat_per_vb} sat/vB")]
+    FeerateAboveCap {
+        /// What was asked for.
+        asked_sat_per_vb: u64,
+        /// The most there may be.
+        cap_sat_per_vb: u64,
+    },
     /// The exit cannot be planned.
     #[error("exit: {0}")]
     Exit(String),
@@ -326,9 +343,21 @@ pub struct ExitPlan {
     pub balance_sat: u64,
     /// What arrives in the wallet in satoshi, after the commitment's and the sweep's fees are paid.
     pub arriving_sat: u64,
-    /// Coins needed for it at the current feerate, in satoshi.
+    /// What sweeping the balance costs, which it pays itself, in satoshi.
+    pub sweep_fee_sat: u64,
+    /// What own coins would lose by speeding every transaction up to what blocks take now, in
+    /// satoshi; 0 while the tree's own fees are enough.
+    pub own_fees_sat: u64,
+    /// Coins needed for that, in satoshi.
     pub coins_needed_sat: u64,
-    /// Whether anything arrives at all.
+    /// Coins free to spend, in satoshi.
+    pub coins_available_sat: u64,
+    /// Coins kept for this exit already, in satoshi.
+    pub coins_reserved_sat: u64,
+    /// Whether there are enough. If not the exit goes at the tree's own pace: it waits while
+    /// blocks cost more.
+    pub affordable: bool,
+    /// Whether more arrives than own coins would lose.
     pub worth_it: bool,
 }
 
@@ -356,6 +385,60 @@ pub struct ExitInfo {
     pub pending_sat: u64,
     /// Height of the leaf's block, once on chain.
     pub leaf_height: Option<u32>,
+    /// What own coins have lost in fees, children still unconfirmed included, in satoshi.
+    pub own_fees_sat: u64,
+    /// What own coins do for the transaction that is due.
+    pub speed_up: SpeedUp,
+}
+
+/// What own coins do for the transaction of an exit that is due.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SpeedUp {
+    /// Nothing: it pays enough by itself, or nothing is due.
+    #[default]
+    NotNeeded,
+    /// A child of ours pays for it.
+    OwnChild {
+        /// The child.
+        txid: String,
+        /// What own coins lose by it, in satoshi.
+        cost_sat: u64,
+        /// Why it pays less than wanted, if it does.
+        limit: Option<SpeedUpLimit>,
+    },
+    /// Somebody else's child pays for it.
+    OthersChild {
+        /// The child.
+        txid: String,
+        /// Why it was not replaced, where it pays less than wanted.
+        limit: Option<SpeedUpLimit>,
+    },
+    /// Nothing can be added: it waits until blocks cost less.
+    Limited {
+        /// Why.
+        limit: SpeedUpLimit,
+    },
+}
+
+/// Why less is paid than wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SpeedUpLimit {
+    /// The coins are worth too little.
+    Coins {
+        /// What they would have to be worth, in satoshi.
+        needed_sat: u64,
+    },
+    /// The caps of [`FeeCaps`](superscalar_factory::exit::bump::FeeCaps) forbid it.
+    Cap {
+        /// What it would cost, in satoshi.
+        needed_sat: u64,
+        /// What it may cost, in satoshi.
+        allowed_sat: u64,
+    },
 }
 
 impl ExitInfo {
@@ -371,6 +454,8 @@ impl ExitInfo {
             blocks_left_worst: None,
             pending_sat: 0,
             leaf_height: None,
+            own_fees_sat: 0,
+            speed_up: SpeedUp::NotNeeded,
         }
     }
 }

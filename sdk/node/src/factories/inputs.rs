@@ -1,7 +1,7 @@
 //! What happens, turned into inputs of the roles.
 
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{Amount, Transaction};
+use bitcoin::{Amount, FeeRate, Transaction};
 use lightning_block_sync::BlockData;
 use superscalar_factory::coordinator::{
     self, Coordinator, FactoryPlan, LspSecrets, PlanError, Seat,
@@ -19,7 +19,7 @@ use super::engine::{Command, Engine, Seeking};
 use super::info::{BuildRequest, EngineError};
 use crate::chain::{Confirmation, Tip};
 use crate::event::Event;
-use crate::hosting::{HostEvent, Paused, SlotPhase};
+use crate::hosting::{COMMITMENT_FEERATE_SAT_PER_KW, HostEvent, Paused, SlotPhase};
 
 /// A member waits this many of the LSP's rounds: the LSP waits for everyone's answer first.
 const MEMBER_PATIENCE_ROUNDS: u64 = 4;
@@ -140,6 +140,14 @@ impl Engine {
                 let started = self.start_exit(&factory, &reason, mode).await;
                 let _ = answer.send(started);
             }
+            Command::SpeedUpExit {
+                factory,
+                feerate,
+                answer,
+            } => {
+                let asked = self.speed_up(&factory, feerate).await;
+                let _ = answer.send(asked);
+            }
             Command::Exits(answer) => {
                 let infos = self.exit_infos().await;
                 let _ = answer.send(infos);
@@ -164,25 +172,29 @@ impl Engine {
         self.judge_fees();
         self.begin_missed_exits().await;
         self.settle().await;
-        self.step_exits().await;
-        self.defend().await;
+        let mut running = self.step_exits().await;
+        running.extend(self.defend().await);
+        self.release_coins(&running);
         self.settle().await;
     }
 
-    /// A member's exit pays what was fixed when the tree was signed: while the mempool asks for
-    /// more than half of it, nothing is received that only an exit could enforce.
+    /// Nothing is received that only an exit could enforce while that exit could not be paid for:
+    /// by the fees fixed in the tree, or by coins, at twice what the mempool asks. Nothing pays for
+    /// the commitment but what it carries, so above its feerate coins do not help.
     fn judge_fees(&self) {
-        let active = self.members.values().filter(|role| role.is_active());
-        let rates = active.filter_map(|role| Some(role.tree()?.header.tree_feerate));
-        let Some(least) = rates.min() else { return };
-        let half = u64::from(least) * 1_000 / 4 / 2;
-        let minimum = self.parts.chain.fees().mempool_minimum();
-        self.parts
-            .host
-            .pause_receiving(match minimum.to_sat_per_kwu() > half {
-                true => Paused::Yes,
-                false => Paused::No,
-            });
+        let active = self.members.iter().filter(|(_, role)| role.is_active());
+        let active: Vec<String> = active.map(|(attempt, _)| bridge::name(attempt)).collect();
+        if active.is_empty() {
+            return;
+        }
+        let minimum = self.parts.chain.fees().mempool_minimum().to_sat_per_kwu();
+        let commitment = u64::from(COMMITMENT_FEERATE_SAT_PER_KW);
+        let twice = FeeRate::from_sat_per_kwu(minimum.saturating_mul(2));
+        let unpayable = minimum > commitment || !self.can_pay_exits(&active, twice);
+        self.parts.host.pause_receiving(match unpayable {
+            true => Paused::Yes,
+            false => Paused::No,
+        });
     }
 
     /// A funding may be confirmed before it is watched for the first time, so this also runs after

@@ -6,6 +6,7 @@
 //! next input is looked at: a record is on disk before the message after it leaves.
 
 mod bridge;
+mod bumps;
 mod effects;
 mod engine;
 mod exits;
@@ -17,5 +18,5 @@ mod replay;
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
 pub use info::{
     BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo,
-    TreeNodeInfo, TreeTxInfo,
+    SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };

@@ -217,11 +217,19 @@ impl WalletKeys {
             .map_err(|_| underivable("m/86'"))
     }
 
-    /// Signs every input of `psbt` whose key origin is ours.
+    /// Signs every input of `psbt` whose key origin is ours. Those that are final need nothing.
     pub(crate) fn sign_onchain(&self, psbt: &mut Psbt) -> Result<(), SigningErrors> {
-        psbt.sign(&self.master, &Secp256k1::new())
-            .map(drop)
-            .map_err(|(_, errors)| errors)
+        let Err((_, mut errors)) = psbt.sign(&self.master, &Secp256k1::new()) else {
+            return Ok(());
+        };
+        errors.retain(|index, _| {
+            let input = psbt.inputs.get(*index);
+            input.is_none_or(|input| input.final_script_witness.is_none())
+        });
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(errors),
+        }
     }
 
     fn entropy(&self, branch: Branch) -> Result<Secret32, KeysError> {

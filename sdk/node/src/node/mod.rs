@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bitcoin::FeeRate;
+use superscalar_factory::exit::bump::FeeCaps;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -40,6 +41,7 @@ pub(crate) struct NodeConfig {
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) role: Role,
     pub(crate) poll_interval: Duration,
+    pub(crate) fee_caps: FeeCaps,
 }
 
 /// Why a node did not start.
@@ -133,6 +135,10 @@ impl Node {
             listeners.push((onchain.locator(), &*onchain));
             chain.synchronize(listeners).await?
         };
+        // Exits go on with the first look at the chain: by the market, not by a guess.
+        if let Err(error) = chain.fees().refresh(&*source).await {
+            tracing::debug!(%error, "feerates are not known yet");
+        }
         let host = loaded.start().await?;
         let listeners = vec![
             Arc::new(host.follower()) as crate::chain::Listener,
@@ -149,6 +155,7 @@ impl Node {
                 onchain: Arc::clone(&onchain),
                 host: Arc::clone(&host),
                 events: Arc::clone(&events),
+                fee_caps: config.fee_caps,
             },
             inbox,
         )

@@ -4,11 +4,13 @@
 //! - Private keys stay in [`WalletKeys`]: the wallet itself only watches.
 //! - A transaction is on disk before it is published, and is published again until it confirms.
 //! - Coins of a funding transaction are reserved from its signature until it is released or has
-//!   taken them; nothing else spends them, also after a restart.
+//!   taken them, those kept for an exit until it is over; nothing else spends them, also after a
+//!   restart.
 //! - A write that fails changes nothing visible to callers; blocks that could not be written are
 //!   written with the next change, or shown again after a restart.
 
 mod error;
+mod exits;
 mod funding;
 mod listen;
 mod publish;
@@ -27,6 +29,7 @@ use crate::keys::WalletKeys;
 use crate::store::{Store, StoreError};
 
 pub use error::OnchainError;
+pub use exits::AnchorChild;
 pub use funding::FundingRequest;
 
 /// The on-chain wallet of one seed.
@@ -51,7 +54,7 @@ struct State {
 pub struct OnchainBalance {
     /// Confirmed and free to spend.
     pub spendable: Amount,
-    /// Confirmed and reserved for funding transactions that are not published yet.
+    /// Confirmed and reserved: for funding transactions that are not published yet, and for exits.
     pub reserved: Amount,
     /// Unconfirmed change of our own transactions: [`OnchainWallet::send`] spends it too.
     pub pending_change: Amount,

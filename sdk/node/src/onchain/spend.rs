@@ -1,7 +1,7 @@
 //! Ordinary payments, and children that speed a slow transaction up.
 
-use bdk_wallet::KeychainKind;
 use bdk_wallet::coin_selection::LargestFirstCoinSelection;
+use bdk_wallet::{KeychainKind, LocalOutput};
 use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
 
 use super::{OnchainError, OnchainWallet, State};
@@ -104,10 +104,17 @@ impl State {
             .list_unspent()
             .filter(|coin| {
                 let own = coin.keychain == KeychainKind::Internal;
-                !allowed(own, self.confirmed_at(coin).is_some())
+                let confirmed = self.confirmed_at(coin).is_some();
+                // Unconfirmed version 3 outputs cannot be spent by the version 2 made here.
+                !allowed(own, confirmed) || (!confirmed && self.is_version_3(coin))
             })
             .map(|coin| coin.outpoint)
             .collect()
+    }
+
+    fn is_version_3(&self, coin: &LocalOutput) -> bool {
+        let tx = self.wallet.get_tx(coin.outpoint.txid);
+        tx.is_some_and(|tx| tx.tx_node.tx.version.0 == 3)
     }
 
     /// One input, all of it back to us less `fee`; with more confirmed coins only if it must be.

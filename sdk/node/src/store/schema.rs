@@ -84,6 +84,16 @@ const MIGRATIONS: &[&str] = &[
         txid BLOB PRIMARY KEY CHECK (length(txid) = 32),
         tx BLOB NOT NULL
     ) STRICT;",
+    // 2: coins kept for exits, and the children they pay for.
+    "CREATE TABLE exit_coin (
+        outpoint BLOB PRIMARY KEY CHECK (length(outpoint) = 36),
+        exit TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE exit_child (
+        parent BLOB PRIMARY KEY CHECK (length(parent) = 32),
+        exit TEXT NOT NULL,
+        tx BLOB NOT NULL
+    ) STRICT;",
 ];
 
 /// Refuses, before anything is written, a file that is not ours, too new or damaged. `false` for a

@@ -137,6 +137,9 @@ impl WalletError {
                 EngineError::Damaged { .. } => "factory_damaged",
                 EngineError::NoPath { .. } => "no_path",
                 EngineError::NoDistributions { .. } => "no_distributions",
+                EngineError::NoExit { .. } => "no_exit",
+                EngineError::FeerateAboveCap { .. } => "feerate_above_cap",
+                EngineError::Onchain(error) => onchain_code(error),
                 EngineError::Store(error) => store_code(error),
                 EngineError::Chain(error) => chain_code(error),
                 _ => "factory_failed",
@@ -171,6 +174,7 @@ impl WalletError {
             WalletError::Pay(PayError::InvalidInvoice(_) | PayError::WrongNetwork(_)) => {
                 Some("invoice")
             }
+            WalletError::Factory(EngineError::FeerateAboveCap { .. }) => Some("feerate"),
             WalletError::Pay(PayError::InvalidAmount) => Some("amount_msat"),
             WalletError::Invoice(InvoiceError::InvalidAmount(_)) => Some("amount_msat"),
             WalletError::Invoice(InvoiceError::DescriptionTooLong { .. }) => Some("description"),

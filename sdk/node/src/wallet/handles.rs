@@ -157,7 +157,7 @@ pub struct Onchain {
 pub struct OnchainCoins {
     /// Free to spend.
     pub spendable_sat: u64,
-    /// Reserved for fundings.
+    /// Reserved for fundings and exits.
     pub reserved_sat: u64,
     /// Unconfirmed or immature.
     pub pending_sat: u64,
@@ -288,6 +288,27 @@ impl Exit {
             factory,
             reason: "asked for".to_owned(),
             mode,
+            answer,
+        });
+        Ok(asked.await??)
+    }
+
+    /// Wants at least `feerate` (sat/vB) for what the exit publishes from now on. Own coins pay it,
+    /// through children on the transactions' anchors and within
+    /// [`FeeCaps`](crate::FeeCaps); what comes of it is in [`status`](Self::status).
+    ///
+    /// # Errors
+    /// `feerate_above_cap`, and `no_exit` where none has begun.
+    pub async fn speed_up(&self, factory: &str, feerate: u64) -> Result<(), WalletError> {
+        let feerate = FeeRate::from_sat_per_vb(feerate).ok_or(WalletError::Argument {
+            argument: "feerate",
+            problem: "too high".to_owned(),
+        })?;
+        let factory = factory.to_owned();
+        let node = self.node.get()?;
+        let asked = node.engine.ask(|answer| Command::SpeedUpExit {
+            factory,
+            feerate,
             answer,
         });
         Ok(asked.await??)

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bitcoin::Network;
 use serde::{Deserialize, Serialize};
+use superscalar_factory::exit::bump::FeeCaps;
 use tokio::task::JoinHandle;
 
 use crate::chain::{BitcoindAuth, BitcoindConfig};
@@ -63,6 +64,7 @@ pub struct WalletBuilder {
     chain: Option<ChainConfig>,
     lsp: Option<LspUri>,
     poll_interval: Duration,
+    fee_caps: FeeCaps,
 }
 
 impl WalletBuilder {
@@ -75,6 +77,7 @@ impl WalletBuilder {
             chain: None,
             lsp: None,
             poll_interval: POLL_INTERVAL,
+            fee_caps: FeeCaps::default(),
         }
     }
 
@@ -106,6 +109,13 @@ impl WalletBuilder {
         self
     }
 
+    /// What own coins may be spent on exits; see [`FeeCaps`] for the defaults.
+    #[must_use]
+    pub fn fee_caps(mut self, caps: FeeCaps) -> WalletBuilder {
+        self.fee_caps = caps;
+        self
+    }
+
     /// Puts the wallet together without starting it: nothing is opened and nothing runs yet.
     /// Deriving the keys takes some milliseconds of computing.
     ///
@@ -125,6 +135,7 @@ impl WalletBuilder {
             chain,
             lsp,
             poll_interval: self.poll_interval,
+            fee_caps: self.fee_caps,
             node: NodeHandle::default(),
             connection: tokio::sync::Mutex::new(None),
         }))
@@ -146,6 +157,7 @@ pub struct Wallet {
     chain: ChainConfig,
     lsp: LspUri,
     poll_interval: Duration,
+    fee_caps: FeeCaps,
     node: NodeHandle,
     /// The task that stays connected to the LSP, while running. Held by whoever starts or stops.
     connection: tokio::sync::Mutex<Option<JoinHandle<()>>>,
@@ -174,6 +186,7 @@ impl Wallet {
             listen: None,
             role: Role::Member,
             poll_interval: self.poll_interval,
+            fee_caps: self.fee_caps,
         })
         .await?;
         self.node.set(Arc::clone(&node));

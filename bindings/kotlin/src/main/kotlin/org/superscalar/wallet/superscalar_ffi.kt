@@ -696,6 +696,8 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_exit_plan(
     ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_exit_speed_up(
+    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_exit_start(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_exit_status(
@@ -791,6 +793,8 @@ internal object UniffiLib {
     external fun uniffi_superscalar_ffi_fn_free_exit(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Unit
     external fun uniffi_superscalar_ffi_fn_method_exit_plan(`ptr`: Long,`factory`: RustBuffer.ByValue,
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_exit_speed_up(`ptr`: Long,`factory`: RustBuffer.ByValue,`feerate`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_exit_start(`ptr`: Long,`factory`: RustBuffer.ByValue,`mode`: RustBuffer.ByValue,
     ): Long
@@ -1000,6 +1004,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_exit_plan() and 0xFFFF) != 12129) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_exit_speed_up() and 0xFFFF) != 18142) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_exit_start() and 0xFFFF) != 50889) {
@@ -1516,6 +1523,11 @@ public interface ExitInterface {
     suspend fun `plan`(`factory`: kotlin.String): ExitPlan
     
     /**
+     * Wants at least `feerate` (sat/vB) for what the exit publishes from now on; own coins pay it.
+     */
+    suspend fun `speedUp`(`factory`: kotlin.String, `feerate`: kotlin.ULong)
+    
+    /**
      * Begins to leave. The channel carries nothing from then on. Starting again changes nothing.
      */
     suspend fun `start`(`factory`: kotlin.String, `mode`: ExitMode)
@@ -1655,6 +1667,33 @@ open class Exit: Disposable, AutoCloseable, ExitInterface
         { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
         // lift function
         { FfiConverterTypeExitPlan.lift(it) },
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
+     * Wants at least `feerate` (sat/vB) for what the exit publishes from now on; own coins pay it.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `speedUp`(`factory`: kotlin.String, `feerate`: kotlin.ULong) {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_exit_speed_up(
+                uniffiHandle,
+                
+        FfiConverterString.lower(`factory`),
+        FfiConverterULong.lower(`feerate`),
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_void(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_void(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_void(future) },
+        // lift function
+        { },
+        
         // Error FFI converter
         WalletException.ErrorHandler,
     )
@@ -4055,6 +4094,17 @@ data class ExitInfo (
      * Height of the leaf's block, once on chain.
      */
     val `leafHeight`: kotlin.UInt?
+    , 
+    /**
+     * What own coins have lost in fees, children still unconfirmed included, in satoshi.
+     */
+    val `ownFeesSat`: kotlin.ULong
+    , 
+    /**
+     * What own coins do for the transaction that is due: `not_needed`, `own_child`,
+     * `others_child`, or `limited` where nothing can be added and it waits.
+     */
+    val `speedUp`: kotlin.String
     
 ){
     
@@ -4081,6 +4131,8 @@ public object FfiConverterTypeExitInfo: FfiConverterRustBuffer<ExitInfo> {
             FfiConverterOptionalUInt.read(buf),
             FfiConverterULong.read(buf),
             FfiConverterOptionalUInt.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterString.read(buf),
         )
     }
 
@@ -4094,7 +4146,9 @@ public object FfiConverterTypeExitInfo: FfiConverterRustBuffer<ExitInfo> {
             FfiConverterOptionalUInt.allocationSize(value.`blocksLeftBest`) +
             FfiConverterOptionalUInt.allocationSize(value.`blocksLeftWorst`) +
             FfiConverterULong.allocationSize(value.`pendingSat`) +
-            FfiConverterOptionalUInt.allocationSize(value.`leafHeight`)
+            FfiConverterOptionalUInt.allocationSize(value.`leafHeight`) +
+            FfiConverterULong.allocationSize(value.`ownFeesSat`) +
+            FfiConverterString.allocationSize(value.`speedUp`)
     )
 
     override fun write(value: ExitInfo, buf: ByteBuffer) {
@@ -4108,6 +4162,8 @@ public object FfiConverterTypeExitInfo: FfiConverterRustBuffer<ExitInfo> {
             FfiConverterOptionalUInt.write(value.`blocksLeftWorst`, buf)
             FfiConverterULong.write(value.`pendingSat`, buf)
             FfiConverterOptionalUInt.write(value.`leafHeight`, buf)
+            FfiConverterULong.write(value.`ownFeesSat`, buf)
+            FfiConverterString.write(value.`speedUp`, buf)
     }
 }
 
@@ -4163,12 +4219,39 @@ data class ExitPlan (
     val `arrivingSat`: kotlin.ULong
     , 
     /**
-     * Coins needed for it at the current feerate, in satoshi.
+     * What sweeping the balance costs, which it pays itself, in satoshi.
+     */
+    val `sweepFeeSat`: kotlin.ULong
+    , 
+    /**
+     * What own coins would lose by speeding every transaction up to what blocks take now, in
+     * satoshi; 0 while the tree's own fees are enough.
+     */
+    val `ownFeesSat`: kotlin.ULong
+    , 
+    /**
+     * Coins needed for that, in satoshi.
      */
     val `coinsNeededSat`: kotlin.ULong
     , 
     /**
-     * Whether anything arrives at all.
+     * Coins free to spend, in satoshi.
+     */
+    val `coinsAvailableSat`: kotlin.ULong
+    , 
+    /**
+     * Coins kept for this exit already, in satoshi.
+     */
+    val `coinsReservedSat`: kotlin.ULong
+    , 
+    /**
+     * Whether there are enough. If not the exit goes at the tree's own pace: it waits while
+     * blocks cost more.
+     */
+    val `affordable`: kotlin.Boolean
+    , 
+    /**
+     * Whether more arrives than own coins would lose.
      */
     val `worthIt`: kotlin.Boolean
     
@@ -4197,6 +4280,11 @@ public object FfiConverterTypeExitPlan: FfiConverterRustBuffer<ExitPlan> {
             FfiConverterULong.read(buf),
             FfiConverterULong.read(buf),
             FfiConverterULong.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterBoolean.read(buf),
             FfiConverterBoolean.read(buf),
         )
     }
@@ -4211,7 +4299,12 @@ public object FfiConverterTypeExitPlan: FfiConverterRustBuffer<ExitPlan> {
             FfiConverterUInt.allocationSize(value.`thenBlocks`) +
             FfiConverterULong.allocationSize(value.`balanceSat`) +
             FfiConverterULong.allocationSize(value.`arrivingSat`) +
+            FfiConverterULong.allocationSize(value.`sweepFeeSat`) +
+            FfiConverterULong.allocationSize(value.`ownFeesSat`) +
             FfiConverterULong.allocationSize(value.`coinsNeededSat`) +
+            FfiConverterULong.allocationSize(value.`coinsAvailableSat`) +
+            FfiConverterULong.allocationSize(value.`coinsReservedSat`) +
+            FfiConverterBoolean.allocationSize(value.`affordable`) +
             FfiConverterBoolean.allocationSize(value.`worthIt`)
     )
 
@@ -4225,7 +4318,12 @@ public object FfiConverterTypeExitPlan: FfiConverterRustBuffer<ExitPlan> {
             FfiConverterUInt.write(value.`thenBlocks`, buf)
             FfiConverterULong.write(value.`balanceSat`, buf)
             FfiConverterULong.write(value.`arrivingSat`, buf)
+            FfiConverterULong.write(value.`sweepFeeSat`, buf)
+            FfiConverterULong.write(value.`ownFeesSat`, buf)
             FfiConverterULong.write(value.`coinsNeededSat`, buf)
+            FfiConverterULong.write(value.`coinsAvailableSat`, buf)
+            FfiConverterULong.write(value.`coinsReservedSat`, buf)
+            FfiConverterBoolean.write(value.`affordable`, buf)
             FfiConverterBoolean.write(value.`worthIt`, buf)
     }
 }
