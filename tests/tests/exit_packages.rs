@@ -251,7 +251,7 @@ async fn with_a_coin_an_exit_completes_while_the_mempool_refuses_the_tree() {
     assert_eq!((coins.spendable_sat, coins.reserved_sat), (0, COIN_SAT));
     let address = wallet.onchain().address().unwrap();
     let refused = wallet.onchain().send(&address, 10_000, Some(20)).await;
-    assert_eq!(refused.unwrap_err().code(), "onchain_failed");
+    assert_eq!(refused.unwrap_err().code(), "insufficient_funds");
 
     let mut parent = network.chain.height().unwrap();
     let (start, mut paid) = (parent, 0);
