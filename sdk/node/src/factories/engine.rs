@@ -9,6 +9,7 @@ use bitcoin::{Amount, FeeRate, Network, Txid};
 use superscalar_factory::coordinator::{Coordinator, FactoryPlan};
 use superscalar_factory::effect::Effect;
 use superscalar_factory::exit::bump::FeeCaps;
+use superscalar_factory::exit::package::PackagedPath;
 use superscalar_factory::journal::Record;
 use superscalar_factory::member::{Member, WalletLimits};
 use superscalar_factory::message::Attempt;
@@ -80,6 +81,7 @@ pub(crate) enum Command {
         mode: ExitMode,
         answer: oneshot::Sender<Result<(), EngineError>>,
     },
+    ExportPaths(oneshot::Sender<Result<Vec<PackagedPath>, EngineError>>),
     SpeedUpExit {
         factory: String,
         feerate: FeeRate,
