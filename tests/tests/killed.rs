@@ -187,7 +187,8 @@ async fn member_killed_while(phase: &str) {
     stage.chain.mine(1).unwrap();
     wait("the others to be active", || {
         let others = &stage.wallets[1..];
-        others.iter().all(|it| it.is_active(&next.factory).unwrap())
+        let active = others.iter().all(|it| it.is_active(&next.factory).unwrap());
+        active && stage.lsp.factory(&next.factory).unwrap().active
     })
     .await;
     stage.lsp_pays(1, 10_000_000).await;

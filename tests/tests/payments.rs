@@ -211,7 +211,7 @@ async fn a_hundred_payments_in_both_directions_at_once_all_arrive() {
 }
 
 /// Without coins an exit pays what was fixed with the tree: what arrives while the mempool asks for
-/// more than half of that could not be enforced.
+/// more than half of that could not be enforced. With coins it can be, up to what a commitment pays.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_received_while_the_mempool_asks_for_more_than_the_tree_pays() {
     superscalar_tests::log_to_stderr();
@@ -220,6 +220,12 @@ async fn nothing_is_received_while_the_mempool_asks_for_more_than_the_tree_pays(
     network.build(regtest_factory(2)).await;
     let wallet = network.wallet(0).lightning();
     let early = wallet.receive(Some(10_000_000), "", 3_600).await.unwrap();
+    let rich = network.wallet(1);
+    let address = rich.onchain().address().unwrap();
+    let address: bitcoin::Address<_> = address.parse().unwrap();
+    let script = address.assume_checked().script_pubkey();
+    let coin = bitcoin::Amount::from_sat(60_000);
+    network.chain.fund(&script, coin).unwrap();
 
     let minimum = FeeRate::from_sat_per_vb(6).unwrap();
     network.chain.congest(minimum).unwrap();
@@ -243,5 +249,16 @@ async fn nothing_is_received_while_the_mempool_asks_for_more_than_the_tree_pays(
         .await;
     assert_eq!(network.balance_msat(0), 0);
     assert_eq!(network.channel(0).balance_msat, 500_000_000);
+
+    network.lsp_pays(1, 10_000_000).await;
+    let minimum = FeeRate::from_sat_per_vb(11).unwrap();
+    network.chain.congest(minimum).unwrap();
+    let commitment = FeeRate::from_sat_per_vb(10).unwrap();
+    assert!(network.chain.mempool_minimum().unwrap() > commitment);
+    network.sync().await;
+    network.mine(1).await;
+    let refused = rich.lightning().receive(Some(10_000_000), "", 3_600).await;
+    assert_eq!(refused.unwrap_err().code(), "fees_too_high");
+    assert_eq!(network.balance_msat(1), 10_000_000);
     network.stop().await;
 }

@@ -148,6 +148,12 @@ pub(crate) enum Exit {
         #[arg(value_name = "SAT/VB", value_parser = clap::value_parser!(u64).range(1..))]
         feerate: u64,
     },
+    /// Write the ways out of all factories to a file that `exit-runner` brings on chain without
+    /// this wallet. It holds no key. Reads a passphrase for it from standard input.
+    Export {
+        /// The file; it must not exist.
+        file: PathBuf,
+    },
     /// How far it is.
     Status {
         /// The factory's name.
@@ -242,6 +248,7 @@ mod tests {
             "--dir d exit start ab --reclaim",
             "--dir d exit status ab --watch",
             "--dir d exit speed-up ab 25",
+            "--dir d exit export file",
             "--dir d events --after 5 --wait",
             "--dir d events --wait 3",
         ] {
@@ -285,6 +292,7 @@ mod tests {
             ("--dir d tree", "FACTORY"),
             ("--dir d exit plan", "FACTORY"),
             ("--dir d exit speed-up ab", "SAT/VB"),
+            ("--dir d exit export", "FILE"),
             ("--dir d exit speed-up ab 0", "SAT/VB"),
             ("--dir d send-coins addr", "AMOUNT_SAT"),
             ("--dir d events --limit 0", "--limit"),

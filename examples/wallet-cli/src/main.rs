@@ -7,6 +7,7 @@
 mod args;
 mod client;
 mod daemon;
+mod export;
 mod protocol;
 mod seed;
 mod show;
@@ -15,6 +16,7 @@ mod wait;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use bitcoin::hex::FromHex as _;
 use clap::Parser;
 use serde_json::{Value, json};
 use superscalar_sdk::WordCount;
@@ -22,6 +24,7 @@ use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command, Exit, Words};
 use client::Client;
+use export::Passphrase;
 use protocol::{Failure, Request};
 use show::Kind;
 
@@ -159,6 +162,15 @@ async fn converse(client: &mut Client, command: Command) -> Result<(Kind, Value)
             client.call(&request).await?;
             let exit = wait::exit_of(client, &factory).await?;
             return Ok((Kind::Object, json!(exit)));
+        }
+        Command::Exit(Exit::Export { file }) => {
+            let passphrase = Passphrase::read(std::io::stdin())?;
+            let answer = client.call(&Request::ExitExport { passphrase }).await?;
+            let package = Vec::from_hex(answer["package"].as_str().unwrap_or_default())
+                .map_err(|error| Failure::new("unexpected_answer", error))?;
+            export::write(&file, &package)?;
+            let written = json!({ "file": file, "bytes": package.len() });
+            return Ok((Kind::Object, written));
         }
         Command::Exit(Exit::Plan { factory }) => (Kind::Object, Request::ExitPlan { factory }),
         Command::Status => (Kind::Object, Request::Status {}),

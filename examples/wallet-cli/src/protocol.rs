@@ -9,6 +9,8 @@ use serde_json::Value;
 use superscalar_sdk::{ExitMode, WalletError};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::export::Passphrase;
+
 /// The longest request is one with an invoice.
 pub(crate) const MAX_REQUEST_BYTES: u64 = 64 * 1024;
 /// The longest response is a list of payments.
@@ -51,6 +53,9 @@ pub(crate) enum Request {
     ExitSpeedUp {
         factory: String,
         feerate_sat_per_vb: u64,
+    },
+    ExitExport {
+        passphrase: Passphrase,
     },
     Address {},
     Coins {},
@@ -123,6 +128,7 @@ impl From<WalletError> for Failure {
             "already_paid" => Some("`payments` shows it"),
             "factory_damaged" => Some("the other factories run; restore the wallet's directory"),
             "no_distributions" => Some("leave without --reclaim, before the factory ends"),
+            "nothing_to_export" => Some("`factories` shows when one is complete"),
             "no_exit" => Some("`exit start` begins one"),
             "no_path" => Some("the factory does not exist yet: there is nothing to leave"),
             _ => None,

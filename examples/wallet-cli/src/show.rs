@@ -134,7 +134,12 @@ fn text(value: &Value) -> String {
         Value::Bool(false) => "no".to_owned(),
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(", "),
-        other => other.to_string(),
+        Value::Object(properties) => {
+            let properties = properties.iter();
+            let shown = properties.map(|(key, value)| format!("{key} {}", text(value)));
+            shown.collect::<Vec<_>>().join(", ")
+        }
+        Value::Number(number) => number.to_string(),
     }
 }
 

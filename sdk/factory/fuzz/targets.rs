@@ -3,6 +3,8 @@
 
 use superscalar_factory::codec::{Decode, Encode, Reader};
 use superscalar_factory::coordinator::Coordinator;
+use superscalar_factory::exit::package::ExitPackage;
+use superscalar_factory::exit::{ChainFacts, Goal, plan};
 use superscalar_factory::journal::Record;
 use superscalar_factory::member::Member;
 use superscalar_factory::message::Message;
@@ -118,6 +120,19 @@ pub fn terms(data: &[u8]) {
         assert_eq!(again.as_ref(), Ok(&(header.clone(), facts.clone())));
         if let Ok(blueprint) = Blueprint::path(&header, &facts) {
             let _ = blueprint.tree(funding);
+        }
+    }
+}
+
+/// `data` as the content of an exit package: what decodes is verified, and can be planned with.
+pub fn package(data: &[u8]) {
+    let Ok(package) = ExitPackage::from_bytes(data, "package") else {
+        return;
+    };
+    assert_eq!(package.to_bytes(), data);
+    for packaged in package.paths() {
+        for goal in [Goal::Leave, Goal::Defend, Goal::Reclaim] {
+            let _ = plan(&packaged.path, goal, &ChainFacts::default());
         }
     }
 }

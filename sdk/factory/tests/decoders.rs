@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use superscalar_factory::codec::{Decode as _, DecodeError, Encode as _};
+use superscalar_factory::exit::SignedPath;
+use superscalar_factory::exit::package::{ExitPackage, PackagedPath};
 use superscalar_factory::journal::{Dormant, Ended, Record, Unfunded};
 use superscalar_factory::message::{Message, Refusal, RefusalCode, Seek};
 use superscalar_factory::terms::TimeoutPolicy;
@@ -25,10 +27,11 @@ use world::{Party, TIP, World, plan};
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 3] = [
+const TARGETS: [(&str, Target); 4] = [
     ("wire", targets::wire),
     ("journal", targets::journal),
     ("terms", targets::terms),
+    ("package", targets::package),
 ];
 
 fn corpus(target: &str) -> PathBuf {
@@ -84,6 +87,15 @@ fn seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
     lsp.truncate(2);
     lsp.push(Ended { code }.into());
     seeds.insert(("journal", "lsp-ended".to_owned()), targets::records(&lsp));
+    let built = world.lsp.as_ref().unwrap().built().unwrap();
+    let path = |slot| PackagedPath {
+        from_height: TIP + 1,
+        path: SignedPath::new(&built.tree, slot, built.named_signatures()).unwrap(),
+    };
+    for (name, slots) in [("one", 0..1), ("four", 0..4)] {
+        let package = ExitPackage::new(slots.map(path).collect()).unwrap();
+        seeds.insert(("package", name.to_owned()), package.to_bytes());
+    }
     for (name, policy) in [
         ("members-reclaim", TimeoutPolicy::MembersReclaim),
         ("lsp-reclaims", TimeoutPolicy::LspReclaims),

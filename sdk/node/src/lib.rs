@@ -37,6 +37,7 @@ pub mod keys;
 mod lsp;
 mod node;
 pub mod onchain;
+pub mod package;
 mod payments;
 pub mod store;
 mod wallet;

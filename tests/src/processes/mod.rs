@@ -8,9 +8,11 @@
 mod lsp;
 mod program;
 mod programs;
+mod runner;
 mod wallet;
 
 pub use lsp::{Answer, LspProcess};
 pub use program::Program;
 pub use programs::Programs;
+pub use runner::ExitRunner;
 pub use wallet::{CliFailure, WalletProcess};

@@ -17,6 +17,8 @@ pub struct Programs {
     pub lsp_node: PathBuf,
     /// The wallet.
     pub wallet_cli: PathBuf,
+    /// What brings an exit package on chain.
+    pub exit_runner: PathBuf,
     /// An ordinary Lightning node.
     pub outside_node: PathBuf,
 }
@@ -50,6 +52,7 @@ fn locate() -> Result<Programs> {
     Ok(Programs {
         lsp_node: program("lsp-node")?,
         wallet_cli: program("wallet-cli")?,
+        exit_runner: program("exit-runner")?,
         outside_node: program("outside-node")?,
     })
 }
@@ -71,7 +74,7 @@ fn build() -> Result<PathBuf> {
     let built = Command::new(cargo)
         .current_dir(workspace())
         .args(["build", "--quiet", "-p", "lsp-node", "-p", "wallet-cli"])
-        .args(["-p", "outside-node"])
+        .args(["-p", "exit-runner", "-p", "outside-node"])
         .args([
             "--profile",
             if profile == "debug" { "dev" } else { profile },
@@ -82,7 +85,7 @@ fn build() -> Result<PathBuf> {
         .context("cargo cannot be run")?;
     ensure!(
         built.success(),
-        "lsp-node, wallet-cli or outside-node cannot be built: {built}"
+        "lsp-node, wallet-cli, exit-runner or outside-node cannot be built: {built}"
     );
     Ok(folder.to_owned())
 }

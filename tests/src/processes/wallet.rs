@@ -14,6 +14,7 @@ use superscalar_sdk::{
 };
 use tempfile::TempDir;
 
+use super::runner::with_input;
 use super::{Program, Programs};
 
 /// A wallet in a directory of its own, with its process.
@@ -215,6 +216,16 @@ impl WalletProcess {
         self.typed(&["exit", "status", factory])
     }
 
+    /// Writes the exit package to a new file.
+    ///
+    /// # Errors
+    /// What the command said, as [`CliFailure`].
+    pub fn export_package(&self, file: &Path, passphrase: &str) -> Result<Value> {
+        let mut command = command(&self.programs, self.directory.path());
+        command.args(["--json", "exit", "export"]).arg(file);
+        answer(with_input(&mut command, passphrase)?)
+    }
+
     /// A fresh on-chain address.
     pub fn address(&self) -> Result<String> {
         text(&self.cli(&["address"])?, "address")
@@ -268,6 +279,11 @@ fn cli(programs: &Programs, directory: &Path, args: &[&str]) -> Result<Value> {
         .arg("--json")
         .args(args)
         .output()?;
+    answer(output)
+}
+
+/// What a command said with `--json`.
+fn answer(output: Output) -> Result<Value> {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     if !output.status.success() {
         let error: Value = serde_json::from_str(&stderr).unwrap_or_default();
@@ -282,7 +298,7 @@ fn cli(programs: &Programs, directory: &Path, args: &[&str]) -> Result<Value> {
         .into());
     }
     let stdout = String::from_utf8(output.stdout)?;
-    serde_json::from_str(&stdout).with_context(|| format!("{args:?} said {stdout}"))
+    serde_json::from_str(&stdout).with_context(|| format!("the command said {stdout}"))
 }
 
 fn command(programs: &Programs, directory: &Path) -> Command {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bitcoin::hex::DisplayHex as _;
 use serde::Serialize;
 use serde_json::{Value, json};
 use superscalar_sdk::Wallet;
@@ -71,6 +72,10 @@ async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
             let exit = wallet.exit();
             exit.speed_up(&factory, feerate_sat_per_vb).await?;
             Ok(json!({}))
+        }
+        Request::ExitExport { passphrase } => {
+            let package = wallet.exit().export_package(passphrase.expose()).await?;
+            Ok(json!({ "package": package.to_lower_hex_string() }))
         }
         Request::Address {} => Ok(json!({ "address": wallet.onchain().address()? })),
         Request::Coins {} => done(&wallet.onchain().balance()?),

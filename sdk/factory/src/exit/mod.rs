@@ -16,6 +16,7 @@
 
 pub mod bump;
 mod facts;
+pub mod package;
 mod path;
 mod planner;
 mod status;

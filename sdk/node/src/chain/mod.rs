@@ -28,7 +28,8 @@ use std::future::Future;
 use std::pin::Pin;
 
 use bitcoin::{BlockHash, FeeRate, OutPoint, Transaction, Txid};
-use lightning_block_sync::{BlockData, BlockHeaderData};
+pub use lightning_block_sync::BlockData;
+use lightning_block_sync::BlockHeaderData;
 
 pub use bitcoind::{BitcoindAuth, BitcoindConfig, BitcoindSource};
 pub use error::{BroadcastError, ChainError, Rejection};

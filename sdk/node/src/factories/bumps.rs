@@ -166,7 +166,8 @@ impl Engine {
         }
     }
 
-    /// Keeps coins for an exit that is under way: what it may still spend.
+    /// Keeps coins for an exit that is under way: what it may still spend. An LSP keeps none before
+    /// a child spends them: no member may tie up the coin that it funds factories from.
     pub(super) fn keep_coins(
         &self,
         purse: Purse<'_>,
@@ -176,6 +177,9 @@ impl Engine {
         let Progress::Underway { waiting, .. } = progress else {
             return Ok(());
         };
+        if self.parts.is_lsp {
+            return Ok(());
+        }
         // Who waits for T goes on living with its coins till then.
         if matches!(waiting, Waiting::Expiry { .. }) {
             return Ok(());

@@ -9,6 +9,7 @@ use bitcoin::{Amount, FeeRate, Network, OutPoint, Txid};
 use superscalar_factory::coordinator::{Coordinator, FactoryPlan};
 use superscalar_factory::effect::Effect;
 use superscalar_factory::exit::bump::FeeCaps;
+use superscalar_factory::exit::package::PackagedPath;
 use superscalar_factory::member::{Member, WalletLimits};
 use superscalar_factory::message::Attempt;
 use superscalar_factory::terms::Instance;
@@ -78,6 +79,7 @@ pub(crate) enum Command {
         mode: ExitMode,
         answer: oneshot::Sender<Result<(), EngineError>>,
     },
+    ExportPaths(oneshot::Sender<Result<Vec<PackagedPath>, EngineError>>),
     SpeedUpExit {
         factory: String,
         feerate: FeeRate,

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::{Amount, FeeRate, OutPoint};
 use serde::{Deserialize, Serialize};
+use superscalar_factory::exit::package::PackagedPath;
 use superscalar_factory::exit::{
     self, Action, ChainFacts, Goal, Progress, SignedPath, Spend, Waiting, Worth,
 };
@@ -558,6 +559,33 @@ impl Engine {
             _ => {}
         }
         Ok(info)
+    }
+
+    /// Every complete path, and where to look for it: the funding's block, or the next one.
+    pub(super) fn export_paths(&self) -> Result<Vec<PackagedPath>, EngineError> {
+        let members = self.members.keys().map(bridge::name);
+        let places = self.coordinators.iter().flat_map(|(attempt, role)| {
+            let slots = 0..role.invites().len() as u16;
+            slots.map(|slot| {
+                let attempt = *attempt;
+                bridge::place(&SlotRef { attempt, slot })
+            })
+        });
+        let watcher = self.parts.chain.watcher();
+        let mut paths = Vec::new();
+        for name in members.chain(places) {
+            let path = match self.signed_path(&name) {
+                Ok(path) => path,
+                Err(EngineError::NoPath { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            let funding = watcher.confirmation(&path.funding().txid);
+            paths.push(PackagedPath {
+                from_height: funding.map_or(self.tip + 1, |at| at.height),
+                path,
+            });
+        }
+        Ok(paths)
     }
 
     pub(super) fn slot_of(&self, key: &str) -> Option<crate::hosting::SlotId> {

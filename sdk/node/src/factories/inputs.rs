@@ -140,6 +140,9 @@ impl Engine {
                 let started = self.start_exit(&factory, &reason, mode).await;
                 let _ = answer.send(started);
             }
+            Command::ExportPaths(answer) => {
+                let _ = answer.send(self.export_paths());
+            }
             Command::SpeedUpExit {
                 factory,
                 feerate,

@@ -13,6 +13,7 @@ use crate::hosting::{ChannelError, ConnectError, InvoiceError, PayError};
 use crate::keys::KeysError;
 use crate::node::StartError;
 use crate::onchain::OnchainError;
+use crate::package::PackageError;
 use crate::store::StoreError;
 
 /// Why a wallet or LSP did not do what was asked; nothing has changed then.
@@ -55,6 +56,9 @@ pub enum WalletError {
     /// A channel.
     #[error(transparent)]
     Channel(#[from] ChannelError),
+    /// An exit package.
+    #[error(transparent)]
+    Package(#[from] PackageError),
     /// An argument is not what it should be.
     #[error("{argument}: {problem}")]
     Argument {
@@ -158,6 +162,9 @@ impl WalletError {
             WalletError::Pay(_) => "payment_failed",
             WalletError::Connect(_) => "peer_unreachable",
             WalletError::Channel(_) => "channel_failed",
+            WalletError::Package(PackageError::NoPath) => "nothing_to_export",
+            WalletError::Package(PackageError::NoPassphrase) => "invalid_argument",
+            WalletError::Package(_) => "package_failed",
             WalletError::Argument { .. } => "invalid_argument",
         }
     }
@@ -167,6 +174,7 @@ impl WalletError {
         match self {
             WalletError::Incomplete { setting } => Some(setting),
             WalletError::Argument { argument, .. } => Some(argument),
+            WalletError::Package(PackageError::NoPassphrase) => Some("passphrase"),
             WalletError::Factory(EngineError::Plan(PlanError::Terms(error))) => Some(error.field()),
             WalletError::Factory(EngineError::Life { .. }) => Some("life_blocks"),
             WalletError::Factory(EngineError::UnknownFactory { .. }) => Some("factory"),

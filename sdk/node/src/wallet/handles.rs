@@ -8,12 +8,17 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Address, Amount, FeeRate};
 use lightning_invoice::Bolt11Invoice;
 use serde::{Deserialize, Serialize};
+use superscalar_factory::exit::package::ExitPackage;
 use superscalar_factory::member::WalletLimits;
+use zeroize::Zeroizing;
 
 use super::error::WalletError;
-use crate::factories::{Command, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo};
+use crate::factories::{
+    Command, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo,
+};
 use crate::hosting::PayError;
 use crate::node::NodeHandle;
+use crate::package::{Freshness, PackageError, seal};
 use crate::payments::{Direction, Payment};
 
 /// Invoices and payments.
@@ -312,6 +317,33 @@ impl Exit {
             answer,
         });
         Ok(asked.await??)
+    }
+
+    /// The ways out of all factories as one file, encrypted with `passphrase`: what the program
+    /// `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds signed
+    /// tree transactions; no key, no commitment, nothing that could be used against this wallet.
+    /// Export again after joining another factory.
+    ///
+    /// # Errors
+    /// `nothing_to_export` without a complete factory; `invalid_argument` for an empty passphrase.
+    pub async fn export_package(&self, passphrase: &str) -> Result<Vec<u8>, WalletError> {
+        let node = self.node.get()?;
+        let paths = node.engine.ask(Command::ExportPaths).await??;
+        let package = ExitPackage::new(paths).ok_or(PackageError::NoPath)?;
+        let ([random, nonce], passphrase) = (
+            [0; 2].map(|_: u8| node.host.random_bytes()),
+            Zeroizing::new(passphrase.to_owned()),
+        );
+        let mut fresh = Freshness {
+            salt: [0; 16],
+            nonce: [0; 24],
+        };
+        fresh.salt.copy_from_slice(&random[..16]);
+        fresh.nonce.copy_from_slice(&nonce[..24]);
+        // Deriving the key takes memory and a moment, which no other task should wait for.
+        let sealing = tokio::task::spawn_blocking(move || seal(&package, &passphrase, fresh));
+        let sealed = sealing.await.map_err(|_| EngineError::Stopped)?;
+        Ok(sealed?)
     }
 
     /// All exits that were begun.
