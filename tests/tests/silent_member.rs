@@ -306,7 +306,8 @@ async fn after_t_a_living_lsp_answers_every_kickoff_with_its_state() {
     let network = TestNetwork::start(2).await;
     let request = BuildRequest {
         shape: Some(vec![2, 1]),
-        life_blocks: 400,
+        // LDK payers add up to 432 blocks at random, which must fit in.
+        life_blocks: 1_200,
         ..regtest_factory(2)
     };
     let factory = network.build(request).await;

@@ -66,7 +66,10 @@ impl Outside {
         network.mine(6).await;
         network
             .wait("its channel to be usable", async || {
-                let usable = |ours: &ldk_node::ChannelDetails| ours.is_usable;
+                // Its invoices name the LSP's terms, which come in a message of their own.
+                let usable = |ours: &ldk_node::ChannelDetails| {
+                    ours.is_usable && ours.counterparty_forwarding_info_fee_base_msat.is_some()
+                };
                 let there = network.lsp().channels();
                 node.list_channels().iter().any(usable)
                     && there.iter().any(|it| it.slot.is_none() && it.usable)
