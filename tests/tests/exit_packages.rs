@@ -116,6 +116,13 @@ impl Rush {
 
     /// Somebody else's child, which takes the place of the one that is there.
     fn rival(&self, step: &PathTx, fee_sat: u64) -> Transaction {
+        let child = self.unpublished_rival(step, fee_sat);
+        self.network.chain.submit(&child).unwrap();
+        child
+    }
+
+    /// A child of somebody else, with a coin in a block of its own.
+    fn unpublished_rival(&self, step: &PathTx, fee_sat: u64) -> Transaction {
         const COIN_SAT: u64 = 100_000;
         let secp = Secp256k1::new();
         let key = Keypair::from_seckey_slice(&secp, &[0x77; 32]).unwrap();
@@ -154,7 +161,6 @@ impl Rush {
             signature,
             sighash_type: TapSighashType::Default,
         });
-        chain.submit(&child).unwrap();
         child
     }
 
@@ -506,6 +512,40 @@ async fn somebody_elses_child_is_lived_with_or_outbid() {
         let (child, cost) = rush.check_package(step);
         paid += cost;
         parent = rush.mine_package(step, &child, &[0]).await;
+    }
+    rush.close(COIN_SAT - paid).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorg_that_puts_somebody_elses_child_in_place_of_ours_gives_the_coin_back() {
+    const COIN_SAT: u64 = 150_000;
+    let rush = Rush::begin(&[COIN_SAT]).await;
+    let chain = &rush.network.chain;
+    rush.network.leave(0, &rush.factory).await;
+    let kickoff = &rush.path.steps[0];
+    let rival = rush.unpublished_rival(kickoff, 5_000);
+    rush.network.follow(&[0]).await;
+    let (ours, cost) = rush.check_package(kickoff);
+    rush.mine_package(kickoff, &ours, &[0]).await;
+    assert_eq!(rush.exit().await.own_fees_sat, cost);
+
+    let parent = chain.raw_tx(kickoff.txid).unwrap().unwrap();
+    chain.invalidate(chain.tip().unwrap()).unwrap();
+    let mut parent_height = chain.height().unwrap() + 1;
+    chain.mine_with(&[parent, rival]).unwrap();
+    rush.empty_block(&[0]).await;
+    assert_eq!(rush.exit().await.own_fees_sat, 0);
+    let coins = rush.network.wallet(0).onchain().balance();
+    assert_eq!(
+        (coins.spendable_sat, coins.reserved_sat, coins.pending_sat),
+        (0, COIN_SAT, 0)
+    );
+    let mut paid = 0;
+    for step in &rush.path.steps[1..] {
+        rush.until_due(step, parent_height).await;
+        let (child, cost) = rush.check_package(step);
+        paid += cost;
+        parent_height = rush.mine_package(step, &child, &[0]).await;
     }
     rush.close(COIN_SAT - paid).await;
 }

@@ -153,6 +153,19 @@ impl Engine {
         Ok(busy)
     }
 
+    /// After a reorg: a child that is neither in a block nor in the mempool takes no coins. Its
+    /// anchor may have gone to somebody else's for good; if not it is published again.
+    pub(super) async fn forget_displaced(&self, exit: &str) -> Result<(), EngineError> {
+        let onchain = &self.parts.onchain;
+        for txid in onchain.displaced_children(exit)? {
+            let entry = self.parts.chain.source().mempool_entry(txid).await?;
+            if entry.is_none() {
+                onchain.forget(txid)?;
+            }
+        }
+        Ok(())
+    }
+
     async fn hand_over(&self, tx: &Transaction, child: Option<Transaction>) {
         let source = self.parts.chain.source();
         let txid = tx.compute_txid();

@@ -132,6 +132,18 @@ impl OnchainWallet {
         Ok(kept.map(|coin| coin.txout.value).sum())
     }
 
+    /// Children of an exit that the wallet still counts although no block has them any more.
+    pub fn displaced_children(&self, exit: &str) -> Result<Vec<Txid>, OnchainError> {
+        let children = self.anchor_children(exit)?;
+        let state = self.state();
+        let txids = children.iter().map(|child| child.tx.compute_txid());
+        let counted = txids.filter(|txid| {
+            let known = state.wallet.get_tx(*txid);
+            known.is_some_and(|tx| !tx.chain_position.is_confirmed())
+        });
+        Ok(counted.collect())
+    }
+
     /// Forgets an exit's children and frees its coins.
     pub fn release_exit(&self, exit: &str) -> Result<(), OnchainError> {
         let kept = self.kept_coins(exit)?;

@@ -82,7 +82,7 @@ impl OnchainWallet {
     }
 
     /// The network will not have it: its coins are free again, unless reserved.
-    fn forget(&self, txid: Txid) -> Result<(), OnchainError> {
+    pub(crate) fn forget(&self, txid: Txid) -> Result<(), OnchainError> {
         let mut state = self.state();
         let moment = state.moment();
         state.wallet.apply_evicted_txs([(txid, moment)]);
