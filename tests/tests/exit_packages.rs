@@ -535,7 +535,7 @@ async fn a_reorg_that_puts_somebody_elses_child_in_place_of_ours_gives_the_coin_
     chain.mine_with(&[parent, rival]).unwrap();
     rush.empty_block(&[0]).await;
     assert_eq!(rush.exit().await.own_fees_sat, 0);
-    let coins = rush.network.wallet(0).onchain().balance();
+    let coins = rush.network.wallet(0).onchain().balance().unwrap();
     assert_eq!(
         (coins.spendable_sat, coins.reserved_sat, coins.pending_sat),
         (0, COIN_SAT, 0)
