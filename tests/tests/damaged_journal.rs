@@ -76,7 +76,7 @@ fn held_msat(network: &TestNetwork, factory: &str) -> u64 {
     let mut ours = channels
         .into_iter()
         .filter(|it| it.peer == peer && of_factory(&it.slot));
-    let channel = ours.next().expect("the member has a channel in it");
+    let channel = ours.next().unwrap();
     channel.capacity_sat * 1_000 - channel.balance_msat
 }
 

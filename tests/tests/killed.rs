@@ -334,7 +334,7 @@ async fn killed_before_every_step_of_its_exit_a_member_comes_home() {
 
 fn confirmed_spender(chain: &RegtestNode, spent: OutPoint) -> (Txid, u32) {
     let spend = chain.spender_of(spent).unwrap().unwrap();
-    (spend.txid, spend.height.expect("it is confirmed"))
+    (spend.txid, spend.height.unwrap())
 }
 
 /// Both processes die when the member has given out its preimage and the LSP has not heard it.

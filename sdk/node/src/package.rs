@@ -249,8 +249,8 @@ mod tests {
         assert_eq!(changed(13, 1), "cost");
         assert_eq!(changed(12, 7), "cost");
         assert_eq!(changed(12, 9), "locked");
-        for at in HEADER_BYTES - 1..good.len() {
-            assert_eq!(changed(at, good[at] ^ 1), "locked", "{at}");
+        for (at, byte) in good.iter().enumerate().skip(HEADER_BYTES - 1) {
+            assert_eq!(changed(at, byte ^ 1), "locked", "{at}");
         }
     }
 
