@@ -67,8 +67,8 @@ impl Factories {
         Ok(list.into_iter().map(Into::into).collect())
     }
 
-    /// Asks the LSP for a place with about this capacity, and accepts an offer within the standard
-    /// limits. What becomes of it are events.
+    /// Asks the LSP for a place with at least this capacity, 0 leaving it to the LSP, and accepts an
+    /// offer within the standard limits. What becomes of it are events.
     pub async fn join(&self, capacity_sat: u64) -> Result<(), WalletError> {
         let factories = self.wallet.factories();
         runtime::finish(async move { factories.join(capacity_sat).await }).await

@@ -153,9 +153,23 @@ impl Engine {
         Ok(busy)
     }
 
+    /// Gets an exit's coins ready. Whatever keeps them from helping is told and goes no further: the
+    /// tree is published all the same.
+    pub(super) async fn ready_coins(
+        &self,
+        purse: Purse<'_>,
+        path: &SignedPath,
+        progress: &Progress,
+    ) {
+        let displaced = self.forget_displaced(purse.exit).await;
+        if let Err(error) = displaced.and_then(|()| self.keep_coins(purse, path, progress)) {
+            tracing::warn!(exit = purse.exit, %error, "coins are not ready for an exit");
+        }
+    }
+
     /// After a reorg: a child that is neither in a block nor in the mempool takes no coins. Its
     /// anchor may have gone to somebody else's for good; if not it is published again.
-    pub(super) async fn forget_displaced(&self, exit: &str) -> Result<(), EngineError> {
+    async fn forget_displaced(&self, exit: &str) -> Result<(), EngineError> {
         let onchain = &self.parts.onchain;
         for txid in onchain.displaced_children(exit)? {
             let entry = self.parts.chain.source().mempool_entry(txid).await?;
@@ -181,7 +195,7 @@ impl Engine {
 
     /// Keeps coins for an exit that is under way: what it may still spend. An LSP keeps none before
     /// a child spends them: no member may tie up the coin that it funds factories from.
-    pub(super) fn keep_coins(
+    fn keep_coins(
         &self,
         purse: Purse<'_>,
         path: &SignedPath,

@@ -276,8 +276,8 @@ impl Engine {
                 .max(Amount::from_sat(job.leaving_sat)),
             feerate: job.feerate(),
         };
-        self.forget_displaced(factory).await?;
-        self.keep_coins(purse, &path, &planned.status.progress)?;
+        self.ready_coins(purse, &path, &planned.status.progress)
+            .await;
         let sped = self.act(purse, &path, &planned.actions).await;
         self.exits.sped.insert(factory.to_owned(), sped);
         let progress = planned.status.progress;

@@ -6,15 +6,17 @@ use lightning::ln::types::ChannelId;
 use lightning::sign::EntropySource;
 use lightning::util::sweep::OutputSpendStatus;
 
-use super::fees::COMMITMENT_FEERATE_SAT_PER_KW;
+use super::fees::{
+    COMMITMENT_FEERATE_SAT_PER_KW, COMMITMENT_HTLC_WEIGHT, COMMITMENT_WEIGHT, DUST_LIMIT_SAT,
+    MAX_HTLCS,
+};
 use super::host::Host;
 use super::slot::SlotRole;
 
-/// BOLT3: commitments have no smaller output.
-const DUST_LIMIT_SAT: u64 = 354;
-/// BOLT3: 724 weight units and 172 for each of 100 HTLCs.
-const MAX_COMMITMENT_FEE_SAT: u64 =
-    (724 + 100 * 172) * COMMITMENT_FEERATE_SAT_PER_KW as u64 / 1_000;
+/// With every HTLC there may be.
+const MAX_COMMITMENT_FEE_SAT: u64 = (COMMITMENT_WEIGHT + MAX_HTLCS * COMMITMENT_HTLC_WEIGHT)
+    * COMMITMENT_FEERATE_SAT_PER_KW as u64
+    / 1_000;
 
 /// How far the money of a closing channel is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

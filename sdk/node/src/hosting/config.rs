@@ -15,19 +15,18 @@ use super::Store;
 use super::broadcast::Broadcaster;
 use super::delays::forward_delta_blocks;
 use super::events::EventSink;
-use super::fees::{COMMITMENT_FEERATE_SAT_PER_KW, FeeSource};
+use super::fees::{
+    COMMITMENT_FEERATE_SAT_PER_KW, COMMITMENT_HTLC_WEIGHT, DUST_LIMIT_SAT, FeeSource, MAX_HTLCS,
+};
 use super::slot::SlotChannel;
 
 /// Where coins from closed channels go.
 pub type Destination = Arc<dyn ChangeDestinationSourceSync + Send + Sync>;
 
 /// Weight of an HTLC in a commitment and of the second stage that claims it (BOLT3).
-const HTLC_WEIGHT: u64 = 172 + 703;
-/// Pending HTLCs of a channel: LDK's `max_accepted_htlcs` of 50 for each side.
-const MAX_HTLCS: u64 = 2 * 50;
+const HTLC_WEIGHT: u64 = COMMITMENT_HTLC_WEIGHT + 703;
 /// LDK judges a change by the feerate the channel might have next, this much above the present.
 const DUST_BUFFER_SAT_PER_KW: u64 = 2_530;
-const DUST_LIMIT_SAT: u64 = 354;
 
 /// What LDK counts as exposure when every HTLC there may be is pending, none more: each as dust,
 /// and the fees of each, all of which a low market makes "excess" because ours are pinned. Less

@@ -16,6 +16,15 @@ use super::config::Role;
 /// Feerate of every commitment transaction, in satoshi per 1000 weight units (10 sat/vB).
 pub const COMMITMENT_FEERATE_SAT_PER_KW: u32 = 2_500;
 
+/// BOLT3: the dust limit of a P2WPKH-sized output is 294 sat, of the largest witness program 354,
+/// which LDK uses.
+pub(super) const DUST_LIMIT_SAT: u64 = 354;
+/// Weight of a commitment (BOLT3, `static_remotekey`), and of each HTLC in it.
+pub(super) const COMMITMENT_WEIGHT: u64 = 724;
+pub(super) const COMMITMENT_HTLC_WEIGHT: u64 = 172;
+/// Pending HTLCs of a channel: LDK's `max_accepted_htlcs` of 50 for each side.
+pub(super) const MAX_HTLCS: u64 = 2 * 50;
+
 /// A live fee source.
 pub type FeeSource = Arc<dyn FeeEstimator + Send + Sync>;
 

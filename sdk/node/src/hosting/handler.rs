@@ -381,7 +381,9 @@ impl Host {
         purpose: &PaymentPurpose,
     ) -> Result<(), HandleError> {
         let hash = payment.hash;
-        if let Err(reason) = self.check_claim(payment) {
+        // Who gets the preimage may break off at once: the HTLC is on the list by then.
+        let channels = self.observe_htlcs();
+        if let Err(reason) = self.check_claim(payment, &channels) {
             tracing::info!(%hash, %reason, "payment failed back");
             self.parts.channels.fail_htlc_backwards(&hash);
             return Ok(());
@@ -391,8 +393,6 @@ impl Host {
             self.parts.channels.fail_htlc_backwards(&hash);
             return Ok(());
         };
-        // Who gets the preimage may break off at once: the HTLC is on the list by then.
-        self.observe_htlcs();
         // On disk first: from the claim on, the deadline to go on chain must never be missed.
         let expiry = payment.expiry.unwrap_or_else(|| self.height());
         self.claimed.insert(hash, expiry)?;
@@ -400,7 +400,11 @@ impl Host {
         Ok(())
     }
 
-    fn check_claim(&self, payment: &Claimable) -> Result<(), HtlcRefusal> {
+    fn check_claim(
+        &self,
+        payment: &Claimable,
+        channels: &[ChannelDetails],
+    ) -> Result<(), HtlcRefusal> {
         let height = self.height();
         for slot in &payment.slots {
             check_receive(slot, payment.expiry.unwrap_or(0), height)?;
@@ -411,13 +415,12 @@ impl Host {
         if self.is_receiving_paused() {
             return Err(HtlcRefusal::FeesTooHigh);
         }
-        let channels = self.observe_htlcs();
         let claimed = self.claimed.hashes();
         // Claimed once already, before a crash.
         if claimed.contains(&payment.hash) {
             return Ok(());
         }
-        check_exposure(&channels, &claimed, payment.amount_msat)
+        check_exposure(channels, &claimed, payment.amount_msat)
     }
 
     pub(super) fn slot_closed(

@@ -10,12 +10,10 @@ use lightning::ln::types::ChannelId;
 use lightning::types::features::ChannelTypeFeatures;
 
 use super::config::{OrdinaryOpens, Role};
-use super::fees::COMMITMENT_FEERATE_SAT_PER_KW;
+use super::fees::{COMMITMENT_FEERATE_SAT_PER_KW, DUST_LIMIT_SAT};
 use super::slot::{SlotId, SlotRole};
 use super::slots::{Slot, SlotPhase, Slots};
 
-/// BOLT3's dust limit of a P2WPKH-sized output is 294 sat, of the largest witness program 354.
-const MAX_DUST_LIMIT_SAT: u64 = 354;
 const MAX_HTLC_MINIMUM_MSAT: u64 = 1_000;
 const MIN_ACCEPTED_HTLCS: u16 = 30;
 
@@ -114,7 +112,7 @@ pub(super) fn judge(
         return mismatch("commitment_feerate");
     }
     // What the LSP would take of ours: a channel in which we cannot send is none.
-    if params.dust_limit_satoshis > MAX_DUST_LIMIT_SAT {
+    if params.dust_limit_satoshis > DUST_LIMIT_SAT {
         return mismatch("dust_limit");
     }
     if params.htlc_minimum_msat > MAX_HTLC_MINIMUM_MSAT {
