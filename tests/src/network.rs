@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bitcoin::secp256k1::SecretKey;
 use bitcoin::{Amount, Network, OutPoint, Transaction};
+use lightning::sign::KeysManager;
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::keys::WalletKeys;
 use superscalar_sdk::store::{DATABASE_FILE, Store, StoreError};
@@ -15,6 +17,7 @@ use superscalar_sdk::{
 };
 use tempfile::TempDir;
 
+use crate::tap::{INIT, Side, Tap};
 use crate::wire::{ADD_AND_COMMIT_BYTES, REVOKE_BYTES, Wire};
 
 /// How long anything may take on a busy machine.
@@ -295,6 +298,20 @@ impl TestNetwork {
         wire
     }
 
+    /// Lets a tap stand on a member's connection, and waits until the channels work over it.
+    pub async fn tap(&self, member: usize) -> Tap {
+        let lsp = node_secret(&self.lsp_mnemonic);
+        let seat = &self.members[member];
+        let tap = Tap::between(node_secret(&seat.mnemonic), lsp, self.lsp_address()).await;
+        seat.wire.lead_to(tap.address);
+        seat.wire.hang_up();
+        self.wait("the member to be back over the tap", async || {
+            tap.heard(Side::Member, INIT).len() == 1 && tap.heard(Side::Lsp, INIT).len() == 1
+        })
+        .await;
+        tap
+    }
+
     /// Pays `amount_msat` between members and waits until both sides say so.
     pub async fn pay(&self, from: usize, to: usize, amount_msat: u64) {
         let invoice = self
@@ -492,6 +509,14 @@ fn chain_config_at(chain: &RegtestNode, address: String) -> ChainConfig {
             password: chain.rpc_password().to_owned(),
         },
     }
+}
+
+/// The key that BOLT8 proves.
+fn node_secret(mnemonic: &str) -> SecretKey {
+    let words = Mnemonic::parse(mnemonic).unwrap();
+    let keys = WalletKeys::new(&words, "", Network::Regtest).unwrap();
+    let seed = keys.lightning_seed().unwrap();
+    KeysManager::new(seed.expose(), 0, 0, true).get_node_secret_key()
 }
 
 fn mnemonic() -> Mnemonic {

@@ -32,6 +32,7 @@ pub struct Wire {
     /// What the LSP says.
     pub to_member: Arc<Direction>,
     target: Arc<Mutex<SocketAddr>>,
+    hang_ups: watch::Sender<()>,
     accepting: tokio::task::AbortHandle,
 }
 
@@ -56,6 +57,8 @@ impl Wire {
         let address = listener.local_addr().unwrap();
         let (to_lsp, to_member) = (Direction::open(), Direction::open());
         let target = Arc::new(Mutex::new(target));
+        let hang_ups = watch::Sender::new(());
+        let hung_up = hang_ups.clone();
         let ends = (
             Arc::clone(&to_lsp),
             Arc::clone(&to_member),
@@ -74,9 +77,10 @@ impl Wire {
                 let (lsp_read, lsp_write) = lsp.into_split();
                 let forth = Arc::clone(&to_lsp).carry(member_read, lsp_write);
                 let back = Arc::clone(&to_member).carry(lsp_read, member_write);
+                let mut hung_up = hung_up.subscribe();
                 tokio::spawn(async move {
                     // When one side hangs up, the other is hung up too.
-                    tokio::select! { () = forth => {}, () = back => {} }
+                    tokio::select! { () = forth => {}, () = back => {}, _ = hung_up.changed() => {} }
                 });
             }
         });
@@ -85,6 +89,7 @@ impl Wire {
             to_lsp,
             to_member,
             target,
+            hang_ups,
             accepting: accepting.abort_handle(),
         }
     }
@@ -92,6 +97,11 @@ impl Wire {
     /// Lets connections from now on go elsewhere.
     pub fn lead_to(&self, target: SocketAddr) {
         *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
+    }
+
+    /// Breaks the connections there are. The wallet connects again by itself.
+    pub fn hang_up(&self) {
+        self.hang_ups.send_replace(());
     }
 }
 

@@ -1,0 +1,5 @@
+//! Members and LSPs that cheat in what they say, over real connections and on a real chain. Who is
+//! honest runs the program that ships; a tap with both nodes' keys changes what the cheater says.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod preimage;
