@@ -5,14 +5,19 @@
 //! What always holds: messages of one direction are seen in their order, one at a time; what the
 //! rule returns is what the other side gets, and both are on record.
 
+mod factory;
 mod noise;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bitcoin::secp256k1::{Secp256k1, SecretKey};
+use superscalar_factory::message::Message as FactoryMessage;
+use superscalar_sdk::hosting::FACTORY_MESSAGE_TYPE;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+
+pub use factory::{FactoryRule, cheating};
 
 /// Who says something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +97,13 @@ impl Tap {
     }
 
     /// From now on `rule` says what passes.
-    pub fn set_rule(&self, rule: impl FnMut(Side, Message) -> Vec<Message> + Send + 'static) {
-        *self.shared.rule() = Box::new(rule);
+    pub fn set_rule(&self, rule: Rule) {
+        *self.shared.rule() = rule;
     }
 
     /// Everything passes again.
     pub fn pass(&self) {
-        self.set_rule(|_, message| vec![message]);
+        self.set_rule(Box::new(|_, message| vec![message]));
     }
 
     /// What `who` said of type `kind`, whatever became of it.
@@ -109,6 +114,12 @@ impl Tap {
     /// What the other side was told of type `kind` in the name of `who`.
     pub fn said(&self, who: Side, kind: u16) -> Vec<Message> {
         of(&self.shared.said, who, kind)
+    }
+
+    /// The same of factory messages, all numbers in their order.
+    pub fn heard_of_factories(&self, who: Side) -> Vec<FactoryMessage> {
+        let heard = self.heard(who, FACTORY_MESSAGE_TYPE);
+        heard.iter().filter_map(Message::factory).collect()
     }
 
     /// Says something in the name of `who`; false without a connection.

@@ -2,4 +2,5 @@
 //! honest runs the program that ships; a tap with both nodes' keys changes what the cheater says.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod building;
 mod preimage;

@@ -39,12 +39,12 @@ async fn a_wrong_preimage_never_propagates() {
     network.settle().await;
     let (payer, payee) = (network.tap(0).await, network.tap(1).await);
     network.reconnected().await;
-    payee.set_rule(|who, mut message| {
+    payee.set_rule(Box::new(|who, mut message| {
         if (who, message.kind) == (Side::Member, UPDATE_FULFILL_HTLC) {
             message.body[PREIMAGE_AT] ^= 1;
         }
         vec![message]
-    });
+    }));
     let channel: OutPoint = {
         let infos = network.wallet(1).factories().list().await.unwrap();
         let info = infos.iter().find(|it| it.factory == factory).unwrap();
