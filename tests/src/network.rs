@@ -1,7 +1,7 @@
 //! One LSP and its wallets in one process, on a real chain: each with its own keys, store and
 //! sockets.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,31 @@ pub struct Member {
     directory: TempDir,
     uri: LspUri,
     chain: ChainConfig,
+}
+
+/// A copy of a directory.
+pub struct Saved(TempDir);
+
+impl Saved {
+    fn of(from: &Path) -> Saved {
+        let saved = TempDir::new().unwrap();
+        copy_files(from, saved.path());
+        Saved(saved)
+    }
+
+    fn put_back(&self, to: &Path) {
+        for entry in std::fs::read_dir(to).unwrap() {
+            std::fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        copy_files(self.0.path(), to);
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
 }
 
 /// A chain, an LSP with coins, and wallets without.
@@ -239,7 +264,7 @@ impl TestNetwork {
             .await
     }
 
-    async fn store(&self, mnemonic: &str, directory: &std::path::Path) -> Store {
+    async fn store(&self, mnemonic: &str, directory: &Path) -> Store {
         let words = Mnemonic::parse(mnemonic).unwrap();
         let keys = WalletKeys::new(&words, "", Network::Regtest).unwrap();
         let identity = keys.identity().unwrap();
@@ -287,6 +312,36 @@ impl TestNetwork {
             chain,
         };
         self.members.insert(member, member_again);
+    }
+
+    /// What a member has on disk now.
+    pub async fn save(&mut self, member: usize) -> Saved {
+        let from = self.members[member].directory.path().to_owned();
+        let mut saved = None;
+        self.restart_after(member, |_| saved = Some(Saved::of(&from)))
+            .await;
+        saved.expect("it was called")
+    }
+
+    /// Starts a member again with what it had on disk earlier.
+    pub async fn rewind(&mut self, member: usize, saved: &Saved) {
+        let to = self.members[member].directory.path().to_owned();
+        self.restart_after(member, |_| saved.put_back(&to)).await;
+    }
+
+    /// What the LSP has on disk now.
+    pub async fn save_lsp(&mut self) -> Saved {
+        self.lose_lsp().await;
+        let saved = Saved::of(self.lsp_directory.path());
+        self.restart_lsp().await;
+        saved
+    }
+
+    /// Starts the LSP again with what it had on disk earlier.
+    pub async fn rewind_lsp(&mut self, saved: &Saved) {
+        self.lose_lsp().await;
+        saved.put_back(self.lsp_directory.path());
+        self.restart_lsp().await;
     }
 
     /// Puts a wire between a member and its chain source, over a restart.
@@ -451,7 +506,7 @@ impl TestNetwork {
 async fn open_lsp(
     chain: &RegtestNode,
     mnemonic: &str,
-    directory: &std::path::Path,
+    directory: &Path,
     poll_interval: Duration,
 ) -> Arc<Lsp> {
     LspBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
@@ -468,7 +523,7 @@ async fn open(
     chain: &ChainConfig,
     lsp: &LspUri,
     mnemonic: &str,
-    directory: &std::path::Path,
+    directory: &Path,
     poll_interval: Duration,
 ) -> Arc<Wallet> {
     WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
