@@ -221,6 +221,15 @@ impl World {
     }
 
     pub fn act(&mut self, who: Party, effects: Vec<Effect>) {
+        // What leaves the house is on disk before it.
+        let leaves = |effect: &Effect| {
+            let others = matches!(effect, Effect::Send { .. } | Effect::Broadcast(_));
+            others || matches!(effect, Effect::Open(_) | Effect::Activate(_))
+        };
+        let recorded = |effect: &Effect| matches!(effect, Effect::Persist(_));
+        let last = effects.iter().rposition(recorded);
+        let first = effects.iter().position(leaves);
+        assert!(last < first || first.is_none(), "{who:?}: {effects:?}");
         for effect in effects {
             if self.dead == Some(who) {
                 return;
