@@ -55,6 +55,8 @@ fn measured(arguments: &[&str]) -> Result<Vec<Row>> {
     let output = Command::new(cargo)
         .args(["run", "--release", "--locked", "--quiet"])
         .args(arguments)
+        // Programs that are measured are optimised as well.
+        .env_remove("SUPERSCALAR_BIN_DIR")
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("running {program}"))?;

@@ -57,6 +57,11 @@ async fn main() -> ExitCode {
 
 async fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
+    // Every member is a socket, and many systems allow a process a thousand files unless it asks.
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(files) => tracing::info!(files, "open files allowed"),
+        Err(error) => tracing::warn!(%error, "the limit of open files could not be raised"),
+    }
     let mnemonic = secret_file::mnemonic(&config.mnemonic_file, args.init)?;
     let token = secret_file::token(&config.token_file)?;
     let (stopping, mut stopped) = watch::channel(false);

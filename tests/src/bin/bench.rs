@@ -3,7 +3,8 @@
 //! Ceremony: one LSP and its members in one process, connections up and stores on disk, from the
 //! command to build until everyone holds a complete path and the funding is published. Bytes are
 //! counted on the sockets, CPU is the whole process's. Payments: member → LSP → member over
-//! factory channels against node → LSP → node over ordinary channels, in turn.
+//! factory channels against node → LSP → node over ordinary channels, in turn. Many members: a
+//! `lsp-node` process of its own, see [`superscalar_tests::scale`].
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 #![allow(clippy::print_stdout, reason = "its output is its product")]
 
@@ -11,12 +12,15 @@ use std::time::{Duration, Instant};
 
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::ordinary::Ordinary;
+use superscalar_tests::scale::{self, Scale, processor_time};
 
 /// Pairs of payment batches, factory and ordinary in turn.
 const PAIRS: usize = 5;
 /// Payments of a batch, one after the other.
 const PAYMENTS: usize = 20;
 const AMOUNT_MSAT: u64 = 100_000;
+/// Groups and members of each: the largest factory, and many of the largest that is wise.
+const GROUPS: [(usize, u16); 2] = [(1, 128), (16, 64)];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
@@ -28,6 +32,8 @@ async fn main() {
     }
     eprintln!("payments");
     rows.extend(payments().await);
+    eprintln!("many members");
+    rows.extend(scale().await);
     println!("{}", serde_json::Value::from(rows));
 }
 
@@ -114,16 +120,70 @@ async fn payments() -> Vec<serde_json::Value> {
     ]
 }
 
-/// CPU seconds of this process so far, all threads, user and system.
+async fn scale() -> Vec<serde_json::Value> {
+    let mut rows = Vec::new();
+    for (groups, size) in GROUPS {
+        let Scale {
+            members,
+            slowest_ceremony,
+            median_ceremony,
+            ceremony_cpu,
+            server_bytes_each,
+            server_disk_each,
+            wallet_bytes_each,
+            block,
+            start,
+            payment,
+        } = scale::measure(groups, size).await;
+        let figure = format!("{members} members on one `lsp-node`");
+        let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1_000.0);
+        let kb = |bytes: u64| format!("{:.0}", bytes as f64 / 1_000.0);
+        let of = format!("{groups} × {size} members");
+        let each = [
+            (
+                ms(median_ceremony),
+                "ms",
+                format!("a group's ceremony, median of {of}, wallets beside it"),
+            ),
+            (ms(slowest_ceremony), "ms", "the slowest group".to_owned()),
+            (
+                ms(ceremony_cpu),
+                "ms CPU",
+                "of the server for a group's ceremony".to_owned(),
+            ),
+            (
+                kb(server_bytes_each),
+                "kB",
+                "memory of the server per member".to_owned(),
+            ),
+            (
+                kb(server_disk_each),
+                "kB",
+                "disk of the server per member".to_owned(),
+            ),
+            (kb(wallet_bytes_each), "kB", "memory of a wallet".to_owned()),
+            (
+                ms(block),
+                "ms",
+                format!("to handle a block with {members} channels"),
+            ),
+            (
+                ms(payment),
+                "ms",
+                "a payment between members with all connected".to_owned(),
+            ),
+            (
+                ms(start),
+                "ms",
+                format!("start of the server with {members} channels"),
+            ),
+        ];
+        rows.extend(each.map(|(value, unit, remark)| row(&figure, value, unit, remark)));
+    }
+    rows
+}
+
+/// CPU seconds of this process so far.
 fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .collect();
-    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-    // Linux counts in hundredths of a second for every program.
-    ticks / 100.0
+    processor_time(std::process::id()).as_secs_f64()
 }
