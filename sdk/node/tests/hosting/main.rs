@@ -13,3 +13,4 @@ mod store;
 mod exits;
 mod opening;
 mod payments;
+mod random;
