@@ -6,6 +6,7 @@
 )]
 
 pub mod demo;
+pub mod ends;
 pub mod network;
 pub mod ordinary;
 pub mod processes;

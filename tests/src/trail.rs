@@ -295,6 +295,22 @@ impl TestNetwork {
         (OutPoint::new(txid, vout as u32), delay)
     }
 
+    /// What the LSP gets of the stock of a leaf on chain, which it takes alone as soon as its delay
+    /// is over; mines until then.
+    pub async fn reclaimed_stock_sat(&self, leaf: Txid, followers: &[usize]) -> u64 {
+        let tx = self.chain.raw_tx(leaf).unwrap().unwrap();
+        let mut sum_sat = 0;
+        for (vout, output) in (0u32..).zip(&tx.output) {
+            if output.script_pubkey.is_p2tr() {
+                let stock = OutPoint::new(leaf, vout);
+                self.mined_spend(stock, followers).await;
+                let (spend, _) = self.confirmed_spender(stock);
+                sum_sat += spend.output.iter().map(|it| it.value.to_sat()).sum::<u64>();
+            }
+        }
+        sum_sat
+    }
+
     /// Waits until no commitment holds an HTLC any more: a payment succeeds for its payee before
     /// both sides have forgotten it.
     pub async fn quiet(&self) {
@@ -337,7 +353,12 @@ impl TestNetwork {
 
     /// Consensus refuses a published transaction in a block one earlier than the next one.
     pub async fn refused_one_block_earlier(&self, step: &PathTx) {
-        let tx = self.chain.raw_tx(step.txid).unwrap().expect("published");
+        self.refused_earlier(step.txid).await;
+    }
+
+    /// The same for any published transaction.
+    pub async fn refused_earlier(&self, txid: Txid) {
+        let tx = self.chain.raw_tx(txid).unwrap().expect("published");
         let tip = self.chain.tip().unwrap();
         self.chain.invalidate(tip).unwrap();
         let refused = self.chain.mine_with(std::slice::from_ref(&tx)).unwrap_err();
@@ -346,7 +367,7 @@ impl TestNetwork {
         self.chain.call("reconsiderblock", params).unwrap();
         assert_eq!(self.chain.tip().unwrap(), tip);
         // bitcoind has dropped what was not final for a moment.
-        if self.chain.raw_tx(step.txid).unwrap().is_none() {
+        if self.chain.raw_tx(txid).unwrap().is_none() {
             self.chain.submit(&tx).unwrap();
         }
     }

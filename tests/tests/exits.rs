@@ -485,8 +485,14 @@ async fn leave_beside(
         paths[*member].check_tree(network);
         assert_eq!(closed.own_sat, balances[*member] / 1_000);
     }
-    // The LSP's part of each commitment has come to its wallet, minus what sweeping cost.
+    // The LSP's part of each commitment and the leaves' stock have come to its wallet, minus what
+    // sweeping cost.
+    let leaves = leavers.iter().map(|member| paths[*member].channel.txid);
+    let leaves: std::collections::BTreeSet<Txid> = leaves.collect();
     let mut due = 0;
+    for leaf in leaves {
+        due += network.reclaimed_stock_sat(leaf, &everyone).await;
+    }
     let mut sweeps = std::collections::BTreeSet::new();
     for closed in &closed {
         let tx = network.chain.raw_tx(closed.commitment.0).unwrap().unwrap();

@@ -82,8 +82,9 @@ fn spender(network: &TestNetwork, of: &Transaction, amount_sat: u64) -> (Transac
     network.confirmed_spender(OutPoint { txid, vout })
 }
 
-/// The LSP's balance and what it got from the HTLC are in its wallet, less the sweeps' fees.
-fn assert_lsp_has(
+/// The LSP's balance, what it got from the HTLC and the leaf's stock are in its wallet, less the
+/// sweeps' fees.
+async fn assert_lsp_has(
     network: &TestNetwork,
     before_sat: u64,
     commitment: (&Transaction, u32, u64),
@@ -101,8 +102,10 @@ fn assert_lsp_has(
     let vbytes: u64 = sweeps.iter().map(|sweep| sweep.vsize() as u64).sum();
     let fees = balance_sat + value_of(second) - arrived;
     assert!(fees >= vbytes && fees <= 20 * vbytes, "{fees} for {vbytes}");
+    let leaf = commitment.input[0].previous_output.txid;
+    let stock = network.reclaimed_stock_sat(leaf, &[]).await;
     let coins = network.lsp().onchain().balance().unwrap();
-    assert_eq!(coins.spendable_sat, before_sat + arrived);
+    assert_eq!(coins.spendable_sat, before_sat + arrived + stock);
 }
 
 /// Mines until the HTLC's timeout is buried so deep that LDK believes it.
@@ -170,7 +173,7 @@ async fn a_member_that_accepts_from_the_outside_and_goes_silent_costs_the_lsp_no
     let fee_sat = 500_000 - value_of(&commitment);
     let balance_sat = 400_000 - HTLC_SAT - fee_sat;
     let ours = (&commitment, at, balance_sat);
-    assert_lsp_has(&network, coins_sat, ours, (&timeout, height));
+    assert_lsp_has(&network, coins_sat, ours, (&timeout, height)).await;
 
     // Nobody had to close the ordinary channel.
     network
@@ -225,7 +228,7 @@ async fn a_member_that_pays_the_outside_and_goes_silent_is_made_to_pay_on_chain(
         .unwrap();
     assert!(balance_sat + fee_sat >= 400_000 && balance_sat + fee_sat <= 400_002);
     let ours = (&commitment, at, balance_sat);
-    assert_lsp_has(&network, coins_sat, ours, (&success, height));
+    assert_lsp_has(&network, coins_sat, ours, (&success, height)).await;
     outside.stop().await;
     network.stop().await;
 }
@@ -278,7 +281,7 @@ async fn a_member_that_breaks_off_with_a_payment_in_its_hands_gains_nothing() {
     assert_eq!(value_of(&timeout), HTLC_SAT - HTLC_TIMEOUT_FEE_SAT);
     let fee_sat = 500_000 - value_of(&commitment);
     let ours = (&commitment, at, 400_000 - HTLC_SAT - fee_sat);
-    assert_lsp_has(&network, coins_sat, ours, (&timeout, height));
+    assert_lsp_has(&network, coins_sat, ours, (&timeout, height)).await;
     assert_eq!(outside.balance_msat(), outside_msat);
 
     // The cheater comes back: its own balance is all there is for it.

@@ -270,6 +270,17 @@ impl TermsError {
 }
 
 impl Header {
+    /// The height from which a wallet with something in the factory leaves by itself: under
+    /// `LspReclaims`, `T − exit_delay − safety`. Under `MembersReclaim` there is none.
+    pub fn leave_by(&self) -> Option<u32> {
+        let exit_delay = self.timing.exit_delay(self.shape.layers());
+        let before = exit_delay + self.timing.safety();
+        match self.policy {
+            TimeoutPolicy::MembersReclaim => None,
+            TimeoutPolicy::LspReclaims => Some(self.expiry.saturating_sub(before)),
+        }
+    }
+
     /// Checks everything about the header that does not depend on records, for `members` slots,
     /// and gives the nodes of the tree.
     pub fn validate(&self, members: usize) -> Result<Topology, TermsError> {

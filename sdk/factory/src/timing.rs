@@ -16,6 +16,9 @@ pub const FORWARD_MARGIN_BLOCKS: u32 = 48;
 pub const MAX_ROUTE_CLTV_BLOCKS: u32 = 2016;
 /// Blocks after which a funding that has not confirmed is reported.
 pub const UNFUNDED_AFTER_BLOCKS: u32 = 144;
+/// What a wallet keeps free before a deadline, in steps: within one of them somebody has to have
+/// looked at the chain anyway.
+const SAFETY_STEPS: u32 = 6;
 /// LDK payers limit a route's total CLTV to this unless told otherwise.
 pub const DEFAULT_PAYER_CLTV_BLOCKS: u32 = 1008;
 
@@ -121,6 +124,12 @@ impl Timing {
         races + confirmations + CLAIM_BUFFER_BLOCKS
     }
 
+    /// What a wallet keeps between its slowest exit and a deadline: time to notice that it has to
+    /// leave. 576 blocks, four days, under mainnet's delays.
+    pub fn safety(&self) -> u32 {
+        SAFETY_STEPS * u32::from(self.step)
+    }
+
     /// The relative delay of a state transaction at `epoch`: newer epochs are faster.
     ///
     /// `None` when the node has no such epoch.
@@ -180,6 +189,7 @@ mod tests {
         assert_eq!(late.route_budget(2), 324 + 1_000 + 200);
         assert_eq!(timing.forward_delta(2), 372);
         assert_eq!(timing.distribution_delay(), 96 + 144);
+        assert_eq!(timing.safety(), 576);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::shape::{Node, NodeId, Topology};
 use crate::signing::{TweakedKey, verify};
 use crate::terms::{FactoryId, Header, TermsId};
 
-pub use blueprint::{Blueprint, PathFacts, PathMismatch, stock_output};
+pub use blueprint::{Blueprint, PathFacts, PathMismatch, stock_key, stock_output};
 pub use transactions::MAX_NODE_VSIZE;
 
 /// What a transaction of a node does.

@@ -55,6 +55,6 @@ pub use node::StartError;
 pub use payments::{Direction, Payment, PaymentStatus};
 pub use superscalar_factory::exit::bump::FeeCaps;
 pub use wallet::{
-    Action, Balance, ChainConfig, Exit, Factories, Lightning, LspUri, Onchain, OnchainCoins,
-    SendQuote, Status, UriError, Wallet, WalletBuilder, WalletError,
+    Action, Balance, ChainConfig, Exit, Factories, JoinRequest, Lightning, LspUri, Onchain,
+    OnchainCoins, SendQuote, Status, UriError, Wallet, WalletBuilder, WalletError,
 };

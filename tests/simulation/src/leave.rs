@@ -21,8 +21,6 @@ use crate::party::{Kept, Place, Role, Who};
 use crate::recover;
 use crate::world::World;
 
-/// Blocks a wallet adds to the exit delay when the LSP takes all at the end.
-const SAFETY_BLOCKS: u32 = 12;
 /// No reorg of this world reaches deeper.
 const BURIED_BLOCKS: u32 = 12;
 
@@ -108,8 +106,7 @@ impl World {
         let header = &member.invite().header;
         let tip = self.chain.tip();
         let exit_delay = header.timing.exit_delay(header.shape.layers());
-        let ends = header.policy == TimeoutPolicy::LspReclaims
-            && tip + exit_delay + SAFETY_BLOCKS >= header.expiry;
+        let ends = header.leave_by().is_some_and(|height| tip >= height);
         let place = (*attempt, member.slot().slot);
         let claimed = party.disk.channels.get(&place).is_some_and(|channel| {
             channel.balances.htlcs.iter().any(|htlc| {

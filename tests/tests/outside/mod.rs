@@ -7,8 +7,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use bitcoin::{Amount, Network};
+use ldk_node::NodeError;
 use ldk_node::lightning::ln::channelmanager::PaymentId;
 use ldk_node::lightning::ln::msgs::SocketAddress;
+use ldk_node::lightning::routing::router::RouteParametersConfig;
 use ldk_node::lightning_invoice::{Bolt11Invoice, Bolt11InvoiceDescription, Description};
 use ldk_node::payment::PaymentStatus;
 use superscalar_tests::network::TestNetwork;
@@ -87,17 +89,44 @@ impl Outside {
         self.node.bolt11_payment().send(&invoice, None).unwrap()
     }
 
+    /// Begins to pay an invoice over a route of at most so many blocks; gives the payment's id.
+    ///
+    /// # Errors
+    /// There is no such route.
+    pub(crate) fn send_within(
+        &self,
+        invoice: &str,
+        route_limit_blocks: u32,
+    ) -> Result<PaymentId, NodeError> {
+        let invoice = Bolt11Invoice::from_str(invoice).unwrap();
+        let limits = RouteParametersConfig {
+            max_total_cltv_expiry_delta: route_limit_blocks,
+            ..RouteParametersConfig::default()
+        };
+        self.node.bolt11_payment().send(&invoice, Some(limits))
+    }
+
+    /// The limit it has unless told otherwise.
+    pub(crate) fn default_route_limit_blocks() -> u32 {
+        RouteParametersConfig::default().max_total_cltv_expiry_delta
+    }
+
     /// Pays an invoice and waits for the proof; gives the fee.
     pub(crate) async fn pay(&self, network: &TestNetwork, invoice: &str) -> u64 {
         let id = self.send(invoice);
+        self.until_paid(network, &id).await
+    }
+
+    /// Waits until a payment has succeeded; gives its fee.
+    pub(crate) async fn until_paid(&self, network: &TestNetwork, id: &PaymentId) -> u64 {
         network
             .wait("the outside wallet to have paid", async || {
-                let status = self.node.payment(&id).unwrap().status;
+                let status = self.node.payment(id).unwrap().status;
                 assert_ne!(status, PaymentStatus::Failed);
                 status == PaymentStatus::Succeeded
             })
             .await;
-        self.node.payment(&id).unwrap().fee_paid_msat.unwrap()
+        self.node.payment(id).unwrap().fee_paid_msat.unwrap()
     }
 
     /// Waits until a payment has failed.

@@ -3,9 +3,15 @@
 use super::{Coordinator, Phase};
 use crate::effect::{Effect, Event, SlotRef, depth};
 use crate::journal::{Activated, Unfunded};
+use crate::signing::FactoryKey;
 use crate::timing::UNFUNDED_AFTER_BLOCKS;
 
 impl Coordinator {
+    /// The LSP's key in this factory: what it takes alone is signed with it.
+    pub fn key(&self) -> &FactoryKey {
+        self.secrets.key()
+    }
+
     pub(super) fn height(&mut self, tip: u32) -> Vec<Effect> {
         self.tip = tip;
         let mut effects = self.bury();

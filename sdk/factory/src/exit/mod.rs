@@ -19,6 +19,7 @@ mod facts;
 pub mod package;
 mod path;
 mod planner;
+pub mod reclaim;
 mod status;
 pub mod timelock;
 

@@ -10,11 +10,13 @@ use bitcoin::{Amount, Network};
 use super::Refused;
 use crate::message::{Invite, RefusalCode};
 use crate::terms::{Header, MIN_TREE_FEERATE, PROTOCOL_VERSION, SlotRecord, TimeoutPolicy};
-use crate::timing::DEFAULT_PAYER_CLTV_BLOCKS;
+use crate::timing::{DEFAULT_PAYER_CLTV_BLOCKS, MAX_ROUTE_CLTV_BLOCKS};
 
-/// The greatest exit delay that an invoice counts twice within [`DEFAULT_PAYER_CLTV_BLOCKS`],
-/// beside the specification's 200 blocks for the rest of the route.
-const MAX_EXIT_DELAY_BLOCKS: u32 = (DEFAULT_PAYER_CLTV_BLOCKS - 200) / 2;
+/// The greatest exit delay that an invoice counts twice within a route of `route_blocks`, beside
+/// the specification's 200 blocks for the rest of the route.
+const fn most_exit_delay(route_blocks: u32) -> u32 {
+    route_blocks.saturating_sub(200) / 2
+}
 
 /// The range of offers a member joins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +102,15 @@ impl WalletLimits {
         self
     }
 
+    /// The same for a wallet whose payers allow a route `route_blocks` of CLTV in total, of which
+    /// no forwarding node accepts more than 2,016.
+    #[must_use]
+    pub fn payable_within(mut self, route_blocks: u32) -> WalletLimits {
+        self.max_route_budget_blocks = route_blocks.min(MAX_ROUTE_CLTV_BLOCKS);
+        self.delays.max_exit_delay = most_exit_delay(self.max_route_budget_blocks);
+        self
+    }
+
     pub(super) fn check(&self, invite: &Invite, tip: u32) -> Result<(), Refused> {
         let header = &invite.header;
         within(header.version == PROTOCOL_VERSION, "version")?;
@@ -115,6 +126,9 @@ impl WalletLimits {
         within(feerate, "tree_feerate")?;
         let life = header.expiry.saturating_sub(tip);
         within(self.life_blocks.contains(&life), "expiry")?;
+        // No place to leave again at once.
+        let stay = header.leave_by().is_none_or(|height| height > tip);
+        within(stay, "expiry")?;
         self.delays.check(header)?;
         let budget = header.timing.route_budget(header.shape.layers());
         within(budget <= self.max_route_budget_blocks, "timing")?;
@@ -139,7 +153,7 @@ impl DelayLimits {
             min_lsp_to_self_delay: 432,
             max_member_to_self_delay: 288,
             min_stock_csv: 432,
-            max_exit_delay: MAX_EXIT_DELAY_BLOCKS,
+            max_exit_delay: most_exit_delay(DEFAULT_PAYER_CLTV_BLOCKS),
         }
     }
 

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use bitcoin::secp256k1::PublicKey;
+use bitcoin::secp256k1::schnorr::Signature;
 use hkdf::Hkdf;
 use secp_musig::Keypair;
 use sha2::Sha256;
@@ -66,6 +67,16 @@ impl FactoryKey {
         let keypair = Box::new(Keypair::from_secret_bytes(*secret).ok()?);
         let public = PublicKey::from_slice(&keypair.public_key().serialize()).ok()?;
         Some(Self { keypair, public })
+    }
+
+    /// Signs a 32-byte message alone (BIP340): a spend of what only this party's key locks.
+    pub(crate) fn sign_alone(&self, message: [u8; 32]) -> Signature {
+        let signature = self.keypair.sign_schnorr_no_aux_rand(&message);
+        #[expect(
+            clippy::expect_used,
+            reason = "both libraries encode signatures in the same 64 bytes"
+        )]
+        Signature::from_slice(signature.as_byte_array()).expect("64 bytes")
     }
 
     pub(super) fn keypair(&self) -> &Keypair {

@@ -540,6 +540,17 @@ impl Blueprint {
 
 /// The stock output of a slot; `None` if it has no stock.
 pub fn stock_output(header: &Header, record: &SlotRecord) -> Result<Option<TxOut>, SignerSetError> {
+    Ok(stock_key(header, record)?.map(|key| TxOut {
+        value: record.stock,
+        script_pubkey: key.script_pubkey(),
+    }))
+}
+
+/// The key of a slot's stock output; `None` if it has no stock.
+pub fn stock_key(
+    header: &Header,
+    record: &SlotRecord,
+) -> Result<Option<TweakedKey>, SignerSetError> {
     if record.stock == Amount::ZERO {
         return Ok(None);
     }
@@ -549,11 +560,8 @@ pub fn stock_output(header: &Header, record: &SlotRecord) -> Result<Option<TxOut
         header.lsp_key.x_only_public_key().0,
         header.timing.stock_csv,
     );
-    let key = SignerSet::new(&[header.lsp_key, record.member_key])?.tweaked(root);
-    Ok(Some(TxOut {
-        value: record.stock,
-        script_pubkey: scripts::p2tr(key.output_key()),
-    }))
+    let signers = SignerSet::new(&[header.lsp_key, record.member_key])?;
+    Ok(Some(signers.tweaked(root)))
 }
 
 fn payout(record: &SlotRecord) -> TxOut {

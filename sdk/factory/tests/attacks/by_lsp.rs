@@ -7,6 +7,7 @@ use superscalar_factory::effect::{Effect, Event};
 use superscalar_factory::journal::Record;
 use superscalar_factory::member::{self, JoinSecrets, Member, WalletLimits};
 use superscalar_factory::message::*;
+use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::timing::Timing;
 
 use crate::world::{Party, TIP, World, bytes, key, payout, plan};
@@ -87,6 +88,51 @@ fn a_member_refuses_less_capacity_than_it_asked_for() {
     assert_eq!(refused_by(&limits, less.clone()), refused);
     // Who leaves it to the LSP takes it.
     assert_eq!(refused_by(&standard.wanting(Amount::ZERO), less), None);
+}
+
+/// Longer delays and an end in the LSP's favour are taken by whoever said so, and a place in which
+/// the way out would begin at once by nobody.
+#[test]
+fn a_member_accepts_what_it_was_told_to_and_stays_for_a_while() {
+    let standard = WalletLimits::standard(Network::Bitcoin);
+    let raised = standard.clone().payable_within(2_016);
+    let mut long = invitation(FactoryPlan {
+        network: Network::Bitcoin,
+        timing: Timing::mainnet(2),
+        expiry: TIP + 5_808,
+        ..plan(4)
+    });
+    long.header.timing = Timing::conservative(2);
+    let too_long = Some((RefusalCode::Limits, "exit_delay"));
+    assert_eq!(refused_by(&standard, long.clone()), too_long);
+    // The budget is 1,616 blocks.
+    let short = standard.payable_within(1_615);
+    assert_eq!(refused_by(&short, long.clone()), too_long);
+    assert_eq!(
+        refused_by(&raised.clone().payable_within(1_616), long.clone()),
+        None
+    );
+    assert_eq!(
+        raised.clone().payable_within(u32::MAX),
+        raised,
+        "no route is longer"
+    );
+
+    let mut reclaimed = long;
+    reclaimed.header.policy = TimeoutPolicy::LspReclaims;
+    let refused = Some((RefusalCode::Limits, "policy"));
+    assert_eq!(refused_by(&raised, reclaimed.clone()), refused);
+    let both = WalletLimits {
+        policies: vec![TimeoutPolicy::LspReclaims],
+        ..raised
+    };
+    assert_eq!(refused_by(&both, reclaimed.clone()), None);
+    // 708 blocks to leave, six steps of 144 to notice.
+    reclaimed.header.expiry = TIP + 708 + 864;
+    let refused = Some((RefusalCode::Limits, "expiry"));
+    assert_eq!(refused_by(&both, reclaimed.clone()), refused);
+    reclaimed.header.expiry += 1;
+    assert_eq!(refused_by(&both, reclaimed), None);
 }
 
 /// On every chain where coins may be worth something the least delays are real ones.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod epochs;
+mod reclaim;
 mod stored;
 #[path = "../support/mod.rs"]
 mod support;

@@ -47,6 +47,10 @@ impl Parties {
         }
     }
 
+    pub fn lsp(&self) -> &FactoryKey {
+        &self.lsp
+    }
+
     pub fn lsp_key(&self) -> PublicKey {
         self.lsp.public()
     }

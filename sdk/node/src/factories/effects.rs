@@ -8,6 +8,7 @@ use lightning::ln::types::ChannelId;
 use superscalar_factory::codec::Encode as _;
 use superscalar_factory::coordinator::{self, Coordinator};
 use superscalar_factory::effect::{Effect, Event as CoreEvent, SlotRef};
+use superscalar_factory::exit::reclaim::stock_outpoints;
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::{Attempt, Message};
 use superscalar_factory::wire;
@@ -194,7 +195,10 @@ impl Engine {
         let member = self.members.get(&attempt).and_then(Member::tree);
         let coordinator = self.coordinators.get(&attempt).and_then(Coordinator::built);
         if let Some(tree) = member.or(coordinator.map(|built| &built.tree)) {
-            let outpoints: Vec<OutPoint> = tree.outpoints().into_iter().collect();
+            let mut outpoints: Vec<OutPoint> = tree.outpoints().into_iter().collect();
+            let stock = coordinator.map(|built| stock_outpoints(tree, &built.terms.slots));
+            // An error is one of keys that occur twice, which built terms have not.
+            outpoints.extend(stock.and_then(Result::ok).unwrap_or_default());
             watcher.watch_outpoints(&outpoints)?;
         }
         self.watched

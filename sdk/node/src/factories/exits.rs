@@ -30,7 +30,7 @@ const SETTING: &str = "exits";
 /// Weight of a `static_remotekey` commitment without HTLCs, in virtual bytes (BOLT3: 724 weight).
 const COMMITMENT_VSIZE: u64 = 181;
 /// An exit's coins are free when its last transaction is this deep.
-const BURIED_BLOCKS: u32 = 6;
+pub(super) const BURIED_BLOCKS: u32 = 6;
 
 /// Whether a job may still need coins.
 enum Stage {
@@ -351,6 +351,9 @@ impl Engine {
                 continue;
             }
             let place = bridge::place(&slot);
+            if self.close_if_over(&place) {
+                continue;
+            }
             if let Err(error) = self.defend_path(&place).await {
                 tracing::warn!(place, %error, "a kickoff may be unanswered until the next block");
             }

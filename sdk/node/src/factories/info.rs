@@ -209,9 +209,11 @@ impl BuildRequest {
             Preset::Regtest => Timing::regtest(layers),
         }
     }
+}
 
-    pub(super) fn policy(&self) -> TimeoutPolicy {
-        match self.policy {
+impl From<Policy> for TimeoutPolicy {
+    fn from(policy: Policy) -> TimeoutPolicy {
+        match policy {
             Policy::MembersReclaim => TimeoutPolicy::MembersReclaim,
             Policy::LspReclaims => TimeoutPolicy::LspReclaims,
         }

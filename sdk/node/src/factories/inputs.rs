@@ -174,10 +174,13 @@ impl Engine {
         self.republish().await;
         self.judge_fees();
         self.begin_missed_exits().await;
+        self.leave_in_time().await;
         self.settle().await;
         let mut running = self.step_exits().await;
         running.extend(self.defend().await);
         self.release_coins(&running);
+        self.reclaim().await;
+        self.close_what_is_over().await;
         self.settle().await;
     }
 
@@ -501,7 +504,7 @@ impl Engine {
             expiry,
             timing,
             tree_feerate: request.tree_feerate,
-            policy: request.policy(),
+            policy: request.policy.into(),
             lsp_payout: address.script_pubkey(),
             round_seconds: request.round_seconds,
             seats: peers.iter().map(seat).collect(),

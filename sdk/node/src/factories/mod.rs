@@ -13,6 +13,7 @@ mod exits;
 mod info;
 mod inputs;
 mod patience;
+mod reclaim;
 mod replay;
 
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};

@@ -10,11 +10,12 @@ use lightning_invoice::Bolt11Invoice;
 use serde::{Deserialize, Serialize};
 use superscalar_factory::exit::package::ExitPackage;
 use superscalar_factory::member::WalletLimits;
+use superscalar_factory::timing::DEFAULT_PAYER_CLTV_BLOCKS;
 use zeroize::Zeroizing;
 
 use super::error::WalletError;
 use crate::factories::{
-    Command, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo,
+    Command, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, TreeNodeInfo,
 };
 use crate::hosting::PayError;
 use crate::node::NodeHandle;
@@ -218,6 +219,31 @@ impl Onchain {
     }
 }
 
+/// What a wallet wants of a place in a factory, and what it accepts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    /// Least capacity of the channel in satoshi; 0 leaves it to the LSP.
+    pub capacity_sat: u64,
+    /// Who may be paid at expiry if nobody does anything. Under [`Policy::LspReclaims`] the wallet
+    /// leaves by itself in time, and has to be running then.
+    pub policies: Vec<Policy>,
+    /// Blocks of CLTV that those who pay this wallet allow a route in total. Ordinary LDK payers
+    /// allow 1,008, LND and CLN 2,016, the most there can be.
+    pub route_limit_blocks: u32,
+}
+
+impl JoinRequest {
+    /// The standard: the members are paid at expiry, ordinary payers can pay.
+    pub fn standard(capacity_sat: u64) -> JoinRequest {
+        JoinRequest {
+            capacity_sat,
+            policies: vec![Policy::MembersReclaim],
+            route_limit_blocks: DEFAULT_PAYER_CLTV_BLOCKS,
+        }
+    }
+}
+
 /// Factories.
 #[derive(Clone)]
 pub struct Factories {
@@ -239,9 +265,20 @@ impl Factories {
     /// an offer within the standard limits (see [`WalletLimits::standard`]). What becomes of it
     /// are events; an offer outside the limits is one too, with the field that was wrong.
     pub async fn join(&self, capacity_sat: u64) -> Result<(), WalletError> {
+        self.join_with(JoinRequest::standard(capacity_sat)).await
+    }
+
+    /// [`join`](Self::join) with other limits than the standard ones.
+    pub async fn join_with(&self, request: JoinRequest) -> Result<(), WalletError> {
         let node = self.node.get()?;
-        let capacity = Amount::from_sat(capacity_sat);
-        let limits = WalletLimits::standard(node.keys.network()).wanting(capacity);
+        let capacity = Amount::from_sat(request.capacity_sat);
+        let limits = WalletLimits {
+            policies: request.policies.into_iter().map(Into::into).collect(),
+            ..WalletLimits::standard(node.keys.network())
+        };
+        let limits = limits
+            .wanting(capacity)
+            .payable_within(request.route_limit_blocks);
         let lsp = self.lsp;
         let joined = node.engine.ask(|answer| Command::Seek {
             lsp,

@@ -28,7 +28,7 @@ use crate::keys::{Mnemonic, WalletKeys};
 use crate::node::{Node, NodeConfig, NodeHandle, StartError};
 
 pub use error::{Action, WalletError};
-pub use handles::{Exit, Factories, Lightning, Onchain, OnchainCoins, SendQuote};
+pub use handles::{Exit, Factories, JoinRequest, Lightning, Onchain, OnchainCoins, SendQuote};
 pub use uri::{LspUri, UriError};
 
 /// How often to look for new blocks unless told otherwise.

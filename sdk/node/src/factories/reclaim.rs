@@ -1,0 +1,179 @@
+//! Ends that come with a height: a wallet leaves in time, an LSP takes what is left to it alone,
+//! and a channel whose output can never be on chain is closed.
+//!
+//! What always holds: the LSP takes no branch that somebody has begun to open; everything here is
+//! a function of the chain and of what is on disk, tried again with every block.
+
+use bitcoin::{FeeRate, OutPoint};
+use superscalar_factory::coordinator::{Built, Coordinator};
+use superscalar_factory::exit::reclaim::{reclaims, stock_outpoints};
+use superscalar_factory::exit::{self, ChainFacts, Goal, Progress, Spend, Worth};
+use superscalar_factory::member::Member;
+use superscalar_factory::signing::SignerSetError;
+use superscalar_factory::terms::TimeoutPolicy;
+
+use super::bridge;
+use super::bumps::TARGET_BLOCKS;
+use super::engine::Engine;
+use super::exits::BURIED_BLOCKS;
+use super::info::{EngineError, ExitMode};
+use crate::chain::OutPointStatus;
+
+impl Engine {
+    /// A wallet's: from the deadline on whoever has something in a factory that the LSP reclaims
+    /// leaves it.
+    pub(super) async fn leave_in_time(&mut self) {
+        let due = |role: &Member| {
+            let header = &role.invite().header;
+            let complete = role.path().is_some() && role.is_funded();
+            let due = header.leave_by().is_some_and(|height| self.tip >= height);
+            (complete && due).then_some(header.expiry)
+        };
+        let members = self.members.iter();
+        let due: Vec<(String, u32)> = members
+            .filter_map(|(attempt, role)| Some((bridge::name(attempt), due(role)?)))
+            .collect();
+        for (factory, expiry) in due {
+            if let Err(error) = self.leave_if_worth(&factory, expiry).await {
+                tracing::warn!(factory, %error, "the exit that is due could not be started");
+            }
+        }
+    }
+
+    async fn leave_if_worth(&mut self, factory: &str, expiry: u32) -> Result<(), EngineError> {
+        let path = self.signed_path(factory)?;
+        let leaving = self.leaving(factory, Goal::Leave, &path);
+        // What no feerate brings home is no reason to open the tree.
+        match Worth::of(leaving, self.parts.chain.fees().mempool_minimum()) {
+            Worth::Yes { .. } => {
+                let reason = format!("the LSP may take what is not on chain at height {expiry}");
+                self.start_exit(factory, &reason, ExitMode::Leave).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A wallet's: closes what can never be on chain any more, so that it is not counted.
+    pub(super) async fn close_what_is_over(&mut self) {
+        let watcher = self.parts.chain.watcher();
+        let opened = |role: &Member| {
+            let funding = role.tree().map(|tree| tree.funding);
+            funding.is_some_and(|funding| watcher.spend(&funding).is_some())
+        };
+        let members = self.members.iter().filter(|(_, role)| opened(role));
+        let opened: Vec<String> = members.map(|(attempt, _)| bridge::name(attempt)).collect();
+        for factory in opened {
+            let slot = self.slot_of(&factory);
+            if slot.is_some_and(|slot| self.parts.host.channel_state(&slot).is_some()) {
+                self.close_if_over(&factory);
+            }
+        }
+    }
+
+    /// Whether something else than its leaf is buried on a place's path: its channel is closed then.
+    pub(super) fn close_if_over(&self, place: &str) -> bool {
+        let (Ok(path), Some(slot)) = (self.signed_path(place), self.slot_of(place)) else {
+            return false;
+        };
+        let facts = self.confirmed_spends(path.funding(), path.watched());
+        let planned = exit::plan(&path, Goal::Defend, &facts);
+        let height = match planned.map(|plan| plan.status.progress) {
+            Ok(Progress::PaidOut { height, .. } | Progress::Superseded { height, .. }) => height,
+            _ => return false,
+        };
+        if facts.tip < height + BURIED_BLOCKS {
+            return false;
+        }
+        if self.parts.host.channel_state(&slot).is_some()
+            && let Err(error) = self.parts.host.force_close(&slot)
+        {
+            tracing::warn!(place, %error, "a channel that is over stays open until the next block");
+        }
+        true
+    }
+
+    /// The LSP's: takes what is its own alone, as soon as a block may hold it.
+    pub(super) async fn reclaim(&self) {
+        for (attempt, role) in &self.coordinators {
+            let Some(built) = role.built().filter(|built| built.complete()) else {
+                continue;
+            };
+            if let Err(error) = self.reclaim_from(role, built).await {
+                let factory = bridge::name(attempt);
+                tracing::warn!(factory, %error, "nothing was reclaimed in this block");
+            }
+        }
+    }
+
+    async fn reclaim_from(&self, role: &Coordinator, built: &Built) -> Result<(), EngineError> {
+        let (tree, records) = (&built.tree, &built.terms.slots);
+        let opened = self.parts.chain.watcher().spend(&tree.funding).is_some();
+        let over =
+            tree.header.policy == TimeoutPolicy::LspReclaims && self.tip >= tree.header.expiry;
+        if !(opened || over) {
+            return Ok(());
+        }
+        let stock = stock_outpoints(tree, records).map_err(unsound)?;
+        let watched = tree.outpoints().into_iter().chain(stock);
+        let mut facts = self.confirmed_spends(tree.funding, watched);
+        let due = |facts: &ChainFacts| {
+            let mut found = reclaims(tree, records, facts).map_err(unsound)?;
+            found.retain(|reclaim| reclaim.is_due(facts));
+            Ok::<_, EngineError>(found)
+        };
+        // Of what is due the mempool may know more.
+        for reclaim in due(&facts)? {
+            let status = self.parts.chain.outpoint_status(reclaim.outpoint).await?;
+            if let OutPointStatus::SpentInMempool(txid) = status {
+                let spend = Spend { txid, height: None };
+                facts.spends.insert(reclaim.outpoint, spend);
+            }
+        }
+        let due = due(&facts)?;
+        if due.is_empty() {
+            return Ok(());
+        }
+        let feerate = self.reclaim_feerate().await;
+        for reclaim in due {
+            if let Some(tx) = reclaim.spend(role.key(), feerate) {
+                self.publish_alone(&tx).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody races for it: what the next dozen blocks take.
+    async fn reclaim_feerate(&self) -> FeeRate {
+        let chain = &self.parts.chain;
+        let source = chain.source();
+        if let Err(error) = chain.fees().refresh(&**source).await {
+            tracing::debug!(%error, "feerates were not refreshed");
+        }
+        chain.fees().within(TARGET_BLOCKS)
+    }
+
+    /// What blocks say of `outpoints`.
+    fn confirmed_spends(
+        &self,
+        funding: OutPoint,
+        outpoints: impl IntoIterator<Item = OutPoint>,
+    ) -> ChainFacts {
+        let watcher = self.parts.chain.watcher();
+        let spends = outpoints.into_iter().filter_map(|outpoint| {
+            let spend = watcher.spend(&outpoint)?;
+            let txid = spend.spender.compute_txid();
+            let height = Some(spend.confirmation.height);
+            Some((outpoint, Spend { txid, height }))
+        });
+        ChainFacts {
+            tip: watcher.tip().map_or(self.tip, |tip| tip.height),
+            funding_height: watcher.confirmation(&funding.txid).map(|at| at.height),
+            spends: spends.collect(),
+        }
+    }
+}
+
+/// Built terms repeat no key.
+fn unsound(error: SignerSetError) -> EngineError {
+    EngineError::Exit(error.to_string())
+}
