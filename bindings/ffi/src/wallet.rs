@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use superscalar_sdk as sdk;
 
+use crate::backup::BackupStatus;
 use crate::error::WalletError;
 use crate::events::EventPage;
 use crate::exit::Exit;
@@ -31,6 +32,8 @@ pub struct Status {
     pub lsp_connected: bool,
     /// Height of the chain as the wallet has seen it, while it runs.
     pub height: Option<u32>,
+    /// How the backup stands; none without one, and before the start.
+    pub backup: Option<BackupStatus>,
 }
 
 /// One picture of all money. Every millisatoshi is counted once.
@@ -134,6 +137,13 @@ impl Wallet {
         Ok(Arc::new(Factories::new(Arc::clone(&self.wallet))))
     }
 
+    /// How the backup stands, also when another device has taken the wallet over; none without a
+    /// backup.
+    pub async fn backup(&self) -> Result<Option<BackupStatus>, WalletError> {
+        let wallet = Arc::clone(&self.wallet);
+        runtime::compute(move || Ok(wallet.backup().status()?.map(BackupStatus::from))).await
+    }
+
     /// Leaving alone.
     pub fn exit(&self) -> Result<Arc<Exit>, WalletError> {
         Ok(Arc::new(Exit::new(Arc::clone(&self.wallet))))
@@ -154,6 +164,7 @@ impl From<sdk::Status> for Status {
             running,
             lsp_connected,
             height,
+            backup,
         } = status;
         Status {
             node_id,
@@ -161,6 +172,7 @@ impl From<sdk::Status> for Status {
             running,
             lsp_connected,
             height,
+            backup: backup.map(BackupStatus::from),
         }
     }
 }

@@ -21,6 +21,7 @@ use super::broadcast::BroadcasterGate;
 use super::config::Destination;
 use super::fees::PinnedFees;
 use super::messages::Messages;
+use super::persist::Persister;
 use super::router::FactoryRouter;
 use super::signer::{FactoryKeys, FactorySigner};
 
@@ -35,7 +36,7 @@ pub(super) type GraphRouter =
     DefaultRouter<Graph, Log, Keys, SharedScorer, ProbabilisticScoringFeeParameters, Scorer>;
 pub(super) type MessageRoutes = DefaultMessageRouter<Graph, Log, Keys>;
 pub(super) type Monitor = ChannelMonitor<FactorySigner>;
-pub(super) type Persister = MonitorUpdatingPersister<Store, Log, Keys, Keys, Gate, Fees>;
+pub(super) type MonitorWriter = MonitorUpdatingPersister<Store, Log, Keys, Keys, Gate, Fees>;
 /// Full blocks are followed, so nothing is ever registered with it.
 pub(super) type NoFilter = Arc<dyn Filter + Send + Sync>;
 pub(super) type Monitors =

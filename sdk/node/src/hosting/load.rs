@@ -30,10 +30,11 @@ use super::events::SharedSink;
 use super::fees::PinnedFees;
 use super::host::{ChainFollower, Host, HostParts};
 use super::ldk::{
-    Channels, Fees, Gate, GraphRouter, Keys, Log, MessageRoutes, Monitor, Monitors, Peers,
-    Persister, Scorer, SharedScorer, Sweeper, TracingLog,
+    Channels, Fees, Gate, GraphRouter, Keys, Log, MessageRoutes, Monitor, MonitorWriter, Monitors,
+    Peers, Scorer, SharedScorer, Sweeper, TracingLog,
 };
 use super::messages::Messages;
+use super::persist::Persister;
 use super::router::FactoryRouter;
 use super::signer::FactoryKeys;
 use super::slots::{SharedSlots, SlotError, Slots};
@@ -90,9 +91,9 @@ impl LoadedHost {
     /// Reads the state, or makes a new one.
     pub fn load(config: HostConfig) -> Result<Self, LoadError> {
         let ground = Ground::load(&config)?;
-        let persister = Arc::new(ground.persister());
-        let stored = persister.read_all_channel_monitors_with_updates()?;
-        let monitors = Arc::new(ground.monitors(persister));
+        let writer = ground.monitor_writer();
+        let stored = writer.read_all_channel_monitors_with_updates()?;
+        let monitors = Arc::new(ground.monitors(Arc::new(Persister(writer))));
         let (router, scorer) = ground.router(config.network);
         let (manager_block, channels) = ground.channels(&config, &monitors, router, &stored)?;
         let channels = Arc::new(channels);
@@ -196,7 +197,7 @@ impl Ground {
         })
     }
 
-    fn persister(&self) -> Persister {
+    fn monitor_writer(&self) -> MonitorWriter {
         let Self {
             store,
             keys,
@@ -206,7 +207,7 @@ impl Ground {
             ..
         } = self.clone();
         let signers = Arc::clone(&keys);
-        Persister::new(
+        MonitorWriter::new(
             store,
             log,
             MAX_PENDING_MONITOR_UPDATES,

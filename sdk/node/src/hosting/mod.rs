@@ -33,6 +33,7 @@ mod messages;
 mod opens;
 mod payments;
 mod pending;
+mod persist;
 mod record;
 mod router;
 mod signer;

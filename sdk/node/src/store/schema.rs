@@ -94,6 +94,18 @@ const MIGRATIONS: &[&str] = &[
         exit TEXT NOT NULL,
         tx BLOB NOT NULL
     ) STRICT;",
+    // 3: the last entry of the backup that is written here, and how much there is since its last
+    // full one.
+    "CREATE TABLE backup_mark (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        position INTEGER NOT NULL,
+        hash BLOB NOT NULL CHECK (length(hash) = 32),
+        generation INTEGER NOT NULL,
+        since INTEGER NOT NULL,
+        schema INTEGER NOT NULL,
+        full_bytes INTEGER NOT NULL,
+        since_full_bytes INTEGER NOT NULL
+    ) STRICT;",
 ];
 
 /// Refuses, before anything is written, a file that is not ours, too new or damaged. `false` for a
@@ -106,15 +118,21 @@ pub(super) fn check(connection: &Connection) -> Result<bool, StoreError> {
     if application_id != APPLICATION_ID && (tables > 0 || application_id != 0) {
         return Err(StoreError::NotOurs { application_id });
     }
-    let known = MIGRATIONS.len() as u32;
-    if found > known {
-        return Err(StoreError::NewerSchema { found, known });
-    }
+    check_known(found)?;
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict != "ok" {
         return Err(StoreError::corrupt(verdict));
     }
     Ok(found > 0)
+}
+
+/// Refuses a schema this SDK does not know.
+pub(super) fn check_known(found: u32) -> Result<(), StoreError> {
+    let known = MIGRATIONS.len() as u32;
+    match found > known {
+        true => Err(StoreError::NewerSchema { found, known }),
+        false => Ok(()),
+    }
 }
 
 /// Applies the missing migrations, each with its version number in one transaction.
