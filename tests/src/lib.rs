@@ -9,6 +9,7 @@ pub mod demo;
 pub mod network;
 pub mod ordinary;
 pub mod processes;
+pub mod remote;
 pub mod scale;
 pub mod tap;
 pub mod trail;
