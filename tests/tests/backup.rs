@@ -256,3 +256,82 @@ async fn an_older_copy_of_the_backup_is_refused() {
     network.pay(0, 1, 10_000_000).await;
     network.stop().await;
 }
+
+/// What a hash chain cannot show: the remote store hides its newest entries, and the device that
+/// knew them is gone. The LSP's proof that the state is an old one is what protects then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_state_the_lsp_proves_old_nothing_is_published() {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(2).await;
+    network.back_up(0).await;
+    network.wallet(0).factories().join(500_000).await.unwrap();
+    let factory = network.build(regtest_factory(2)).await;
+    network.lsp_pays(0, 100_000_000).await;
+    network.settle().await;
+    let older = network.remote(0).copy();
+    network.pay(0, 1, 30_000_000).await;
+    network.settle().await;
+    let newest_sat = network.balance_msat(0) / 1_000;
+    let infos = network.lsp().factories().await.unwrap();
+    let funding = OutPoint::from_str(infos[0].funding.as_ref().unwrap()).unwrap();
+
+    network.wallet(0).stop().await;
+    network.remote(0).roll_back(&older.keep());
+    let (stale, _directory) = network.restored(0).await.unwrap();
+    network
+        .wait("the stale wallet to be stopped", async || {
+            !stale.status().running
+        })
+        .await;
+    let refused = stale.exit().start(&factory, ExitMode::Leave).await;
+    assert_eq!(code(refused), ("old_state", Action::CheckBackup));
+    assert!(network.chain.mempool().unwrap().is_empty());
+    assert_eq!(network.chain.spender_of(funding).unwrap(), None);
+
+    // Started again it brings the leaf on chain, but no commitment of its own.
+    stale.stop().await;
+    stale.start().await.unwrap();
+    let status = stale.status();
+    assert!(status.running && status.old_state && !status.lsp_connected);
+    let seat = stale
+        .factories()
+        .list()
+        .await
+        .unwrap()
+        .remove(0)
+        .seats
+        .remove(0);
+    let leaf = OutPoint::from_str(&seat.channel.unwrap()).unwrap();
+    let slot = seat.slot;
+    stale.exit().start(&factory, ExitMode::Leave).await.unwrap();
+    network.members[0].wallet = stale;
+    let mut blocks = 0;
+    while network.chain.confirmed_at(leaf.txid).unwrap().is_none() {
+        network.mine(1).await;
+        blocks += 1;
+        assert!(blocks < 700, "{:?}", network.exit(0).await);
+    }
+    network.mine(10).await;
+    assert_eq!(network.chain.spender_of(leaf).unwrap(), None);
+
+    // The LSP's closing pays the newest balance.
+    let place = format!("{factory}/{slot}");
+    let lsp_exit = network.lsp().exit();
+    lsp_exit.start(&place, ExitMode::Leave).await.unwrap();
+    while network.wallet(0).balance().unwrap().onchain_sat == 0 {
+        network.mine(1).await;
+        blocks += 1;
+        assert!(blocks < 1_000, "{:?}", network.exit(0).await);
+    }
+    let (commitment, _) = network.confirmed_spender(leaf);
+    let ours = commitment
+        .output
+        .iter()
+        .position(|it| it.value.to_sat() == newest_sat);
+    let spent = OutPoint::new(commitment.compute_txid(), ours.unwrap() as u32);
+    let (sweep, _) = network.confirmed_spender(spent);
+    let arrived: u64 = sweep.output.iter().map(|it| it.value.to_sat()).sum();
+    assert_eq!(network.wallet(0).balance().unwrap().onchain_sat, arrived);
+    assert!(arrived > newest_sat - 20 * sweep.vsize() as u64);
+    network.stop().await;
+}

@@ -32,6 +32,9 @@ pub struct Status {
     pub lsp_connected: bool,
     /// Height of the chain as the wallet has seen it, while it runs.
     pub height: Option<u32>,
+    /// Whether the LSP has proven that this wallet's state is an old one. It does not speak to the
+    /// LSP then and publishes no commitment; what the LSP's closing pays is taken.
+    pub old_state: bool,
     /// How the backup stands; none without one, and before the start.
     pub backup: Option<BackupStatus>,
 }
@@ -164,6 +167,7 @@ impl From<sdk::Status> for Status {
             running,
             lsp_connected,
             height,
+            old_state,
             backup,
         } = status;
         Status {
@@ -172,6 +176,7 @@ impl From<sdk::Status> for Status {
             running,
             lsp_connected,
             height,
+            old_state,
             backup: backup.map(BackupStatus::from),
         }
     }

@@ -147,6 +147,10 @@ pub enum BackupError {
     /// writes it.
     #[error("the local database is behind its backup: start again")]
     LocalBehind,
+    /// A peer has proven that this state is an old one: it was restored from a copy that hid what
+    /// came after. Nothing of it is published; the peer's closing pays us.
+    #[error("the LSP has proven that this wallet's state is an old one")]
+    OldState,
     /// There is no randomness to encrypt with.
     #[error("no randomness for the backup")]
     Randomness,

@@ -21,6 +21,7 @@ use super::broadcast::BroadcasterGate;
 use super::config::Destination;
 use super::fees::PinnedFees;
 use super::messages::Messages;
+use super::old_state::OldState;
 use super::persist::Persister;
 use super::router::FactoryRouter;
 use super::signer::{FactoryKeys, FactorySigner};
@@ -65,7 +66,7 @@ pub(super) type Peers = PeerManager<
 pub(super) type Sweeper = OutputSweeperSync<Gate, Destination, Fees, NoFilter, Store, Log, Keys>;
 
 /// LDK's log, told apart by target `ldk`.
-pub(super) struct TracingLog;
+pub(super) struct TracingLog(pub(super) Arc<OldState>);
 
 impl Logger for TracingLog {
     fn log(&self, record: Record<'_>) {
@@ -77,6 +78,7 @@ impl Logger for TracingLog {
             channel_id,
             ..
         } = record;
+        self.0.hear(level, module_path, &args);
         let peer = peer_id.map(|id| id.to_string());
         let channel = channel_id.map(|id| id.to_string());
         macro_rules! log {

@@ -25,7 +25,7 @@ use lightning::util::ser::ReadableArgs;
 
 use super::Store;
 use super::broadcast::{BroadcasterGate, GateError};
-use super::config::{Destination, HostConfig, user_config};
+use super::config::{Destination, HostConfig, Role, user_config};
 use super::events::SharedSink;
 use super::fees::PinnedFees;
 use super::host::{ChainFollower, Host, HostParts};
@@ -34,6 +34,7 @@ use super::ldk::{
     Peers, Scorer, SharedScorer, Sweeper, TracingLog,
 };
 use super::messages::Messages;
+use super::old_state::OldState;
 use super::persist::Persister;
 use super::router::FactoryRouter;
 use super::signer::FactoryKeys;
@@ -71,6 +72,10 @@ pub enum LoadError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A member has proven that this server's state is an old one. Started, it would publish
+    /// commitments that are revoked.
+    #[error("a member has proven that this state is an old one: find a newer backup")]
+    OldState,
     /// Two monitors for one channel.
     #[error("a channel monitor is stored twice")]
     DuplicateMonitor,
@@ -117,6 +122,7 @@ impl LoadedHost {
             keys: ground.keys,
             gate: ground.gate,
             log: ground.log,
+            old_state: ground.old_state,
             monitors,
             channels,
             messages,
@@ -179,19 +185,29 @@ struct Ground {
     fees: Fees,
     gate: Gate,
     log: Log,
+    old_state: Arc<OldState>,
 }
 
 impl Ground {
     fn load(config: &HostConfig) -> Result<Self, LoadError> {
         let store = Arc::clone(&config.store);
         let slots: SharedSlots = Arc::new(Slots::load(Arc::clone(&store))?);
-        let network = Arc::clone(&config.broadcaster);
-        let gate = BroadcasterGate::load(Arc::clone(&slots), Arc::clone(&store), network)?;
+        let old_state = Arc::new(OldState::load(Arc::clone(&store))?);
+        if old_state.is_proven() && matches!(config.role, Role::Lsp(_)) {
+            return Err(LoadError::OldState);
+        }
+        let gate = BroadcasterGate::load(
+            Arc::clone(&slots),
+            Arc::clone(&store),
+            Arc::clone(&config.broadcaster),
+            Arc::clone(&old_state),
+        )?;
         Ok(Self {
             keys: Arc::new(FactoryKeys::new(&config.node_seed, Arc::clone(&slots))),
             fees: Arc::new(PinnedFees::new(Arc::clone(&config.fees), &config.role)),
             gate: Arc::new(gate),
-            log: Arc::new(TracingLog),
+            log: Arc::new(TracingLog(Arc::clone(&old_state))),
+            old_state,
             store,
             slots,
         })

@@ -30,6 +30,7 @@ mod htlc;
 mod ldk;
 mod load;
 mod messages;
+mod old_state;
 mod opens;
 mod payments;
 mod pending;

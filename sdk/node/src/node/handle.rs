@@ -17,8 +17,8 @@ impl NodeHandle {
     /// Why it stopped, if it did so by itself.
     pub(crate) fn get(&self) -> Result<Arc<Node>, WalletError> {
         let node = self.last().ok_or(WalletError::Stopped)?;
-        match node.superseded() {
-            Some(error) => Err(StoreError::from(error.clone()).into()),
+        match node.lost() {
+            Some(error) => Err(StoreError::from(error).into()),
             None => Ok(node),
         }
     }

@@ -18,7 +18,7 @@ use superscalar_factory::exit::bump::FeeCaps;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinHandle;
 
-use crate::backup::{BackupError, BackupState, BackupStatus};
+use crate::backup::{BackupError, BackupStatus};
 use crate::chain::{BitcoindConfig, BitcoindSource, Chain, ChainError, ChainSource, Follower, Tip};
 use crate::event::EventLog;
 use crate::factories::{Engine, EngineHandle, EngineParts};
@@ -89,7 +89,7 @@ impl Node {
         let store = Arc::new(open_store(&config, &identity)?);
         let started = Node::assemble(config, Arc::clone(&store)).await;
         match &started {
-            Ok(node) => node.stop_when_superseded(),
+            Ok(node) => node.stop_when_lost(),
             // A task that was begun may hold the store for a moment longer.
             Err(_) => store.close(),
         }
@@ -227,24 +227,35 @@ impl Node {
     }
 
     /// Why this node has stopped by itself, if it has.
-    pub(crate) fn superseded(&self) -> Option<&BackupError> {
-        self.store.lost()
+    pub(crate) fn lost(&self) -> Option<BackupError> {
+        self.store.lost().borrow().clone()
     }
 
-    /// Two devices must never be the same wallet: the one that is told so ends.
-    fn stop_when_superseded(self: &Arc<Self>) {
-        let Some(mut backup) = self.store.backup() else {
-            return;
-        };
+    /// A node that is told it is not the newest ends: by its backup, or by its peer.
+    fn stop_when_lost(self: &Arc<Self>) {
+        let (mut lost, mut old_state) = (self.store.lost(), self.host.old_state());
+        // Known since an earlier start: nothing is said to anybody.
+        let known = *old_state.borrow();
         let node = Arc::downgrade(self);
         self.runtime.spawn(async move {
-            let lost = |status: &BackupStatus| matches!(status.state, BackupState::Lost { .. });
-            // An error: the store is gone, and the node with it.
-            if backup.wait_for(lost).await.is_ok()
-                && let Some(node) = node.upgrade()
-            {
-                node.stop().await;
+            let proven = async {
+                match known {
+                    true => std::future::pending().await,
+                    false => old_state.wait_for(|proven| *proven).await.is_ok(),
+                }
+            };
+            // Errors: store and host are gone, and the node with them.
+            let proven = tokio::select! {
+                _ = lost.wait_for(Option::is_some) => false,
+                proven = proven => proven,
+            };
+            let Some(node) = node.upgrade() else {
+                return;
+            };
+            if proven {
+                node.store.lose(BackupError::OldState);
             }
+            node.stop().await;
         });
     }
 

@@ -314,7 +314,7 @@ fn of_two_devices_the_older_is_refused_before_anything_changes() {
         status.borrow().state,
         crate::backup::BackupState::Lost { .. }
     ));
-    assert_eq!(store.lost(), Some(&superseded));
+    assert_eq!(store.lost().borrow().as_ref(), Some(&superseded));
     assert_eq!(refusal(store.records(b"f")), superseded);
     drop(store);
     let again = refusal(open(directory.path(), &remote));
@@ -340,6 +340,23 @@ fn an_older_device_stays_refused_after_the_newer_has_cleaned_up() {
         matches!(refused, BackupError::Superseded { .. }),
         "{refused}"
     );
+}
+
+#[test]
+fn a_restore_that_dies_when_it_has_taken_over_is_done_again() {
+    let (_directory, remote, store) = fresh();
+    store.append(b"f", b"one").unwrap();
+    remote.answers(Answer::Lost);
+    assert!(refusal(restore(&remote)).is_transient());
+    // The old device is out already, and the new one begins once more.
+    let refused = refusal(store.append(b"f", b"two"));
+    assert!(
+        matches!(refused, BackupError::Superseded { .. }),
+        "{refused}"
+    );
+    let (_elsewhere, restored) = restore(&remote).unwrap();
+    assert_eq!(restored.backup().unwrap().borrow().generation, 3);
+    assert_eq!(restored.records(b"f").unwrap().len(), 1);
 }
 
 #[test]

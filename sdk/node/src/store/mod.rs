@@ -31,7 +31,7 @@ mod tests;
 use std::fs;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bitcoin::Network;
@@ -78,8 +78,8 @@ pub struct Store {
     directory: PathBuf,
     identity: Identity,
     backup: Option<watch::Receiver<BackupStatus>>,
-    /// Why it writes no more, once its backup belongs to somebody else.
-    lost: OnceLock<BackupError>,
+    /// Why it is closed for good.
+    lost: watch::Sender<Option<BackupError>>,
     /// Whether nobody may wait for the backup any more.
     is_ending: Mutex<bool>,
     ending: Condvar,
@@ -168,7 +168,7 @@ impl Store {
             })),
             directory: directory.to_owned(),
             identity: *identity,
-            lost: OnceLock::new(),
+            lost: watch::Sender::new(None),
             is_ending: Mutex::new(false),
             ending: Condvar::new(),
         })
@@ -193,9 +193,22 @@ impl Store {
         self.backup.clone()
     }
 
-    /// Why this store writes no more, once its backup belongs to somebody else.
-    pub(crate) fn lost(&self) -> Option<&BackupError> {
-        self.lost.get()
+    /// Why this store is closed, once what it holds is not the newest.
+    pub(crate) fn lost(&self) -> watch::Receiver<Option<BackupError>> {
+        self.lost.subscribe()
+    }
+
+    /// Closes the store for good: what it holds is not the newest.
+    pub(crate) fn lose(&self, error: BackupError) {
+        self.close();
+        self.told_lost(error);
+    }
+
+    fn told_lost(&self, error: BackupError) {
+        tracing::error!(%error, "this store is closed for good");
+        self.lost.send_modify(|lost| {
+            lost.get_or_insert(error);
+        });
     }
 
     /// The directory the database lives in.
@@ -241,16 +254,15 @@ impl Store {
         let done = open.mirrored(work, &mut lost);
         set_read_only(&open.connection, true)?;
         if let Some(error) = lost {
-            tracing::error!(%error, "this wallet writes no more");
-            self.lost.get_or_init(|| error);
             *access = Access::Closed;
+            self.told_lost(error);
         }
         done
     }
 
     /// What a call on a closed store is told.
     fn closed(&self) -> StoreError {
-        match self.lost() {
+        match &*self.lost.borrow() {
             Some(error) => error.clone().into(),
             None => StoreError::Closed,
         }

@@ -10,7 +10,7 @@ use superscalar_factory::coordinator::PlanError;
 use crate::backup::BackupError;
 use crate::chain::{BroadcastError, ChainError};
 use crate::factories::EngineError;
-use crate::hosting::{ChannelError, ConnectError, InvoiceError, PayError};
+use crate::hosting::{ChannelError, ConnectError, InvoiceError, LoadError, PayError};
 use crate::keys::KeysError;
 use crate::node::StartError;
 use crate::onchain::OnchainError;
@@ -138,6 +138,7 @@ impl WalletError {
                 StartError::Store(error) => store_code(error),
                 StartError::Chain(error) => chain_code(error),
                 StartError::Onchain(error) => onchain_code(error),
+                StartError::Lightning(LoadError::OldState) => "old_state",
                 StartError::Lightning(_) => "start_failed",
             },
             WalletError::Factory(error) => match error {
@@ -280,7 +281,9 @@ impl WalletError {
             "storage_damaged" | "restore_needed" => Action::RestoreBackup,
             "backup_superseded" => Action::UseOtherDevice,
             "backup_unreachable" | "backup_rolled_back" | "backup_damaged"
-            | "backup_of_another" | "backup_missing" | "backup_empty" => Action::CheckBackup,
+            | "backup_of_another" | "backup_missing" | "backup_empty" | "old_state" => {
+                Action::CheckBackup
+            }
             "storage_failed" => Action::CheckStorage,
             "incomplete_settings"
             | "invalid_argument"
@@ -335,6 +338,7 @@ fn backup_code(error: &BackupError) -> &'static str {
         BackupError::RestoreNeeded => "restore_needed",
         BackupError::Newer { .. } => "newer_data",
         BackupError::LocalBehind => "storage_failed",
+        BackupError::OldState => "old_state",
         BackupError::Randomness | BackupError::SingleThreaded => "backup_failed",
     }
 }

@@ -278,6 +278,7 @@ impl Wallet {
             running: node.is_some(),
             lsp_connected: node.is_some_and(|it| it.host.is_connected(&self.lsp.node_id)),
             height: node.map(|it| it.host.height()),
+            old_state: node.is_some_and(|it| *it.host.old_state().borrow()),
             backup: last.and_then(|it| it.backup()),
         }
     }
@@ -371,6 +372,9 @@ pub struct Status {
     pub lsp_connected: bool,
     /// Height of the chain as the wallet has seen it, while it runs.
     pub height: Option<u32>,
+    /// Whether the LSP has proven that this wallet's state is an old one. It does not speak to the
+    /// LSP then and publishes no commitment; what the LSP's closing pays is taken.
+    pub old_state: bool,
     /// How the backup stands; `None` without one, and before the start.
     pub backup: Option<BackupStatus>,
 }
@@ -429,7 +433,8 @@ pub(crate) async fn wait_for_event(node: &Node, cursor: u64) -> Result<(), Walle
 
 /// Connects to the LSP again whenever the connection is gone.
 async fn stay_connected(node: Arc<Node>, lsp: LspUri) {
-    while node.superseded().is_none() {
+    let is_old = *node.host.old_state().borrow();
+    while !is_old && node.lost().is_none() {
         if !node.host.is_connected(&lsp.node_id) {
             let address = resolve(&lsp).await;
             if let Some(address) = address
