@@ -4,9 +4,11 @@
 
 use std::str::FromStr;
 
-use bitcoin::{OutPoint, Txid};
+use bitcoin::{Amount, OutPoint, Txid};
 use superscalar_sdk::{Action, BackupState, ExitMode, PaymentStatus, WalletError};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
+use superscalar_tests::processes::{LspProcess, WalletProcess};
+use superscalar_tests::regtest::RegtestNode;
 use superscalar_tests::wire::REVOKE_BYTES;
 
 /// How long the member's output of its own commitment is locked.
@@ -255,6 +257,35 @@ async fn an_older_copy_of_the_backup_is_refused() {
     network.reconnected().await;
     network.pay(0, 1, 10_000_000).await;
     network.stop().await;
+}
+
+#[test]
+fn the_command_line_backs_up_and_restores() {
+    let chain = RegtestNode::new().unwrap();
+    let lsp = LspProcess::start(&chain).unwrap();
+    let remote = tempfile::tempdir().unwrap();
+    let mut wallet = WalletProcess::start(&chain, &lsp.uri).unwrap();
+    wallet.stop().unwrap();
+    wallet.also(&["--backup-dir", remote.path().to_str().unwrap()]);
+    wallet.restart().unwrap();
+    let address: bitcoin::Address<_> = wallet.address().unwrap().parse().unwrap();
+    let script = address.assume_checked().script_pubkey();
+    chain.fund(&script, Amount::from_sat(70_000)).unwrap();
+    wallet.sync().unwrap();
+    let before = wallet.status().unwrap();
+    assert_eq!(before.backup.as_ref().unwrap().generation, 1);
+
+    wallet.lose_data().unwrap();
+    let refused = wallet.restart().unwrap_err().to_string();
+    assert!(refused.contains("error[restore_needed]"), "{refused}");
+    wallet.also(&["--begin", "restore"]);
+    wallet.restart().unwrap();
+    let after = wallet.status().unwrap();
+    assert_eq!(after.node_id, before.node_id);
+    let (before, after) = (before.backup.unwrap(), after.backup.unwrap());
+    assert_eq!((after.generation, after.state), (2, BackupState::Current));
+    assert!(after.position > before.position);
+    assert_eq!(wallet.balance().unwrap().onchain_sat, 70_000);
 }
 
 /// What a hash chain cannot show: the remote store hides its newest entries, and the device that

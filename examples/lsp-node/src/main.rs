@@ -107,7 +107,13 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     });
     // Nobody may be listening any more: that is no reason not to serve.
     let _ = writeln!(std::io::stdout(), "{ready}");
-    let served = api::serve(listener, api).await;
+    let served = tokio::select! {
+        served = api::serve(listener, api) => served,
+        lost = lsp.lost() => {
+            lsp.stop().await;
+            return Err(lost.into());
+        }
+    };
     lsp.stop().await;
     tracing::info!("stopped");
     served.context("the REST API failed")

@@ -9,7 +9,7 @@ use bitcoin::Network;
 use serde::{Deserialize, Serialize};
 use superscalar_factory::exit::bump::FeeCaps;
 
-use crate::backup::{BackupStatus, Begin, RemoteStore};
+use crate::backup::{BackupError, BackupStatus, Begin, RemoteStore};
 use crate::event::EventPage;
 use crate::factories::{BuildRequest, Command, ExitInfo, FactoryInfo, TreeNodeInfo};
 use crate::hosting::{LspPolicy, Role};
@@ -247,6 +247,11 @@ impl Lsp {
     /// How the backup stands; `None` without one.
     pub fn backup(&self) -> Option<BackupStatus> {
         self.node.backup()
+    }
+
+    /// Waits until the LSP stops by itself because what it holds is not the newest; why.
+    pub async fn lost(&self) -> BackupError {
+        self.node.until_lost().await
     }
 
     /// What the LSP holds.

@@ -157,10 +157,11 @@ impl Log {
     }
 
     /// Deletes what nobody needs once the full entry `head` is acknowledged: what this generation
-    /// wrote, except its first entry.
-    pub(crate) fn trim(&self, head: &Head) -> Result<(), BackupError> {
+    /// wrote, except its first entry and those in `kept`.
+    pub(crate) fn trim(&self, head: &Head, kept: &[u64]) -> Result<(), BackupError> {
         for position in self.positions()? {
-            if head.since < position && position < head.position {
+            let ours = head.since < position && position < head.position;
+            if ours && !kept.contains(&position) {
                 self.remote.delete(&name(position))?;
             }
         }

@@ -10,8 +10,8 @@
 //! - Each entry names the hash of the one before it and is authenticated together with its place.
 //!   What does not decrypt, is missing between two others or belongs to somebody else is refused.
 //! - A restore takes the log over by an entry of its own, of the next *generation*. A generation
-//!   deletes only what it wrote itself, and never its first entry: the place at which an earlier
-//!   one would go on writing stays taken.
+//!   deletes only what it wrote itself, and never its first entry nor the first of each run: the
+//!   place at which an earlier device, or a copy of this one, would go on writing stays taken.
 //!
 //! What a hash chain cannot show is that the newest entries were left out by the remote store. A
 //! device that has its database notices ([`BackupError::RolledBack`]); a new one cannot.

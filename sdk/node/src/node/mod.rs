@@ -231,6 +231,16 @@ impl Node {
         self.store.lost().borrow().clone()
     }
 
+    /// Waits until this node stops by itself; why.
+    pub(crate) async fn until_lost(&self) -> BackupError {
+        let mut lost = self.store.lost();
+        match lost.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(error)) => error.clone(),
+            // Not reached: the store, which we hold, tells it.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
     /// A node that is told it is not the newest ends: by its backup, or by its peer.
     fn stop_when_lost(self: &Arc<Self>) {
         let (mut lost, mut old_state) = (self.store.lost(), self.host.old_state());

@@ -342,6 +342,25 @@ fn an_older_device_stays_refused_after_the_newer_has_cleaned_up() {
     );
 }
 
+/// A directory copied to another device, as system backups do: no restore has taken anything over.
+#[test]
+fn a_copy_of_the_directory_and_its_original_do_not_both_go_on() {
+    let (directory, remote, store) = fresh();
+    store.append(b"f", b"one").unwrap();
+    let copy = files(directory.path());
+    let copied = open(copy.path(), &remote).unwrap();
+    for _ in 0..40 {
+        copied.append(b"f", &[0; 50_000]).unwrap();
+    }
+    let refused = refusal(store.append(b"f", b"two"));
+    assert!(
+        matches!(refused, BackupError::Superseded { .. }),
+        "{refused}"
+    );
+    let refused = refusal(open(directory.path(), &remote));
+    assert!(matches!(refused, BackupError::Gap { .. }), "{refused}");
+}
+
 #[test]
 fn a_restore_that_dies_when_it_has_taken_over_is_done_again() {
     let (_directory, remote, store) = fresh();

@@ -16,6 +16,21 @@ use super::rows::{self, RowId, Triggers};
 use super::{Identity, StoreError, schema};
 use crate::backup::{BackupError, BackupState, BackupStatus, Begin, Head, Kind, Log, Vault};
 
+/// This device's place in the log, and the first entry of each of its runs. No part of a backup.
+const LOCAL_TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS backup_mark (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        position INTEGER NOT NULL,
+        hash BLOB NOT NULL CHECK (length(hash) = 32),
+        generation INTEGER NOT NULL,
+        since INTEGER NOT NULL,
+        schema INTEGER NOT NULL,
+        full_bytes INTEGER NOT NULL,
+        since_full_bytes INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE IF NOT EXISTS backup_session (position INTEGER PRIMARY KEY) STRICT;";
+/// Of so many runs the first entries are kept.
+const KEPT_SESSIONS: u32 = 1_000;
 /// A log with less than this since its last full entry is short enough.
 const SHORT_BYTES: u64 = 256 * 1024;
 
@@ -34,6 +49,8 @@ pub(super) struct Mirror {
     carried: Vec<RowId>,
     /// Whether the next entry must be a full one.
     full_due: bool,
+    /// Whether this run has written an entry.
+    has_written: bool,
     status: watch::Sender<BackupStatus>,
 }
 
@@ -79,12 +96,14 @@ impl Mirror {
             mark,
             carried: Vec::new(),
             full_due,
+            has_written: false,
             status: watch::Sender::new(status),
         })
     }
 
     /// Watches every write from now on, and writes the first entry where there is none.
     pub(super) fn start(&mut self, connection: &mut Connection) -> Result<(), StoreError> {
+        connection.execute_batch(LOCAL_TABLES)?;
         rows::watch(connection)?;
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         self.commit(tx)
@@ -121,12 +140,14 @@ impl Mirror {
         let appended = self.log.append(self.mark.head, kind, &payload);
         let head = appended.map_err(|error| self.failed(error))?;
         let mark = self.mark.after(head, schema, kind, payload.len() as u64);
-        let here = write_mark(&tx, &mark).and_then(|()| Ok(tx.commit()?));
-        here.map_err(|error| {
+        let first = (!self.has_written).then_some(head.position);
+        let here = commit_here(tx, &mark, first);
+        let sessions = here.map_err(|error| {
             tracing::error!(%error, "what the backup has could not be written here");
             self.failed(BackupError::LocalBehind)
         })?;
         self.mark = mark;
+        self.has_written = true;
         self.carried.clear();
         self.full_due = false;
         self.status.send_modify(|status| {
@@ -136,7 +157,7 @@ impl Mirror {
             status.state = BackupState::Current;
         });
         if kind == Kind::Full
-            && let Err(error) = self.log.trim(&head)
+            && let Err(error) = self.log.trim(&head, &sessions)
         {
             tracing::info!(%error, "old entries of the backup stay until the next full one");
         }
@@ -268,6 +289,7 @@ fn restore(connection: &mut Connection, log: &Log) -> Result<Mark, StoreError> {
             Err(BackupError::Superseded { .. }) => continue,
             head => head?,
         };
+        tx.execute_batch(LOCAL_TABLES)?;
         let schema = rows::schema_version(&tx)?;
         let mark = Mark::at(head).after(head, schema, Kind::Full, dump.len() as u64);
         write_mark(&tx, &mark)?;
@@ -309,6 +331,29 @@ fn read_mark(connection: &Connection) -> Result<Option<Mark>, StoreError> {
         },
     );
     Ok(mark.optional()?)
+}
+
+/// Writes down where the backup stands and commits; the first entries of this device's runs.
+fn commit_here(
+    tx: Transaction<'_>,
+    mark: &Mark,
+    first: Option<u64>,
+) -> Result<Vec<u64>, StoreError> {
+    write_mark(&tx, mark)?;
+    if let Some(first) = first {
+        tx.execute("INSERT INTO backup_session VALUES (?1)", [first])?;
+        tx.execute(
+            "DELETE FROM backup_session WHERE position NOT IN
+             (SELECT position FROM backup_session ORDER BY position DESC LIMIT ?1)",
+            [KEPT_SESSIONS],
+        )?;
+    }
+    let sessions = tx
+        .prepare_cached("SELECT position FROM backup_session")?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    tx.commit()?;
+    Ok(sessions)
 }
 
 fn write_mark(tx: &Transaction<'_>, mark: &Mark) -> Result<(), StoreError> {

@@ -200,8 +200,8 @@ impl Store {
 
     /// Closes the store for good: what it holds is not the newest.
     pub(crate) fn lose(&self, error: BackupError) {
-        self.close();
         self.told_lost(error);
+        self.close();
     }
 
     fn told_lost(&self, error: BackupError) {

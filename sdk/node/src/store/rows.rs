@@ -12,8 +12,6 @@ use superscalar_factory::codec::{DecodeError, Encode as _, Reader, write_big_siz
 
 use super::StoreError;
 
-/// This device's own place in the log.
-const LOCAL_TABLE: &str = "backup_mark";
 /// The largest number of anything in a copy: what is read was authenticated, so it only has to fit.
 const ANY: u64 = u64::MAX;
 
@@ -175,9 +173,9 @@ pub(super) fn restore(tx: &Transaction<'_>, dump: &[u8]) -> Result<(), StoreErro
     Ok(())
 }
 
-/// Empties the database, tables and all.
+/// Removes everything that is part of a backup, tables and all.
 pub(super) fn clear(tx: &Transaction<'_>) -> Result<(), StoreError> {
-    for table in texts(tx, ALL_TABLES)? {
+    for table in tables(tx)? {
         tx.execute_batch(&format!("DROP TABLE main.{}", quoted(&table)))?;
     }
     Ok(())
@@ -260,17 +258,18 @@ fn insert(tx: &Transaction<'_>, table: &str, values: &[Value]) -> Result<(), Sto
     Ok(())
 }
 
+/// Everything but SQLite's own tables, and this device's place in the log (`mirror`).
 const SCHEMA: &str = "SELECT sql FROM main.sqlite_schema
-    WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY rowid";
+    WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+    AND tbl_name NOT IN ('backup_mark', 'backup_session') ORDER BY rowid";
 
-const ALL_TABLES: &str = "SELECT name FROM main.sqlite_schema
-    WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name";
+const TABLES: &str = "SELECT name FROM main.sqlite_schema
+    WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+    AND name NOT IN ('backup_mark', 'backup_session') ORDER BY name";
 
 /// All tables that are part of a backup, in a fixed order.
 fn tables(connection: &Connection) -> Result<Vec<String>, StoreError> {
-    let mut tables = texts(connection, ALL_TABLES)?;
-    tables.retain(|table| table != LOCAL_TABLE);
-    Ok(tables)
+    texts(connection, TABLES)
 }
 
 /// The condition under which a row is part of a backup. What LDK learns about the network is large

@@ -94,18 +94,6 @@ const MIGRATIONS: &[&str] = &[
         exit TEXT NOT NULL,
         tx BLOB NOT NULL
     ) STRICT;",
-    // 3: the last entry of the backup that is written here, and how much there is since its last
-    // full one.
-    "CREATE TABLE backup_mark (
-        id INTEGER PRIMARY KEY CHECK (id = 1),
-        position INTEGER NOT NULL,
-        hash BLOB NOT NULL CHECK (length(hash) = 32),
-        generation INTEGER NOT NULL,
-        since INTEGER NOT NULL,
-        schema INTEGER NOT NULL,
-        full_bytes INTEGER NOT NULL,
-        since_full_bytes INTEGER NOT NULL
-    ) STRICT;",
 ];
 
 /// Refuses, before anything is written, a file that is not ours, too new or damaged. `false` for a
