@@ -7,6 +7,7 @@
 //! A try whose answer was lost may have left an entry. Nothing came of it here, so the next entry
 //! carries the rows of that try along, as they are without it.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -14,7 +15,10 @@ use tokio::sync::watch;
 
 use super::rows::{self, RowId, Triggers};
 use super::{Identity, StoreError, schema};
-use crate::backup::{BackupError, BackupState, BackupStatus, Begin, Head, Kind, Log, Vault};
+use crate::backup::{
+    BackupError, BackupState, BackupStatus, Begin, Head, Kind, Log, RemoteStore, Vault,
+};
+use crate::keys::Secret32;
 
 /// This device's place in the log, and the first entry of each of its runs. No part of a backup.
 const LOCAL_TABLES: &str = "
@@ -36,8 +40,8 @@ const SHORT_BYTES: u64 = 256 * 1024;
 
 /// Where a store's backup is, and how to begin.
 pub(crate) struct Backing {
-    pub(crate) remote: std::sync::Arc<dyn crate::backup::RemoteStore>,
-    pub(crate) key: crate::keys::Secret32,
+    pub(crate) remote: Arc<dyn RemoteStore>,
+    pub(crate) key: Secret32,
     pub(crate) begin: Begin,
 }
 
@@ -74,7 +78,7 @@ impl Mirror {
         is_new: bool,
     ) -> Result<Mirror, StoreError> {
         let vault = Vault::new(&backing.key, identity);
-        let log = Log::new(std::sync::Arc::clone(&backing.remote), vault)?;
+        let log = Log::new(Arc::clone(&backing.remote), vault)?;
         rows::set_triggers(connection, Triggers::Off)?;
         let (mark, full_due) = match read_mark(connection)? {
             Some(mark) => follow(connection, &log, mark, backing.begin)?,
@@ -120,7 +124,7 @@ impl Mirror {
     /// database may the mirror be used again.
     pub(super) fn commit(&mut self, tx: Transaction<'_>) -> Result<(), StoreError> {
         let mut touched = rows::touched(&tx)?;
-        touched.append(&mut self.carried);
+        touched.extend_from_slice(&self.carried);
         touched.sort();
         touched.dedup();
         let schema = rows::schema_version(&tx)?;
@@ -226,6 +230,7 @@ fn follow(
         return Ok((mark, false));
     }
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let known = mark.head;
     let mut mark = mark;
     for entry in &entries {
         let kind = entry.kind();
@@ -242,6 +247,7 @@ fn follow(
         mark = mark.after(head, schema, kind, entry.payload.len() as u64);
     }
     write_mark(&tx, &mark)?;
+    note_session(&tx, known.position + 1)?;
     tx.commit()?;
     tracing::info!(
         entries = entries.len(),
@@ -298,11 +304,12 @@ fn restore(connection: &mut Connection, log: &Log) -> Result<Mark, StoreError> {
     }
 }
 
-/// Where the backup of a database stands; `None` if it has none.
+/// Whether a database has a backup.
 pub(super) fn has_backup(connection: &Connection) -> Result<bool, StoreError> {
     Ok(read_mark(connection)?.is_some())
 }
 
+/// Where the backup of a database stands; `None` if it has none.
 fn read_mark(connection: &Connection) -> Result<Option<Mark>, StoreError> {
     let known: bool = connection.query_row(
         "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'backup_mark')",
@@ -341,12 +348,7 @@ fn commit_here(
 ) -> Result<Vec<u64>, StoreError> {
     write_mark(&tx, mark)?;
     if let Some(first) = first {
-        tx.execute("INSERT INTO backup_session VALUES (?1)", [first])?;
-        tx.execute(
-            "DELETE FROM backup_session WHERE position NOT IN
-             (SELECT position FROM backup_session ORDER BY position DESC LIMIT ?1)",
-            [KEPT_SESSIONS],
-        )?;
+        note_session(&tx, first)?;
     }
     let sessions = tx
         .prepare_cached("SELECT position FROM backup_session")?
@@ -354,6 +356,17 @@ fn commit_here(
         .collect::<Result<_, _>>()?;
     tx.commit()?;
     Ok(sessions)
+}
+
+/// A run began to write here: the entry stays in the log.
+fn note_session(tx: &Transaction<'_>, first: u64) -> Result<(), StoreError> {
+    tx.execute("INSERT INTO backup_session VALUES (?1)", [first])?;
+    tx.execute(
+        "DELETE FROM backup_session WHERE position NOT IN
+         (SELECT position FROM backup_session ORDER BY position DESC LIMIT ?1)",
+        [KEPT_SESSIONS],
+    )?;
+    Ok(())
 }
 
 fn write_mark(tx: &Transaction<'_>, mark: &Mark) -> Result<(), StoreError> {
