@@ -8,14 +8,13 @@
 //! associated data. What always holds: an entry that opens was written by somebody with the seed,
 //! for this place of this log.
 
+use bitcoin::Network;
 use bitcoin::hashes::{Hash as _, HashEngine as _, sha256};
 use chacha20poly1305::aead::{Aead as _, Payload};
 use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce};
 use rand::{RngCore as _, rngs::OsRng};
 
 use super::BackupError;
-use crate::keys::Secret32;
-use crate::store::Identity;
 
 const MAGIC: &[u8; 4] = b"SSBK";
 const FORMAT: u8 = 1;
@@ -64,13 +63,14 @@ impl Entry {
 }
 
 impl Vault {
-    pub(crate) fn new(key: &Secret32, identity: &Identity) -> Vault {
+    /// The log of one seed, named by `seed_tag`, on one network.
+    pub(crate) fn new(key: &[u8; 32], network: Network, seed_tag: &[u8; 32]) -> Vault {
         let mut owner = sha256::Hash::engine();
         owner.input(b"superscalar backup");
-        owner.input(identity.network.to_core_arg().as_bytes());
-        owner.input(&identity.seed_tag);
+        owner.input(network.to_core_arg().as_bytes());
+        owner.input(seed_tag);
         Vault {
-            cipher: XChaCha20Poly1305::new(key.expose().into()),
+            cipher: XChaCha20Poly1305::new(key.into()),
             owner: sha256::Hash::from_engine(owner).to_byte_array(),
         }
     }

@@ -77,7 +77,7 @@ impl Mirror {
         backing: &Backing,
         is_new: bool,
     ) -> Result<Mirror, StoreError> {
-        let vault = Vault::new(&backing.key, identity);
+        let vault = Vault::new(backing.key.expose(), identity.network, &identity.seed_tag);
         let log = Log::new(Arc::clone(&backing.remote), vault)?;
         rows::set_triggers(connection, Triggers::Off)?;
         let (mark, full_due) = match read_mark(connection)? {
