@@ -1,6 +1,5 @@
 //! A wallet whose every step is on a remote store first: it comes back on a new device with nothing
 //! but its words, is never two devices at once, and stands still while the remote store is away.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::str::FromStr;
 

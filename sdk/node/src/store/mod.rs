@@ -74,7 +74,8 @@ pub struct Identity {
 /// Calls block for the length of one SQLite transaction (about a millisecond, one `fsync`); they
 /// may come from any thread.
 pub struct Store {
-    access: Mutex<Access>,
+    /// `None` once closed.
+    open: Mutex<Option<Open>>,
     directory: PathBuf,
     identity: Identity,
     backup: Option<watch::Receiver<BackupStatus>>,
@@ -85,11 +86,6 @@ pub struct Store {
     ending: Condvar,
 }
 
-enum Access {
-    Open(Open),
-    Closed,
-}
-
 struct Open {
     connection: Connection,
     mirror: Option<Mirror>,
@@ -98,15 +94,15 @@ struct Open {
 }
 
 /// The one connection, for as long as this is held.
-pub(crate) struct Connected<'a>(MutexGuard<'a, Access>);
+pub(crate) struct Connected<'a>(MutexGuard<'a, Option<Open>>);
 
 impl Deref for Connected<'_> {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
         match &*self.0 {
-            Access::Open(open) => &open.connection,
-            Access::Closed => {
+            Some(open) => &open.connection,
+            None => {
                 unreachable!("made of an open store, which cannot be closed meanwhile")
             }
         }
@@ -161,7 +157,7 @@ impl Store {
         }
         Ok(Self {
             backup: mirror.as_ref().map(Mirror::status),
-            access: Mutex::new(Access::Open(Open {
+            open: Mutex::new(Some(Open {
                 connection,
                 mirror,
                 _lock: lock,
@@ -178,7 +174,7 @@ impl Store {
     /// later call answers [`StoreError::Closed`]. A second call does nothing.
     pub fn close(&self) {
         self.wait_no_more();
-        *self.access() = Access::Closed;
+        *self.opened() = None;
     }
 
     /// From now on a write the backup cannot take fails at once, whoever made it.
@@ -226,10 +222,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::Closed`] after [`Store::close`].
     pub(crate) fn connection(&self) -> Result<Connected<'_>, StoreError> {
-        let access = self.access();
-        match *access {
-            Access::Open(_) => Ok(Connected(access)),
-            Access::Closed => Err(self.closed()),
+        let opened = self.opened();
+        match *opened {
+            Some(_) => Ok(Connected(opened)),
+            None => Err(self.closed()),
         }
     }
 
@@ -239,8 +235,8 @@ impl Store {
         &self,
         work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut access = self.access();
-        let Access::Open(open) = &mut *access else {
+        let mut opened = self.opened();
+        let Some(open) = &mut *opened else {
             return Err(self.closed().into());
         };
         if open.mirror.is_none() {
@@ -254,7 +250,7 @@ impl Store {
         let done = open.mirrored(work, &mut lost);
         set_read_only(&open.connection, true)?;
         if let Some(error) = lost {
-            *access = Access::Closed;
+            *opened = None;
             self.told_lost(error);
         }
         done
@@ -302,10 +298,10 @@ impl Store {
         }
     }
 
-    fn access(&self) -> MutexGuard<'_, Access> {
+    fn opened(&self) -> MutexGuard<'_, Option<Open>> {
         // A panic in a holder rolled its transaction back while unwinding, so a poisoned lock
         // guards a sound connection.
-        self.access.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
