@@ -10,6 +10,7 @@ pub mod ends;
 pub mod network;
 pub mod ordinary;
 pub mod processes;
+pub mod remote;
 pub mod scale;
 pub mod tap;
 pub mod trail;

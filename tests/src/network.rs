@@ -12,11 +12,12 @@ use superscalar_regtest::RegtestNode;
 use superscalar_sdk::keys::WalletKeys;
 use superscalar_sdk::store::{DATABASE_FILE, Store, StoreError};
 use superscalar_sdk::{
-    BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp, LspBuilder,
-    LspUri, Mnemonic, PaymentStatus, Preset, Wallet, WalletBuilder, WordCount,
+    Begin, BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp,
+    LspBuilder, LspUri, Mnemonic, PaymentStatus, Preset, Wallet, WalletBuilder, WordCount,
 };
 use tempfile::TempDir;
 
+use crate::remote::Remote;
 use crate::tap::{INIT, Side, Tap};
 use crate::wire::{ADD_AND_COMMIT_BYTES, REVOKE_BYTES, Wire};
 
@@ -29,10 +30,12 @@ pub struct Member {
     pub wallet: Arc<Wallet>,
     /// What it is connected to the LSP by.
     pub wire: Wire,
-    mnemonic: String,
-    directory: TempDir,
-    uri: LspUri,
-    chain: ChainConfig,
+    /// Where its backup is, if it has one.
+    pub remote: Option<Remote>,
+    pub(crate) mnemonic: String,
+    pub(crate) directory: TempDir,
+    pub(crate) uri: LspUri,
+    pub(crate) chain: ChainConfig,
 }
 
 /// A copy of a directory.
@@ -70,7 +73,7 @@ pub struct TestNetwork {
     pub members: Vec<Member>,
     lsp_mnemonic: String,
     lsp_directory: TempDir,
-    poll_interval: Duration,
+    pub(crate) poll_interval: Duration,
 }
 
 /// How often nodes look for blocks by themselves.
@@ -115,11 +118,13 @@ impl TestNetwork {
             let wire = Wire::to(network.lsp_address()).await;
             let uri = network.uri_over(&wire);
             let chain = chain_config(&network.chain);
-            let wallet = open(&chain, &uri, &mnemonic, directory.path(), poll_interval).await;
+            let wallet = builder(&chain, &uri, &mnemonic, directory.path(), poll_interval);
+            let wallet = wallet.start().await.unwrap();
             wallet.factories().join(500_000).await.unwrap();
             network.members.push(Member {
                 wallet,
                 wire,
+                remote: None,
                 mnemonic,
                 directory,
                 uri,
@@ -289,29 +294,12 @@ impl TestNetwork {
     /// Stops a member's wallet, lets something happen on the chain meanwhile, and opens it again on
     /// the same directory.
     pub async fn restart_after(&mut self, member: usize, meanwhile: impl FnOnce(&RegtestNode)) {
-        let Member {
-            wallet,
-            wire,
-            mnemonic,
-            directory,
-            uri,
-            chain,
-        } = self.members.remove(member);
-        wallet.stop().await;
+        self.wallet(member).stop().await;
         // A handle that is still held does not keep the directory.
         meanwhile(&self.chain);
-        let interval = self.poll_interval;
-        let opened = open(&chain, &uri, &mnemonic, directory.path(), interval).await;
-        drop(wallet);
-        let member_again = Member {
-            wallet: opened,
-            wire,
-            mnemonic,
-            directory,
-            uri,
-            chain,
-        };
-        self.members.insert(member, member_again);
+        let again = &self.members[member];
+        let wallet = again.builder(again.directory.path(), self.poll_interval, Begin::Continue);
+        self.members[member].wallet = wallet.start().await.unwrap();
     }
 
     /// What a member has on disk now.
@@ -519,21 +507,40 @@ async fn open_lsp(
         .unwrap()
 }
 
-async fn open(
+fn builder(
     chain: &ChainConfig,
     lsp: &LspUri,
     mnemonic: &str,
     directory: &Path,
     poll_interval: Duration,
-) -> Arc<Wallet> {
+) -> WalletBuilder {
     WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
         .storage_dir(directory)
         .chain_source(chain.clone())
         .lsp(lsp.clone())
         .poll_interval(poll_interval)
-        .start()
-        .await
-        .unwrap()
+}
+
+impl Member {
+    /// Its wallet in a directory, with its backup if it has one.
+    pub(crate) fn builder(
+        &self,
+        directory: &Path,
+        poll_interval: Duration,
+        begin: Begin,
+    ) -> WalletBuilder {
+        let builder = builder(
+            &self.chain,
+            &self.uri,
+            &self.mnemonic,
+            directory,
+            poll_interval,
+        );
+        match &self.remote {
+            Some(remote) => builder.backup(remote.store(), begin),
+            None => builder,
+        }
+    }
 }
 
 /// A request for a regtest factory of `members`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use superscalar_sdk as sdk;
 use zeroize::Zeroizing;
 
+use crate::backup::Begin;
 use crate::error::WalletError;
 use crate::runtime;
 use crate::wallet::Wallet;
@@ -138,6 +139,17 @@ impl WalletBuilder {
             .parse()
             .map_err(|error: sdk::UriError| WalletError::argument("lsp", error))?;
         self.set(|builder| builder.lsp(uri))
+    }
+
+    /// An existing directory, on another disk or a mounted share, where everything the wallet holds
+    /// is written before it counts.
+    pub fn backup_directory(
+        self: Arc<Self>,
+        path: String,
+        begin: Begin,
+    ) -> Result<Arc<Self>, WalletError> {
+        let remote = Arc::new(sdk::backup::Directory::new(path));
+        self.set(|builder| builder.backup(remote, begin.into()))
     }
 
     /// How often to look for new blocks, in milliseconds; 5,000 unless set.

@@ -56,8 +56,12 @@ pub enum Action {
     UpdateApp,
     /// See that the device has free space and the application may write to its directory.
     CheckStorage,
-    /// Restore a backup: the data is damaged.
+    /// Restore a backup: the data is damaged, or new here.
     RestoreBackup,
+    /// See that the backup's remote store can be reached and is this wallet's.
+    CheckBackup,
+    /// Use the device that has taken the wallet over; this one is not it any more.
+    UseOtherDevice,
     /// Report it to the developers.
     Report,
 }
@@ -126,6 +130,8 @@ impl From<sdk::Action> for Action {
             sdk::Action::UpdateApp => Action::UpdateApp,
             sdk::Action::CheckStorage => Action::CheckStorage,
             sdk::Action::RestoreBackup => Action::RestoreBackup,
+            sdk::Action::CheckBackup => Action::CheckBackup,
+            sdk::Action::UseOtherDevice => Action::UseOtherDevice,
             sdk::Action::Report => Action::Report,
         }
     }

@@ -10,6 +10,7 @@
 #[cfg(not(panic = "unwind"))]
 compile_error!("a panic must not take the application with it: build with panic = \"unwind\"");
 
+mod backup;
 mod builder;
 mod error;
 mod events;
@@ -20,6 +21,7 @@ mod onchain;
 mod runtime;
 mod wallet;
 
+pub use backup::{BackupState, BackupStatus, Begin};
 pub use builder::{
     BitcoindAuth, ChainSource, Network, WalletBuilder, WordCount, generate_mnemonic,
 };

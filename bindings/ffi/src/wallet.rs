@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use superscalar_sdk as sdk;
 
+use crate::backup::BackupStatus;
 use crate::error::WalletError;
 use crate::events::EventPage;
 use crate::exit::Exit;
@@ -31,6 +32,11 @@ pub struct Status {
     pub lsp_connected: bool,
     /// Height of the chain as the wallet has seen it, while it runs.
     pub height: Option<u32>,
+    /// Whether the LSP has proven that this wallet's state is an old one. It does not speak to the
+    /// LSP then and publishes no commitment; what the LSP's closing pays is taken.
+    pub old_state: bool,
+    /// How the backup stands; none without one, and before the start.
+    pub backup: Option<BackupStatus>,
 }
 
 /// One picture of all money. Every millisatoshi is counted once.
@@ -134,6 +140,13 @@ impl Wallet {
         Ok(Arc::new(Factories::new(Arc::clone(&self.wallet))))
     }
 
+    /// How the backup stands, also when another device has taken the wallet over; none without a
+    /// backup.
+    pub async fn backup(&self) -> Result<Option<BackupStatus>, WalletError> {
+        let wallet = Arc::clone(&self.wallet);
+        runtime::compute(move || Ok(wallet.backup().status()?.map(BackupStatus::from))).await
+    }
+
     /// Leaving alone.
     pub fn exit(&self) -> Result<Arc<Exit>, WalletError> {
         Ok(Arc::new(Exit::new(Arc::clone(&self.wallet))))
@@ -154,6 +167,8 @@ impl From<sdk::Status> for Status {
             running,
             lsp_connected,
             height,
+            old_state,
+            backup,
         } = status;
         Status {
             node_id,
@@ -161,6 +176,8 @@ impl From<sdk::Status> for Status {
             running,
             lsp_connected,
             height,
+            old_state,
+            backup: backup.map(BackupStatus::from),
         }
     }
 }

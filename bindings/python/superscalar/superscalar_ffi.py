@@ -535,7 +535,7 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_status() != 57101:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_superscalar_ffi_checksum_method_factories_join() != 60908:
+    if lib.uniffi_superscalar_ffi_checksum_method_factories_join() != 20969:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_factories_list() != 21703:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -558,6 +558,8 @@ def _uniffi_check_api_checksums(lib):
     if lib.uniffi_superscalar_ffi_checksum_method_wallet_acknowledge() != 42236:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_wallet_acknowledged() != 29786:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_wallet_backup() != 19631:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_wallet_balance() != 50349:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -582,6 +584,8 @@ def _uniffi_check_api_checksums(lib):
     if lib.uniffi_superscalar_ffi_checksum_method_wallet_sync() != 41188:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_wallet_wait_for_event() != 35460:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory() != 27652:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_build() != 49047:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -675,6 +679,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_acknowledge.restype = c
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_acknowledged.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_acknowledged.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_backup.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_backup.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_balance.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_balance.restype = ctypes.c_uint16
@@ -711,6 +718,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_sync.restype = ctypes.c
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_wait_for_event.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_wait_for_event.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_build.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_build.restype = ctypes.c_uint16
@@ -816,6 +826,10 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_acknowledged.argtypes = (
     ctypes.c_uint64,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_acknowledged.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_backup.argtypes = (
+    ctypes.c_uint64,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_backup.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_balance.argtypes = (
     ctypes.c_uint64,
 )
@@ -872,6 +886,13 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_wait_for_event.argtypes = (
     ctypes.c_uint64,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_wait_for_event.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_backup_directory.argtypes = (
+    ctypes.c_uint64,
+    _UniffiRustBuffer,
+    _UniffiRustBuffer,
+    ctypes.POINTER(_UniffiRustCallStatus),
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_backup_directory.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_build.argtypes = (
     ctypes.c_uint64,
 )
@@ -1267,6 +1288,38 @@ async def _uniffi_rust_call_async(rust_future, ffi_poll, ffi_complete, ffi_free,
 # Public interface members begin here.
 
 
+class _UniffiFfiConverterString:
+    @staticmethod
+    def check_lower(value):
+        if not isinstance(value, str):
+            raise TypeError("argument must be str, not {}".format(type(value).__name__))
+        return value
+
+    @staticmethod
+    def read(buf):
+        size = buf.read_i32()
+        if size < 0:
+            raise InternalError("Unexpected negative string length")
+        utf8_bytes = buf.read(size)
+        return utf8_bytes.decode("utf-8")
+
+    @staticmethod
+    def write(value, buf):
+        utf8_bytes = value.encode("utf-8")
+        buf.write_i32(len(utf8_bytes))
+        buf.write(utf8_bytes)
+
+    @staticmethod
+    def lift(buf):
+        with buf.consume_with_stream() as stream:
+            return stream.read(stream.remaining()).decode("utf-8")
+
+    @staticmethod
+    def lower(value):
+        with _UniffiRustBuffer.alloc_with_builder() as builder:
+            builder.write(value.encode("utf-8"))
+            return builder.finalize()
+
 class _UniffiFfiConverterUInt64(_UniffiConverterPrimitiveInt):
     CLASS_NAME = "u64"
     VALUE_MIN = 0
@@ -1279,6 +1332,253 @@ class _UniffiFfiConverterUInt64(_UniffiConverterPrimitiveInt):
     @staticmethod
     def write(value, buf):
         buf.write_u64(value)
+
+class _UniffiFfiConverterOptionalUInt64(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        if value is not None:
+            _UniffiFfiConverterUInt64.check_lower(value)
+
+    @classmethod
+    def write(cls, value, buf):
+        if value is None:
+            buf.write_u8(0)
+            return
+
+        buf.write_u8(1)
+        _UniffiFfiConverterUInt64.write(value, buf)
+
+    @classmethod
+    def read(cls, buf):
+        flag = buf.read_u8()
+        if flag == 0:
+            return None
+        elif flag == 1:
+            return _UniffiFfiConverterUInt64.read(buf)
+        else:
+            raise InternalError("Unexpected flag byte for optional type")
+
+
+
+
+
+
+class BackupState:
+    """
+    Whether the remote store has everything.
+"""
+    def __init__(self):
+        raise RuntimeError("BackupState cannot be instantiated directly")
+
+    # Each enum variant is a nested class of the enum itself.
+    @dataclass
+    class CURRENT:
+        """
+        All that was ever acknowledged by a call.
+"""
+        
+        def __init__(self, ):
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "BackupState.CURRENT()".format()
+        def __eq__(self, other):
+            if not isinstance(other, BackupState):
+                return NotImplemented
+            if not other.is_CURRENT():
+                return False
+            return True
+
+    @dataclass
+    class UNREACHABLE:
+        """
+        The last write did not get through. Nothing that needs it has been sent; it is tried again.
+"""
+        
+        def __init__(self, problem:str):
+            self.problem = problem
+            
+            """
+        The remote store's answer.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "BackupState.UNREACHABLE(problem={})".format(self.problem)
+        def __eq__(self, other):
+            if not isinstance(other, BackupState):
+                return NotImplemented
+            if not other.is_UNREACHABLE():
+                return False
+            if self.problem != other.problem:
+                return False
+            return True
+
+    @dataclass
+    class LOST:
+        """
+        The wallet has stopped and does not write any more.
+"""
+        
+        def __init__(self, problem:str):
+            self.problem = problem
+            
+            """
+        Why.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "BackupState.LOST(problem={})".format(self.problem)
+        def __eq__(self, other):
+            if not isinstance(other, BackupState):
+                return NotImplemented
+            if not other.is_LOST():
+                return False
+            if self.problem != other.problem:
+                return False
+            return True
+
+    
+
+    # For each variant, we have `is_NAME` and `is_name` methods for easily checking
+    # whether an instance is that variant.
+    def is_CURRENT(self) -> bool:
+        return isinstance(self, BackupState.CURRENT)
+    def is_current(self) -> bool:
+        return isinstance(self, BackupState.CURRENT)
+    def is_UNREACHABLE(self) -> bool:
+        return isinstance(self, BackupState.UNREACHABLE)
+    def is_unreachable(self) -> bool:
+        return isinstance(self, BackupState.UNREACHABLE)
+    def is_LOST(self) -> bool:
+        return isinstance(self, BackupState.LOST)
+    def is_lost(self) -> bool:
+        return isinstance(self, BackupState.LOST)
+    
+
+# Now, a little trick - we make each nested variant class be a subclass of the main
+# enum class, so that method calls and instance checks etc will work intuitively.
+# We might be able to do this a little more neatly with a metaclass, but this'll do.
+BackupState.CURRENT = type("BackupState.CURRENT", (BackupState.CURRENT, BackupState,), {})  # type: ignore
+BackupState.UNREACHABLE = type("BackupState.UNREACHABLE", (BackupState.UNREACHABLE, BackupState,), {})  # type: ignore
+BackupState.LOST = type("BackupState.LOST", (BackupState.LOST, BackupState,), {})  # type: ignore
+
+
+
+
+class _UniffiFfiConverterTypeBackupState(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        variant = buf.read_i32()
+        if variant == 1:
+            return BackupState.CURRENT(
+            )
+        if variant == 2:
+            return BackupState.UNREACHABLE(
+                _UniffiFfiConverterString.read(buf),
+            )
+        if variant == 3:
+            return BackupState.LOST(
+                _UniffiFfiConverterString.read(buf),
+            )
+        raise InternalError("Raw enum value doesn't match any cases")
+
+    @staticmethod
+    def check_lower(value):
+        if value.is_CURRENT():
+            return
+        if value.is_UNREACHABLE():
+            _UniffiFfiConverterString.check_lower(value.problem)
+            return
+        if value.is_LOST():
+            _UniffiFfiConverterString.check_lower(value.problem)
+            return
+        raise ValueError(value)
+
+    @staticmethod
+    def write(value, buf):
+        if value.is_CURRENT():
+            buf.write_i32(1)
+        if value.is_UNREACHABLE():
+            buf.write_i32(2)
+            _UniffiFfiConverterString.write(value.problem, buf)
+        if value.is_LOST():
+            buf.write_i32(3)
+            _UniffiFfiConverterString.write(value.problem, buf)
+
+
+
+@dataclass
+class BackupStatus:
+    """
+    How the backup stands.
+"""
+    def __init__(self, *, remote:str, position:int, generation:int, acknowledged_at:typing.Optional[int], state:BackupState):
+        self.remote = remote
+        self.position = position
+        self.generation = generation
+        self.acknowledged_at = acknowledged_at
+        self.state = state
+        
+        
+
+    
+    def __str__(self):
+        return "BackupStatus(remote={}, position={}, generation={}, acknowledged_at={}, state={})".format(self.remote, self.position, self.generation, self.acknowledged_at, self.state)
+    def __eq__(self, other):
+        if self.remote != other.remote:
+            return False
+        if self.position != other.position:
+            return False
+        if self.generation != other.generation:
+            return False
+        if self.acknowledged_at != other.acknowledged_at:
+            return False
+        if self.state != other.state:
+            return False
+        return True
+
+class _UniffiFfiConverterTypeBackupStatus(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        return BackupStatus(
+            remote=_UniffiFfiConverterString.read(buf),
+            position=_UniffiFfiConverterUInt64.read(buf),
+            generation=_UniffiFfiConverterUInt64.read(buf),
+            acknowledged_at=_UniffiFfiConverterOptionalUInt64.read(buf),
+            state=_UniffiFfiConverterTypeBackupState.read(buf),
+        )
+
+    @staticmethod
+    def check_lower(value):
+        _UniffiFfiConverterString.check_lower(value.remote)
+        _UniffiFfiConverterUInt64.check_lower(value.position)
+        _UniffiFfiConverterUInt64.check_lower(value.generation)
+        _UniffiFfiConverterOptionalUInt64.check_lower(value.acknowledged_at)
+        _UniffiFfiConverterTypeBackupState.check_lower(value.state)
+
+    @staticmethod
+    def write(value, buf):
+        _UniffiFfiConverterString.write(value.remote, buf)
+        _UniffiFfiConverterUInt64.write(value.position, buf)
+        _UniffiFfiConverterUInt64.write(value.generation, buf)
+        _UniffiFfiConverterOptionalUInt64.write(value.acknowledged_at, buf)
+        _UniffiFfiConverterTypeBackupState.write(value.state, buf)
 
 @dataclass
 class Balance:
@@ -1336,38 +1636,6 @@ class _UniffiFfiConverterTypeBalance(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt64.write(value.inbound_msat, buf)
         _UniffiFfiConverterUInt64.write(value.onchain_sat, buf)
         _UniffiFfiConverterUInt64.write(value.onchain_pending_sat, buf)
-
-class _UniffiFfiConverterString:
-    @staticmethod
-    def check_lower(value):
-        if not isinstance(value, str):
-            raise TypeError("argument must be str, not {}".format(type(value).__name__))
-        return value
-
-    @staticmethod
-    def read(buf):
-        size = buf.read_i32()
-        if size < 0:
-            raise InternalError("Unexpected negative string length")
-        utf8_bytes = buf.read(size)
-        return utf8_bytes.decode("utf-8")
-
-    @staticmethod
-    def write(value, buf):
-        utf8_bytes = value.encode("utf-8")
-        buf.write_i32(len(utf8_bytes))
-        buf.write(utf8_bytes)
-
-    @staticmethod
-    def lift(buf):
-        with buf.consume_with_stream() as stream:
-            return stream.read(stream.remaining()).decode("utf-8")
-
-    @staticmethod
-    def lower(value):
-        with _UniffiRustBuffer.alloc_with_builder() as builder:
-            builder.write(value.encode("utf-8"))
-            return builder.finalize()
 
 class _UniffiFfiConverterMapStringString(_UniffiConverterRustBuffer):
     @classmethod
@@ -1488,10 +1756,20 @@ class Action(enum.Enum):
     
     RESTORE_BACKUP = 11
     """
-    Restore a backup: the data is damaged.
+    Restore a backup: the data is damaged, or new here.
 """
     
-    REPORT = 12
+    CHECK_BACKUP = 12
+    """
+    See that the backup's remote store can be reached and is this wallet's.
+"""
+    
+    USE_OTHER_DEVICE = 13
+    """
+    Use the device that has taken the wallet over; this one is not it any more.
+"""
+    
+    REPORT = 14
     """
     Report it to the developers.
 """
@@ -1527,6 +1805,10 @@ class _UniffiFfiConverterTypeAction(_UniffiConverterRustBuffer):
         if variant == 12:
             return Action.RESTORE_BACKUP
         if variant == 13:
+            return Action.CHECK_BACKUP
+        if variant == 14:
+            return Action.USE_OTHER_DEVICE
+        if variant == 15:
             return Action.REPORT
         raise InternalError("Raw enum value doesn't match any cases")
 
@@ -1555,6 +1837,10 @@ class _UniffiFfiConverterTypeAction(_UniffiConverterRustBuffer):
         if value == Action.CHECK_STORAGE:
             return
         if value == Action.RESTORE_BACKUP:
+            return
+        if value == Action.CHECK_BACKUP:
+            return
+        if value == Action.USE_OTHER_DEVICE:
             return
         if value == Action.REPORT:
             return
@@ -1586,8 +1872,12 @@ class _UniffiFfiConverterTypeAction(_UniffiConverterRustBuffer):
             buf.write_i32(11)
         if value == Action.RESTORE_BACKUP:
             buf.write_i32(12)
-        if value == Action.REPORT:
+        if value == Action.CHECK_BACKUP:
             buf.write_i32(13)
+        if value == Action.USE_OTHER_DEVICE:
+            buf.write_i32(14)
+        if value == Action.REPORT:
+            buf.write_i32(15)
 
 
 
@@ -2838,31 +3128,6 @@ class _UniffiFfiConverterOptionalString(_UniffiConverterRustBuffer):
         else:
             raise InternalError("Unexpected flag byte for optional type")
 
-class _UniffiFfiConverterOptionalUInt64(_UniffiConverterRustBuffer):
-    @classmethod
-    def check_lower(cls, value):
-        if value is not None:
-            _UniffiFfiConverterUInt64.check_lower(value)
-
-    @classmethod
-    def write(cls, value, buf):
-        if value is None:
-            buf.write_u8(0)
-            return
-
-        buf.write_u8(1)
-        _UniffiFfiConverterUInt64.write(value, buf)
-
-    @classmethod
-    def read(cls, buf):
-        flag = buf.read_u8()
-        if flag == 0:
-            return None
-        elif flag == 1:
-            return _UniffiFfiConverterUInt64.read(buf)
-        else:
-            raise InternalError("Unexpected flag byte for optional type")
-
 @dataclass
 class SeatInfo:
     """
@@ -3328,23 +3593,50 @@ class _UniffiFfiConverterTypeSendQuote(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt64.write(value.expires_in_secs, buf)
         _UniffiFfiConverterBoolean.write(value.affordable, buf)
 
+class _UniffiFfiConverterOptionalTypeBackupStatus(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        if value is not None:
+            _UniffiFfiConverterTypeBackupStatus.check_lower(value)
+
+    @classmethod
+    def write(cls, value, buf):
+        if value is None:
+            buf.write_u8(0)
+            return
+
+        buf.write_u8(1)
+        _UniffiFfiConverterTypeBackupStatus.write(value, buf)
+
+    @classmethod
+    def read(cls, buf):
+        flag = buf.read_u8()
+        if flag == 0:
+            return None
+        elif flag == 1:
+            return _UniffiFfiConverterTypeBackupStatus.read(buf)
+        else:
+            raise InternalError("Unexpected flag byte for optional type")
+
 @dataclass
 class Status:
     """
     How a wallet is.
 """
-    def __init__(self, *, node_id:str, lsp:str, running:bool, lsp_connected:bool, height:typing.Optional[int]):
+    def __init__(self, *, node_id:str, lsp:str, running:bool, lsp_connected:bool, height:typing.Optional[int], old_state:bool, backup:typing.Optional[BackupStatus]):
         self.node_id = node_id
         self.lsp = lsp
         self.running = running
         self.lsp_connected = lsp_connected
         self.height = height
+        self.old_state = old_state
+        self.backup = backup
         
         
 
     
     def __str__(self):
-        return "Status(node_id={}, lsp={}, running={}, lsp_connected={}, height={})".format(self.node_id, self.lsp, self.running, self.lsp_connected, self.height)
+        return "Status(node_id={}, lsp={}, running={}, lsp_connected={}, height={}, old_state={}, backup={})".format(self.node_id, self.lsp, self.running, self.lsp_connected, self.height, self.old_state, self.backup)
     def __eq__(self, other):
         if self.node_id != other.node_id:
             return False
@@ -3355,6 +3647,10 @@ class Status:
         if self.lsp_connected != other.lsp_connected:
             return False
         if self.height != other.height:
+            return False
+        if self.old_state != other.old_state:
+            return False
+        if self.backup != other.backup:
             return False
         return True
 
@@ -3367,6 +3663,8 @@ class _UniffiFfiConverterTypeStatus(_UniffiConverterRustBuffer):
             running=_UniffiFfiConverterBoolean.read(buf),
             lsp_connected=_UniffiFfiConverterBoolean.read(buf),
             height=_UniffiFfiConverterOptionalUInt32.read(buf),
+            old_state=_UniffiFfiConverterBoolean.read(buf),
+            backup=_UniffiFfiConverterOptionalTypeBackupStatus.read(buf),
         )
 
     @staticmethod
@@ -3376,6 +3674,8 @@ class _UniffiFfiConverterTypeStatus(_UniffiConverterRustBuffer):
         _UniffiFfiConverterBoolean.check_lower(value.running)
         _UniffiFfiConverterBoolean.check_lower(value.lsp_connected)
         _UniffiFfiConverterOptionalUInt32.check_lower(value.height)
+        _UniffiFfiConverterBoolean.check_lower(value.old_state)
+        _UniffiFfiConverterOptionalTypeBackupStatus.check_lower(value.backup)
 
     @staticmethod
     def write(value, buf):
@@ -3384,6 +3684,71 @@ class _UniffiFfiConverterTypeStatus(_UniffiConverterRustBuffer):
         _UniffiFfiConverterBoolean.write(value.running, buf)
         _UniffiFfiConverterBoolean.write(value.lsp_connected, buf)
         _UniffiFfiConverterOptionalUInt32.write(value.height, buf)
+        _UniffiFfiConverterBoolean.write(value.old_state, buf)
+        _UniffiFfiConverterOptionalTypeBackupStatus.write(value.backup, buf)
+
+
+
+
+
+
+class Begin(enum.Enum):
+    """
+    What to do where the local directory and the remote store do not hold the same wallet. Where
+    they do, all three go on with it.
+"""
+    
+    CONTINUE = 0
+    """
+    Only what needs no decision: a new backup in an empty remote store.
+"""
+    
+    RESTORE = 1
+    """
+    Bring the wallet from the remote store into an empty directory, and end its life on the
+    device it came from.
+"""
+    
+    MOVE = 2
+    """
+    The remote store known so far is lost for good: begin anew in this empty one. The wallet in
+    this directory must be the newest there is.
+"""
+    
+
+
+class _UniffiFfiConverterTypeBegin(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        variant = buf.read_i32()
+        if variant == 1:
+            return Begin.CONTINUE
+        if variant == 2:
+            return Begin.RESTORE
+        if variant == 3:
+            return Begin.MOVE
+        raise InternalError("Raw enum value doesn't match any cases")
+
+    @staticmethod
+    def check_lower(value):
+        if value == Begin.CONTINUE:
+            return
+        if value == Begin.RESTORE:
+            return
+        if value == Begin.MOVE:
+            return
+        raise ValueError(value)
+
+    @staticmethod
+    def write(value, buf):
+        if value == Begin.CONTINUE:
+            buf.write_i32(1)
+        if value == Begin.RESTORE:
+            buf.write_i32(2)
+        if value == Begin.MOVE:
+            buf.write_i32(3)
+
+
 
 
 
@@ -4094,8 +4459,8 @@ class FactoriesProtocol(typing.Protocol):
     
     async def join(self, capacity_sat: int) -> None:
         """
-        Asks the LSP for a place with about this capacity, and accepts an offer within the standard
-        limits. What becomes of it are events.
+        Asks the LSP for a place with at least this capacity, 0 leaving it to the LSP, and accepts an
+        offer within the standard limits. What becomes of it are events.
 """
         raise NotImplementedError
     async def list(self, ) -> typing.List[FactoryInfo]:
@@ -4133,8 +4498,8 @@ class Factories(FactoriesProtocol):
         return inst
     async def join(self, capacity_sat: int) -> None:
         """
-        Asks the LSP for a place with about this capacity, and accepts an offer within the standard
-        limits. What becomes of it are events.
+        Asks the LSP for a place with at least this capacity, 0 leaving it to the LSP, and accepts an
+        offer within the standard limits. What becomes of it are events.
 """
         
         _UniffiFfiConverterUInt64.check_lower(capacity_sat)
@@ -4608,6 +4973,12 @@ class WalletProtocol(typing.Protocol):
         The cursor up to which events are acknowledged: what is behind it has not been handled.
 """
         raise NotImplementedError
+    async def backup(self, ) -> typing.Optional[BackupStatus]:
+        """
+        How the backup stands, also when another device has taken the wallet over; none without a
+        backup.
+"""
+        raise NotImplementedError
     async def balance(self, ) -> Balance:
         """
         What the wallet holds.
@@ -4734,6 +5105,24 @@ class Wallet(WalletProtocol):
             _UniffiLib.ffi_superscalar_ffi_rust_future_poll_u64,
             _UniffiLib.ffi_superscalar_ffi_rust_future_complete_u64,
             _UniffiLib.ffi_superscalar_ffi_rust_future_free_u64,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
+    async def backup(self, ) -> typing.Optional[BackupStatus]:
+        """
+        How the backup stands, also when another device has taken the wallet over; none without a
+        backup.
+"""
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+        )
+        _uniffi_lift_return = _UniffiFfiConverterOptionalTypeBackupStatus.lift
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_backup(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
             _uniffi_lift_return,
             _uniffi_error_converter,
         )
@@ -4980,6 +5369,12 @@ class WalletBuilderProtocol(typing.Protocol):
     Puts a wallet together. Makes one: the builder forgets the seed with `build`.
 """
     
+    def backup_directory(self, path: str,begin: Begin) -> WalletBuilder:
+        """
+        An existing directory, on another disk or a mounted share, where everything the wallet holds
+        is written before it counts.
+"""
+        raise NotImplementedError
     async def build(self, ) -> Wallet:
         """
         The wallet, not yet started. The builder cannot be used again.
@@ -5051,6 +5446,28 @@ class WalletBuilder(WalletBuilderProtocol):
         inst = cls.__new__(cls)
         inst._handle = handle
         return inst
+    def backup_directory(self, path: str,begin: Begin) -> WalletBuilder:
+        """
+        An existing directory, on another disk or a mounted share, where everything the wallet holds
+        is written before it counts.
+"""
+        
+        _UniffiFfiConverterString.check_lower(path)
+
+        _UniffiFfiConverterTypeBegin.check_lower(begin)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterString.lower(path),
+            _UniffiFfiConverterTypeBegin.lower(begin),
+        )
+        _uniffi_lift_return = _UniffiFfiConverterTypeWalletBuilder.lift
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        _uniffi_ffi_result = _uniffi_rust_call_with_error(
+            _uniffi_error_converter,
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_backup_directory,
+            *_uniffi_lowered_args,
+        )
+        return _uniffi_lift_return(_uniffi_ffi_result)
     async def build(self, ) -> Wallet:
         """
         The wallet, not yet started. The builder cannot be used again.
@@ -5190,16 +5607,19 @@ def generate_mnemonic(words: WordCount) -> str:
 
 __all__ = [
     "InternalError",
+    "BackupState",
     "Action",
     "Event",
     "Direction",
     "PaymentStatus",
+    "Begin",
     "BitcoindAuth",
     "ChainSource",
     "ExitMode",
     "Network",
     "WalletError",
     "WordCount",
+    "BackupStatus",
     "Balance",
     "ErrorInfo",
     "StoredEvent",

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use superscalar_sdk::hosting::{LspPolicy, OrdinaryOpens};
-use superscalar_sdk::{BitcoindAuth, ChainConfig};
+use superscalar_sdk::{BitcoindAuth, ChainConfig, FeeCaps};
 
 /// Everything `lsp-node` is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) api_listen: SocketAddr,
     pub(crate) token_file: PathBuf,
     pub(crate) policy: LspPolicy,
+    pub(crate) backup_dir: Option<PathBuf>,
+    pub(crate) fee_caps: FeeCaps,
 }
 
 /// Why a configuration cannot be used.
@@ -115,12 +117,15 @@ struct File {
     listen: SocketAddr,
     public_address: Option<String>,
     poll_interval_ms: Option<u64>,
+    backup_dir: Option<PathBuf>,
     bitcoind: Bitcoind,
     api: Api,
     #[serde(default)]
     fees: Fees,
     #[serde(default)]
     channels: Channels,
+    #[serde(default)]
+    exit_fees: ExitFees,
 }
 
 #[derive(Deserialize)]
@@ -155,6 +160,14 @@ struct Channels {
     delta_blocks: Option<u16>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExitFees {
+    max_sat_per_vb: Option<u32>,
+    percent_per_transaction: Option<u8>,
+    percent_per_exit: Option<u8>,
+}
+
 /// A key and what is wrong with its value.
 type Wrong = (&'static str, String);
 
@@ -187,6 +200,8 @@ impl File {
             api_listen: self.api.listen,
             token_file: folder.join(self.api.token_file),
             policy: policy(&self.fees, &self.channels)?,
+            backup_dir: self.backup_dir.map(|dir| folder.join(dir)),
+            fee_caps: fee_caps(&self.exit_fees)?,
         })
     }
 }
@@ -235,6 +250,27 @@ fn policy(fees: &Fees, channels: &Channels) -> Result<LspPolicy, Wrong> {
     })
 }
 
+fn fee_caps(fees: &ExitFees) -> Result<FeeCaps, Wrong> {
+    let usual = FeeCaps::default();
+    let percent = |key, percent| in_range(key, percent, 0..=100);
+    Ok(FeeCaps {
+        max_sat_per_vb: in_range(
+            "exit_fees.max_sat_per_vb",
+            fees.max_sat_per_vb.unwrap_or(usual.max_sat_per_vb),
+            1..=100_000,
+        )?,
+        percent_per_transaction: percent(
+            "exit_fees.percent_per_transaction",
+            fees.percent_per_transaction
+                .unwrap_or(usual.percent_per_transaction),
+        )?,
+        percent_per_exit: percent(
+            "exit_fees.percent_per_exit",
+            fees.percent_per_exit.unwrap_or(usual.percent_per_exit),
+        )?,
+    })
+}
+
 fn in_range<T: PartialOrd + std::fmt::Display>(
     key: &'static str,
     value: T,
@@ -272,11 +308,19 @@ mod tests {
         assert_eq!(config.storage_dir, Path::new("/etc/lsp/data"));
         assert_eq!(config.mnemonic_file, Path::new("/etc/lsp/mnemonic"));
         assert_eq!(config.policy, LspPolicy::default());
+        assert_eq!(config.fee_caps, FeeCaps::default());
+        assert_eq!(config.backup_dir, None);
+        let backed = EXAMPLE.replace("# backup_dir", "backup_dir");
+        let backup_dir = parse(&backed).unwrap().backup_dir.unwrap();
+        assert_eq!(backup_dir, Path::new("/mnt/lsp-backup"));
         let spelled_out = EXAMPLE
             .replace("# base_msat", "base_msat")
             .replace("# ppm", "ppm")
             .replace("# accept_ordinary", "accept_ordinary")
             .replace("# delta_blocks", "delta_blocks")
+            .replace("# max_sat_per_vb", "max_sat_per_vb")
+            .replace("# percent_per_transaction", "percent_per_transaction")
+            .replace("# percent_per_exit", "percent_per_exit")
             .replace("# poll_interval_ms", "poll_interval_ms")
             .replace("# allow_remote", "allow_remote");
         assert_eq!(parse(&spelled_out).unwrap(), config);
@@ -400,6 +444,18 @@ mod tests {
                 "delta_blocks = 6",
                 "channels.delta_blocks",
                 "between 34",
+            ),
+            (
+                "# max_sat_per_vb = 500",
+                "max_sat_per_vb = 0",
+                "exit_fees.max_sat_per_vb",
+                "between 1",
+            ),
+            (
+                "# percent_per_exit = 25",
+                "percent_per_exit = 101",
+                "exit_fees.percent_per_exit",
+                "between 0",
             ),
             ("[fees]", "[feees]", "feees", "unknown"),
         ];

@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
-use superscalar_sdk::LspBuilder;
+use superscalar_sdk::backup::Directory;
+use superscalar_sdk::{Begin, LspBuilder};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -33,6 +34,9 @@ struct Args {
     /// Create the mnemonic if its file does not exist.
     #[arg(long)]
     init: bool,
+    /// Fill an empty storage directory from the backup. The server it comes from ends with that.
+    #[arg(long)]
+    restore: bool,
 }
 
 #[tokio::main]
@@ -70,13 +74,21 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.api_listen)
         .await
         .with_context(|| format!("api.listen: {}", config.api_listen))?;
-    let starting = LspBuilder::new(config.network, mnemonic)
+    let mut builder = LspBuilder::new(config.network, mnemonic)
         .storage_dir(&config.storage_dir)
         .chain_source(config.chain)
         .listen(config.listen)
         .policy(config.policy)
-        .poll_interval(config.poll_interval)
-        .start();
+        .fee_caps(config.fee_caps)
+        .poll_interval(config.poll_interval);
+    if let Some(directory) = config.backup_dir {
+        let begin = match args.restore {
+            true => Begin::Restore,
+            false => Begin::Continue,
+        };
+        builder = builder.backup(Arc::new(Directory::new(directory)), begin);
+    }
+    let starting = builder.start();
     let lsp = tokio::select! {
         started = starting => started?,
         _ = stopped.wait_for(|stopping| *stopping) => return Ok(()),
@@ -95,7 +107,13 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     });
     // Nobody may be listening any more: that is no reason not to serve.
     let _ = writeln!(std::io::stdout(), "{ready}");
-    let served = api::serve(listener, api).await;
+    let served = tokio::select! {
+        served = api::serve(listener, api) => served,
+        lost = lsp.lost() => {
+            lsp.stop().await;
+            return Err(lost.into());
+        }
+    };
     lsp.stop().await;
     tracing::info!("stopped");
     served.context("the REST API failed")

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bitcoin::Network;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use superscalar_sdk::{ExitMode, LspUri};
+use superscalar_sdk::{Begin, ExitMode, FeeCaps, LspUri};
 
 /// A desktop wallet whose channels live in SuperScalar factories.
 ///
@@ -32,7 +32,8 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value = "12")]
         words: Words,
     },
-    /// Take over a seed: reads its words from standard input.
+    /// Take over a seed: reads its words from standard input. What the wallet held comes back with
+    /// `run --backup-dir DIR --begin restore`.
     Restore,
     /// Run the wallet until it is stopped.
     Run(RunArgs),
@@ -195,6 +196,63 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "MS", default_value_t = 5_000,
           value_parser = clap::value_parser!(u64).range(10..=600_000))]
     pub(crate) poll_interval_ms: u64,
+    /// Existing directory, on another disk or a mounted share, where everything is written before
+    /// it counts. From then on the wallet runs with it only.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) backup_dir: Option<PathBuf>,
+    /// What to do where this wallet's directory and the backup are not the same.
+    #[arg(long, value_enum, default_value = "continue", requires = "backup_dir")]
+    pub(crate) begin: BeginWith,
+    #[command(flatten)]
+    fee_caps: FeeCapArgs,
+}
+
+/// What own coins may be spent on exits.
+#[derive(Clone, Copy, Debug, Args)]
+struct FeeCapArgs {
+    /// Highest feerate an exit's transactions may pay with own coins.
+    #[arg(long, value_name = "SAT/VB", default_value_t = FeeCaps::default().max_sat_per_vb,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    exit_max_feerate: u32,
+    /// Most that one transaction of an exit may cost, in percent of the amount leaving.
+    #[arg(long, value_name = "PERCENT", default_value_t = FeeCaps::default().percent_per_transaction,
+          value_parser = clap::value_parser!(u8).range(0..=100))]
+    exit_percent_per_transaction: u8,
+    /// Most that a whole exit may cost, in percent of the amount leaving.
+    #[arg(long, value_name = "PERCENT", default_value_t = FeeCaps::default().percent_per_exit,
+          value_parser = clap::value_parser!(u8).range(0..=100))]
+    exit_percent: u8,
+}
+
+impl RunArgs {
+    /// What own coins may be spent on exits.
+    pub(crate) fn fee_caps(&self) -> FeeCaps {
+        FeeCaps {
+            max_sat_per_vb: self.fee_caps.exit_max_feerate,
+            percent_per_transaction: self.fee_caps.exit_percent_per_transaction,
+            percent_per_exit: self.fee_caps.exit_percent,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BeginWith {
+    /// Refuse: only an empty backup is begun.
+    Continue,
+    /// Bring the wallet from the backup into an empty directory. It ends on the device it was on.
+    Restore,
+    /// The old backup is lost for good: begin anew in this empty one.
+    Move,
+}
+
+impl From<BeginWith> for Begin {
+    fn from(begin: BeginWith) -> Begin {
+        match begin {
+            BeginWith::Continue => Begin::Continue,
+            BeginWith::Restore => Begin::Restore,
+            BeginWith::Move => Begin::Move,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -28,6 +28,7 @@
 //! Calls are async and run on the caller's tokio runtime; types are owned; amounts name their unit
 //! (`_sat`, `_msat`), times theirs (`_blocks`, `_secs`).
 
+pub mod backup;
 pub mod chain;
 mod event;
 mod factories;
@@ -42,6 +43,7 @@ mod payments;
 pub mod store;
 mod wallet;
 
+pub use backup::{BackupError, BackupState, BackupStatus, Begin};
 pub use chain::BitcoindAuth;
 pub use event::{Event, EventPage, StoredEvent};
 pub use factories::{
@@ -55,6 +57,6 @@ pub use node::StartError;
 pub use payments::{Direction, Payment, PaymentStatus};
 pub use superscalar_factory::exit::bump::FeeCaps;
 pub use wallet::{
-    Action, Balance, ChainConfig, Exit, Factories, JoinRequest, Lightning, LspUri, Onchain,
+    Action, Backup, Balance, ChainConfig, Exit, Factories, JoinRequest, Lightning, LspUri, Onchain,
     OnchainCoins, SendQuote, Status, UriError, Wallet, WalletBuilder, WalletError,
 };

@@ -9,13 +9,15 @@ use bitcoin::Network;
 use serde::{Deserialize, Serialize};
 use superscalar_factory::exit::bump::FeeCaps;
 
+use crate::backup::{BackupError, BackupStatus, Begin, RemoteStore};
 use crate::event::EventPage;
 use crate::factories::{BuildRequest, Command, ExitInfo, FactoryInfo, TreeNodeInfo};
 use crate::hosting::{LspPolicy, Role};
 use crate::keys::{Mnemonic, WalletKeys};
 use crate::node::{Node, NodeConfig, NodeHandle, StartError};
 use crate::wallet::{
-    Balance, ChainConfig, Exit, Lightning, LspUri, Onchain, WalletError, wait_for_event,
+    BackupConfig, Balance, ChainConfig, Exit, Lightning, LspUri, Onchain, WalletError,
+    wait_for_event,
 };
 
 /// Puts an LSP together.
@@ -28,6 +30,7 @@ pub struct LspBuilder {
     policy: LspPolicy,
     poll_interval: Duration,
     fee_caps: FeeCaps,
+    backup: Option<BackupConfig>,
 }
 
 impl LspBuilder {
@@ -42,6 +45,7 @@ impl LspBuilder {
             policy: LspPolicy::default(),
             poll_interval: Duration::from_secs(1),
             fee_caps: FeeCaps::default(),
+            backup: None,
         }
     }
 
@@ -87,6 +91,15 @@ impl LspBuilder {
         self
     }
 
+    /// Where everything the LSP holds is written before it counts, see
+    /// [`backup`](crate::backup). Once a directory has a backup it is opened with it only. Needs a
+    /// multi-threaded runtime.
+    #[must_use]
+    pub fn backup(mut self, remote: Arc<dyn RemoteStore>, begin: Begin) -> LspBuilder {
+        self.backup = Some(BackupConfig { remote, begin });
+        self
+    }
+
     /// Opens the node, brings it to the chain's tip and starts it, within the caller's tokio
     /// runtime.
     pub async fn start(self) -> Result<Arc<Lsp>, WalletError> {
@@ -95,6 +108,8 @@ impl LspBuilder {
         let chain = self.chain.ok_or(incomplete("chain_source"))?;
         let listen = self.listen.ok_or(incomplete("listen"))?;
         let keys = WalletKeys::new(&self.mnemonic, "", self.network).map_err(StartError::from)?;
+        let backup = self.backup.as_ref();
+        let backing = backup.map(|backup| backup.backing(&keys)).transpose()?;
         let node = Node::start(NodeConfig {
             keys: Arc::new(keys),
             storage_dir,
@@ -103,6 +118,7 @@ impl LspBuilder {
             role: Role::Lsp(self.policy),
             poll_interval: self.poll_interval,
             fee_caps: self.fee_caps,
+            backing,
         })
         .await?;
         let handle = NodeHandle::default();
@@ -226,6 +242,16 @@ impl Lsp {
             .host
             .open_ordinary_channel(peer.node_id, capacity_sat, push_msat)?;
         Ok(())
+    }
+
+    /// How the backup stands; `None` without one.
+    pub fn backup(&self) -> Option<BackupStatus> {
+        self.node.backup()
+    }
+
+    /// Waits until the LSP stops by itself because what it holds is not the newest; why.
+    pub async fn lost(&self) -> BackupError {
+        self.node.until_lost().await
     }
 
     /// What the LSP holds.

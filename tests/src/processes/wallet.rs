@@ -91,6 +91,21 @@ impl WalletProcess {
         Ok(())
     }
 
+    /// Runs it with these arguments too from the next start on.
+    pub fn also(&mut self, arguments: &[&str]) {
+        let arguments = arguments.iter().map(ToString::to_string);
+        self.run.extend(arguments);
+    }
+
+    /// All that was on the device is lost, except the words.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn lose_data(&mut self) -> Result<()> {
+        self.kill();
+        Ok(std::fs::remove_dir_all(self.directory.path().join("data"))?)
+    }
+
     /// Ends it at once by SIGKILL.
     pub fn kill(&mut self) {
         self.program.kill();

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use superscalar_sdk::backup::Directory;
 use superscalar_sdk::{BitcoindAuth, ChainConfig, Wallet, WalletBuilder};
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
@@ -27,12 +28,16 @@ pub(crate) async fn run(dir: &Path, args: RunArgs) -> Result<(), Failure> {
     stop_on_signals(stopping.clone()).map_err(|error| Failure::new("no_signals", error))?;
     // The store's lock makes us the only process of this directory: a socket found after that is
     // left over from one that was killed.
-    let starting = WalletBuilder::new(args.network, mnemonic)
+    let mut builder = WalletBuilder::new(args.network, mnemonic)
         .storage_dir(dir.join("data"))
         .chain_source(chain(&args))
+        .fee_caps(args.fee_caps())
         .lsp(args.lsp)
-        .poll_interval(Duration::from_millis(args.poll_interval_ms))
-        .start();
+        .poll_interval(Duration::from_millis(args.poll_interval_ms));
+    if let Some(directory) = args.backup_dir {
+        builder = builder.backup(Arc::new(Directory::new(directory)), args.begin.into());
+    }
+    let starting = builder.start();
     let mut stopped = stopping.subscribe();
     let wallet = tokio::select! {
         started = starting => started.map_err(start_failure)?,
@@ -92,6 +97,8 @@ fn start_failure(error: superscalar_sdk::WalletError) -> Failure {
         "storage_locked" => {
             Failure::from(error).hint("the wallet runs already: `status` shows how it is")
         }
+        "restore_needed" => Failure::from(error).hint("`--begin restore` takes the wallet over"),
+        "backup_missing" => Failure::from(error).hint("`--backup-dir` says where the backup is"),
         _ => Failure::from(error),
     }
 }

@@ -3,7 +3,8 @@
 //! LDK hands out a force-closed channel's transactions at once, although the leaf they spend is
 //! not on chain. What always holds: a transaction on a virtual leaf, or on a held commitment, is
 //! stored and not published; one on a confirmed leaf is published; one on a retired leaf is
-//! published only if that very leaf was brought on chain. Everything else passes.
+//! published only if that very leaf was brought on chain; none at all once our state was proven
+//! old. Everything else passes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use bitcoin::{OutPoint, Transaction, Txid};
 use lightning::chain::chaininterface::{BroadcasterInterface, TransactionType};
 
 use super::Store;
+use super::old_state::OldState;
 use super::slot::SlotId;
 use super::slots::{SharedSlots, Slot, SlotPhase};
 
@@ -42,6 +44,7 @@ pub(super) struct BroadcasterGate {
     slots: SharedSlots,
     store: Store,
     network: Broadcaster,
+    old_state: Arc<OldState>,
     held: Mutex<HashMap<Txid, Held>>,
 }
 
@@ -56,6 +59,7 @@ impl BroadcasterGate {
         slots: SharedSlots,
         store: Store,
         network: Broadcaster,
+        old_state: Arc<OldState>,
     ) -> Result<Self, GateError> {
         let mut held = HashMap::new();
         for key in store.list(PRIMARY, SECONDARY)? {
@@ -68,12 +72,16 @@ impl BroadcasterGate {
             slots,
             store,
             network,
+            old_state,
             held: Mutex::new(held),
         })
     }
 
     /// Publishes what was held for this slot's leaf, parents first. Its leaf is on chain.
     pub(super) fn release(&self, slot: &Slot) {
+        if self.old_state.is_proven() {
+            return;
+        }
         let mut ours: Vec<Held> = {
             let held = self.held();
             held.values()
@@ -171,6 +179,9 @@ impl BroadcasterInterface for BroadcasterGate {
         let mut pass = Vec::new();
         for (tx, kind) in txs {
             match self.slot_of(tx, txs) {
+                Some(slot) if self.old_state.is_proven() => {
+                    tracing::warn!(slot = %slot.channel.slot, "suppressed: our state is old");
+                }
                 Some(slot) if slot.leaf_height.is_none() && slot.phase == SlotPhase::Retired => {
                     tracing::debug!(slot = %slot.channel.slot, "suppressed: retired");
                 }

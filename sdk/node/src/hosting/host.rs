@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,6 +31,7 @@ use super::htlc::exit_due;
 use super::ldk::{Channels, Gate, Keys, Log, Monitors, Peers, SharedScorer, Sweeper};
 use super::load::{LoadError, unix_time};
 use super::messages::{FactoryMessage, Messages, SendError};
+use super::old_state::OldState;
 use super::payments::Claimed;
 use super::pending::PendingHtlcs;
 use super::slots::{SharedSlots, SlotPhase};
@@ -77,6 +79,7 @@ pub(super) struct HostParts {
     pub(super) sweeper: Arc<Sweeper>,
     pub(super) scorer: SharedScorer,
     pub(super) log: Log,
+    pub(super) old_state: Arc<OldState>,
     pub(super) sink: SharedSink,
 }
 
@@ -185,6 +188,12 @@ impl Host {
         }
     }
 
+    /// Turns true when a peer proves that our state is an old one. It must stop then; started
+    /// again it publishes no commitment, and should speak to nobody.
+    pub fn old_state(&self) -> watch::Receiver<bool> {
+        self.parts.old_state.subscribe()
+    }
+
     /// Closes the connection to a peer.
     pub fn disconnect(&self, peer: &PublicKey) {
         self.parts.peers.disconnect_by_node_id(*peer);
@@ -211,7 +220,11 @@ impl Host {
                 tracing::error!(%error, "a task of the host failed");
             }
         }
-        self.parts.peers.disconnect_all_peers();
+        // LDK is unusable after a panic of its own, and must not take the rest of a stop along.
+        let peers = AssertUnwindSafe(&self.parts.peers);
+        if catch_unwind(|| peers.disconnect_all_peers()).is_err() {
+            tracing::error!("LDK had failed before the stop");
+        }
     }
 
     async fn accept_connections(self: &Arc<Self>, address: SocketAddr) -> Result<(), LoadError> {

@@ -21,6 +21,8 @@ use super::broadcast::BroadcasterGate;
 use super::config::Destination;
 use super::fees::PinnedFees;
 use super::messages::Messages;
+use super::old_state::OldState;
+use super::persist::Persister;
 use super::router::FactoryRouter;
 use super::signer::{FactoryKeys, FactorySigner};
 
@@ -35,7 +37,7 @@ pub(super) type GraphRouter =
     DefaultRouter<Graph, Log, Keys, SharedScorer, ProbabilisticScoringFeeParameters, Scorer>;
 pub(super) type MessageRoutes = DefaultMessageRouter<Graph, Log, Keys>;
 pub(super) type Monitor = ChannelMonitor<FactorySigner>;
-pub(super) type Persister = MonitorUpdatingPersister<Store, Log, Keys, Keys, Gate, Fees>;
+pub(super) type MonitorWriter = MonitorUpdatingPersister<Store, Log, Keys, Keys, Gate, Fees>;
 /// Full blocks are followed, so nothing is ever registered with it.
 pub(super) type NoFilter = Arc<dyn Filter + Send + Sync>;
 pub(super) type Monitors =
@@ -64,7 +66,7 @@ pub(super) type Peers = PeerManager<
 pub(super) type Sweeper = OutputSweeperSync<Gate, Destination, Fees, NoFilter, Store, Log, Keys>;
 
 /// LDK's log, told apart by target `ldk`.
-pub(super) struct TracingLog;
+pub(super) struct TracingLog(pub(super) Arc<OldState>);
 
 impl Logger for TracingLog {
     fn log(&self, record: Record<'_>) {
@@ -76,6 +78,7 @@ impl Logger for TracingLog {
             channel_id,
             ..
         } = record;
+        self.0.hear(level, module_path, &args);
         let peer = peer_id.map(|id| id.to_string());
         let channel = channel_id.map(|id| id.to_string());
         macro_rules! log {

@@ -25,15 +25,17 @@ use lightning::util::ser::ReadableArgs;
 
 use super::Store;
 use super::broadcast::{BroadcasterGate, GateError};
-use super::config::{Destination, HostConfig, user_config};
+use super::config::{Destination, HostConfig, Role, user_config};
 use super::events::SharedSink;
 use super::fees::PinnedFees;
 use super::host::{ChainFollower, Host, HostParts};
 use super::ldk::{
-    Channels, Fees, Gate, GraphRouter, Keys, Log, MessageRoutes, Monitor, Monitors, Peers,
-    Persister, Scorer, SharedScorer, Sweeper, TracingLog,
+    Channels, Fees, Gate, GraphRouter, Keys, Log, MessageRoutes, Monitor, MonitorWriter, Monitors,
+    Peers, Scorer, SharedScorer, Sweeper, TracingLog,
 };
 use super::messages::Messages;
+use super::old_state::OldState;
+use super::persist::Persister;
 use super::router::FactoryRouter;
 use super::signer::FactoryKeys;
 use super::slots::{SharedSlots, SlotError, Slots};
@@ -70,6 +72,10 @@ pub enum LoadError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A member has proven that this server's state is an old one. Started, it would publish
+    /// commitments that are revoked.
+    #[error("a member has proven that this state is an old one: find a newer backup")]
+    OldState,
     /// Two monitors for one channel.
     #[error("a channel monitor is stored twice")]
     DuplicateMonitor,
@@ -90,9 +96,9 @@ impl LoadedHost {
     /// Reads the state, or makes a new one.
     pub fn load(config: HostConfig) -> Result<Self, LoadError> {
         let ground = Ground::load(&config)?;
-        let persister = Arc::new(ground.persister());
-        let stored = persister.read_all_channel_monitors_with_updates()?;
-        let monitors = Arc::new(ground.monitors(persister));
+        let writer = ground.monitor_writer();
+        let stored = writer.read_all_channel_monitors_with_updates()?;
+        let monitors = Arc::new(ground.monitors(Arc::new(Persister(writer))));
         let (router, scorer) = ground.router(config.network);
         let (manager_block, channels) = ground.channels(&config, &monitors, router, &stored)?;
         let channels = Arc::new(channels);
@@ -116,6 +122,7 @@ impl LoadedHost {
             keys: ground.keys,
             gate: ground.gate,
             log: ground.log,
+            old_state: ground.old_state,
             monitors,
             channels,
             messages,
@@ -178,25 +185,35 @@ struct Ground {
     fees: Fees,
     gate: Gate,
     log: Log,
+    old_state: Arc<OldState>,
 }
 
 impl Ground {
     fn load(config: &HostConfig) -> Result<Self, LoadError> {
         let store = Arc::clone(&config.store);
         let slots: SharedSlots = Arc::new(Slots::load(Arc::clone(&store))?);
-        let network = Arc::clone(&config.broadcaster);
-        let gate = BroadcasterGate::load(Arc::clone(&slots), Arc::clone(&store), network)?;
+        let old_state = Arc::new(OldState::load(Arc::clone(&store))?);
+        if old_state.is_proven() && matches!(config.role, Role::Lsp(_)) {
+            return Err(LoadError::OldState);
+        }
+        let gate = BroadcasterGate::load(
+            Arc::clone(&slots),
+            Arc::clone(&store),
+            Arc::clone(&config.broadcaster),
+            Arc::clone(&old_state),
+        )?;
         Ok(Self {
             keys: Arc::new(FactoryKeys::new(&config.node_seed, Arc::clone(&slots))),
             fees: Arc::new(PinnedFees::new(Arc::clone(&config.fees), &config.role)),
             gate: Arc::new(gate),
-            log: Arc::new(TracingLog),
+            log: Arc::new(TracingLog(Arc::clone(&old_state))),
+            old_state,
             store,
             slots,
         })
     }
 
-    fn persister(&self) -> Persister {
+    fn monitor_writer(&self) -> MonitorWriter {
         let Self {
             store,
             keys,
@@ -206,7 +223,7 @@ impl Ground {
             ..
         } = self.clone();
         let signers = Arc::clone(&keys);
-        Persister::new(
+        MonitorWriter::new(
             store,
             log,
             MAX_PENDING_MONITOR_UPDATES,

@@ -15,9 +15,10 @@ use std::time::Duration;
 
 use bitcoin::FeeRate;
 use superscalar_factory::exit::bump::FeeCaps;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinHandle;
 
+use crate::backup::{BackupError, BackupStatus};
 use crate::chain::{BitcoindConfig, BitcoindSource, Chain, ChainError, ChainSource, Follower, Tip};
 use crate::event::EventLog;
 use crate::factories::{Engine, EngineHandle, EngineParts};
@@ -25,7 +26,7 @@ use crate::hosting::{Host, HostConfig, LoadError, LoadedHost, Role};
 use crate::keys::{KeysError, WalletKeys};
 use crate::onchain::{OnchainError, OnchainWallet};
 use crate::payments::Payments;
-use crate::store::{Store, StoreError};
+use crate::store::{Backing, Identity, Store, StoreError};
 pub(crate) use handle::NodeHandle;
 
 use adapters::{Fees, Publisher, Sink, SweepAddress};
@@ -42,6 +43,7 @@ pub(crate) struct NodeConfig {
     pub(crate) role: Role,
     pub(crate) poll_interval: Duration,
     pub(crate) fee_caps: FeeCaps,
+    pub(crate) backing: Option<Backing>,
 }
 
 /// Why a node did not start.
@@ -84,11 +86,12 @@ impl Node {
     /// Within a tokio runtime, which its tasks run on.
     pub(crate) async fn start(config: NodeConfig) -> Result<Arc<Node>, StartError> {
         let identity = config.keys.identity()?;
-        let store = Arc::new(Store::open(&config.storage_dir, &identity)?);
+        let store = Arc::new(open_store(&config, &identity)?);
         let started = Node::assemble(config, Arc::clone(&store)).await;
-        if started.is_err() {
+        match &started {
+            Ok(node) => node.stop_when_lost(),
             // A task that was begun may hold the store for a moment longer.
-            store.close();
+            Err(_) => store.close(),
         }
         started
     }
@@ -197,6 +200,8 @@ impl Node {
     /// Persists everything, ends all tasks and gives the directory up. A second call waits for the
     /// first and does nothing.
     pub(crate) async fn stop(&self) {
+        // First: whoever waits for the backup would hold everything else up.
+        self.store.wait_no_more();
         let mut following = self.follower.lock().await;
         let Some(follower) = following.take() else {
             return;
@@ -216,9 +221,68 @@ impl Node {
         self.events.wake();
     }
 
+    /// How the backup stands; `None` without one.
+    pub(crate) fn backup(&self) -> Option<BackupStatus> {
+        Some(self.store.backup()?.borrow().clone())
+    }
+
+    /// Why this node has stopped by itself, if it has.
+    pub(crate) fn lost(&self) -> Option<BackupError> {
+        self.store.lost().borrow().clone()
+    }
+
+    /// Waits until this node stops by itself; why.
+    pub(crate) async fn until_lost(&self) -> BackupError {
+        let mut lost = self.store.lost();
+        match lost.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(error)) => error.clone(),
+            // Not reached: the store, which we hold, tells it.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// A node that is told it is not the newest ends: by its backup, or by its peer.
+    fn stop_when_lost(self: &Arc<Self>) {
+        let (mut lost, mut old_state) = (self.store.lost(), self.host.old_state());
+        // Known since an earlier start: nothing is said to anybody.
+        let known = *old_state.borrow();
+        let node = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            let proven = async {
+                match known {
+                    true => std::future::pending().await,
+                    false => old_state.wait_for(|proven| *proven).await.is_ok(),
+                }
+            };
+            // Errors: store and host are gone, and the node with them.
+            let proven = tokio::select! {
+                _ = lost.wait_for(Option::is_some) => false,
+                proven = proven => proven,
+            };
+            let Some(node) = node.upgrade() else {
+                return;
+            };
+            if proven {
+                node.store.lose(BackupError::OldState);
+            }
+            node.stop().await;
+        });
+    }
+
     /// [`stop`](Self::stop) from a place that cannot wait, on the node's own runtime.
     pub(crate) fn stop_soon(self: Arc<Self>) {
         let runtime = self.runtime.clone();
         runtime.spawn(async move { self.stop().await });
     }
+}
+
+/// A remote store may take a while to answer: the thread's other tasks go on elsewhere.
+fn open_store(config: &NodeConfig, identity: &Identity) -> Result<Store, StoreError> {
+    let Some(backing) = &config.backing else {
+        return Store::open(&config.storage_dir, identity);
+    };
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return Err(BackupError::SingleThreaded.into());
+    }
+    tokio::task::block_in_place(|| Store::open_with(&config.storage_dir, identity, Some(backing)))
 }

@@ -7,6 +7,8 @@ use bitcoin::Network;
 use rusqlite::ErrorCode;
 use thiserror::Error;
 
+use crate::backup::BackupError;
+
 /// A failed call on [`Store`](super::Store). The stored state is what it was before the call.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -69,6 +71,9 @@ pub enum StoreError {
         /// Cursor of the newest event ever stored, 0 when there was none.
         newest: u64,
     },
+    /// The backup: what was to be written is neither there nor here.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
     /// SQLite refused or failed: disk full, read-only, I/O.
     #[error("the database failed: {0}")]
     Database(#[source] rusqlite::Error),

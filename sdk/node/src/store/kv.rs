@@ -1,7 +1,8 @@
 //! LDK's key-value trait on the `kv` table: channel monitors, the channel manager, the graph.
 //!
 //! Every call is one transaction, so the "consistent total order per key" LDK asks for is the order
-//! of the calls. A lazy removal is done at once: cheaper than remembering it.
+//! of the calls. A lazy removal is done at once: cheaper than remembering it. A write waits for a
+//! backup that cannot be reached, so that LDK never goes on without it.
 
 use lightning::io::{self, ErrorKind};
 use lightning::util::persist::{
@@ -36,13 +37,28 @@ impl Store {
         key: &str,
         value: &[u8],
     ) -> Result<(), StoreError> {
-        self.connection()?
-            .prepare_cached(
-                "INSERT INTO kv (primary_ns, secondary_ns, key, value) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (primary_ns, secondary_ns, key) DO UPDATE SET value = excluded.value",
-            )?
-            .execute(params![primary, secondary, key, value])?;
-        Ok(())
+        self.transaction(|transaction| {
+            transaction
+                .prepare_cached(
+                    "INSERT INTO kv (primary_ns, secondary_ns, key, value) VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT (primary_ns, secondary_ns, key)
+                     DO UPDATE SET value = excluded.value",
+                )?
+                .execute(params![primary, secondary, key, value])?;
+            Ok(())
+        })
+    }
+
+    /// Removes a key, if it is there.
+    fn remove_value(&self, primary: &str, secondary: &str, key: &str) -> Result<(), StoreError> {
+        self.transaction(|transaction| {
+            transaction
+                .prepare_cached(
+                    "DELETE FROM kv WHERE primary_ns = ?1 AND secondary_ns = ?2 AND key = ?3",
+                )?
+                .execute(params![primary, secondary, key])?;
+            Ok(())
+        })
     }
 
     /// All keys of a namespace.
@@ -74,7 +90,7 @@ impl KVStoreSync for Store {
         value: Vec<u8>,
     ) -> Result<(), io::Error> {
         check_key(primary, secondary, key)?;
-        self.set_value(primary, secondary, key, &value)
+        self.until_backed_up(|| self.set_value(primary, secondary, key, &value))
             .map_err(into_io)
     }
 
@@ -86,13 +102,7 @@ impl KVStoreSync for Store {
         _lazy: bool,
     ) -> Result<(), io::Error> {
         check_key(primary, secondary, key)?;
-        self.connection()
-            .map_err(into_io)?
-            .prepare_cached(
-                "DELETE FROM kv WHERE primary_ns = ?1 AND secondary_ns = ?2 AND key = ?3",
-            )
-            .and_then(|mut delete| delete.execute(params![primary, secondary, key]))
-            .map(drop)
+        self.until_backed_up(|| self.remove_value(primary, secondary, key))
             .map_err(into_io)
     }
 

@@ -8,34 +8,47 @@
 //!   error changed nothing.
 //! - The file belongs to one network and one seed; opening it with another is an error.
 //! - The schema has a number. A file written by a newer SDK is refused, never guessed at.
+//! - There is one way to write, [`Store::transaction`]. With a [`backup`](crate::backup), what it
+//!   commits is acknowledged there first; a store that is no longer the newest writes nothing more.
 //!
 //! The tables of `bdk_wallet` live in the same file and are written through the same connection.
 
+#[cfg(test)]
+mod backed_tests;
 mod error;
 mod events;
 mod held;
 mod journal;
 mod kv;
 mod lock;
+mod mirror;
+mod rows;
 mod schema;
 mod settings;
 #[cfg(test)]
 mod tests;
 
 use std::fs;
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bitcoin::Network;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::watch;
+
+use crate::backup::{BackupError, BackupStatus};
 
 pub use error::StoreError;
 pub use events::{Event, EventPage};
 pub use journal::{Batch, Committed, JournalRecord};
 
+pub(crate) use mirror::Backing;
+
 use lock::DirectoryLock;
+use mirror::Mirror;
 
 /// The database's file name inside the storage directory.
 pub const DATABASE_FILE: &str = "superscalar.sqlite";
@@ -43,6 +56,8 @@ pub const DATABASE_FILE: &str = "superscalar.sqlite";
 /// How long a statement waits for another connection (a reader, a backup tool) to get out of the
 /// way.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait before a write that the backup could not take is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Whose data a database holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +78,17 @@ pub struct Store {
     open: Mutex<Option<Open>>,
     directory: PathBuf,
     identity: Identity,
+    backup: Option<watch::Receiver<BackupStatus>>,
+    /// Why it is closed for good.
+    lost: watch::Sender<Option<BackupError>>,
+    /// Whether nobody may wait for the backup any more.
+    is_ending: Mutex<bool>,
+    ending: Condvar,
 }
 
 struct Open {
     connection: Connection,
+    mirror: Option<Mirror>,
     // Declared last, so that the connection is closed before the lock is given up.
     _lock: DirectoryLock,
 }
@@ -80,16 +102,9 @@ impl Deref for Connected<'_> {
     fn deref(&self) -> &Connection {
         match &*self.0 {
             Some(open) => &open.connection,
-            None => unreachable!("made of an open store, which cannot be closed meanwhile"),
-        }
-    }
-}
-
-impl DerefMut for Connected<'_> {
-    fn deref_mut(&mut self) -> &mut Connection {
-        match &mut *self.0 {
-            Some(open) => &mut open.connection,
-            None => unreachable!("made of an open store, which cannot be closed meanwhile"),
+            None => {
+                unreachable!("made of an open store, which cannot be closed meanwhile")
+            }
         }
     }
 }
@@ -103,34 +118,93 @@ impl Store {
     /// another; [`StoreError::WrongNetwork`] and [`StoreError::WrongSeed`] when the database
     /// belongs to somebody else; [`StoreError::NewerSchema`], [`StoreError::NotOurs`] and
     /// [`StoreError::Corrupt`] when its content cannot be used. Nothing is changed then.
+    ///
+    /// A directory that has a backup is opened together with it only.
     pub fn open(directory: &Path, identity: &Identity) -> Result<Self, StoreError> {
+        Self::open_with(directory, identity, None)
+    }
+
+    /// The same with a backup. Blocks for as long as the remote store takes.
+    ///
+    /// # Errors
+    /// [`StoreError::Backup`] as well: directory and remote store do not fit together.
+    pub(crate) fn open_with(
+        directory: &Path,
+        identity: &Identity,
+        backing: Option<&Backing>,
+    ) -> Result<Self, StoreError> {
         create_directory(directory)?;
         let lock = DirectoryLock::acquire(directory)?;
         let mut connection = Connection::open(directory.join(DATABASE_FILE))?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        if schema::check(&connection)? {
+        let is_new = !schema::check(&connection)?;
+        if !is_new {
             check_identity(&connection, identity)?;
         }
         configure(&connection)?;
+        let mut mirror = match backing {
+            Some(backing) => Some(Mirror::open(&mut connection, identity, backing, is_new)?),
+            None if mirror::has_backup(&connection)? => {
+                return Err(BackupError::RemoteMissing.into());
+            }
+            None => None,
+        };
         schema::migrate(&mut connection)?;
         bind_identity(&connection, identity)?;
+        if let Some(mirror) = &mut mirror {
+            mirror.start(&mut connection)?;
+            set_read_only(&connection, true)?;
+        }
         Ok(Self {
+            backup: mirror.as_ref().map(Mirror::status),
             open: Mutex::new(Some(Open {
                 connection,
+                mirror,
                 _lock: lock,
             })),
             directory: directory.to_owned(),
             identity: *identity,
+            lost: watch::Sender::new(None),
+            is_ending: Mutex::new(false),
+            ending: Condvar::new(),
         })
     }
 
     /// Closes the database and gives up the directory, whoever else still holds this store: every
     /// later call answers [`StoreError::Closed`]. A second call does nothing.
     pub fn close(&self) {
-        self.open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.wait_no_more();
+        *self.opened() = None;
+    }
+
+    /// From now on a write the backup cannot take fails at once, whoever made it.
+    pub(crate) fn wait_no_more(&self) {
+        let is_ending = &self.is_ending;
+        *is_ending.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.ending.notify_all();
+    }
+
+    /// How the backup stands, and how it changes; `None` without one.
+    pub(crate) fn backup(&self) -> Option<watch::Receiver<BackupStatus>> {
+        self.backup.clone()
+    }
+
+    /// Why this store is closed, once what it holds is not the newest.
+    pub(crate) fn lost(&self) -> watch::Receiver<Option<BackupError>> {
+        self.lost.subscribe()
+    }
+
+    /// Closes the store for good: what it holds is not the newest.
+    pub(crate) fn lose(&self, error: BackupError) {
+        self.told_lost(error);
+        self.close();
+    }
+
+    fn told_lost(&self, error: BackupError) {
+        tracing::error!(%error, "this store is closed for good");
+        self.lost.send_modify(|lost| {
+            lost.get_or_insert(error);
+        });
     }
 
     /// The directory the database lives in.
@@ -143,17 +217,15 @@ impl Store {
         self.identity
     }
 
-    /// The one connection, for rooms that own tables of their own (`chain`, `onchain`).
+    /// The one connection, for rooms that read tables of their own (`chain`, `onchain`).
     ///
     /// # Errors
     /// [`StoreError::Closed`] after [`Store::close`].
     pub(crate) fn connection(&self) -> Result<Connected<'_>, StoreError> {
-        // A panic in a holder rolled its transaction back while unwinding, so a poisoned lock
-        // guards a sound connection.
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        match *open {
-            Some(_) => Ok(Connected(open)),
-            None => Err(StoreError::Closed),
+        let opened = self.opened();
+        match *opened {
+            Some(_) => Ok(Connected(opened)),
+            None => Err(self.closed()),
         }
     }
 
@@ -163,14 +235,111 @@ impl Store {
         &self,
         work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut connection = self.connection()?;
-        let transaction = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(StoreError::from)?;
+        let mut opened = self.opened();
+        let Some(open) = &mut *opened else {
+            return Err(self.closed().into());
+        };
+        if open.mirror.is_none() {
+            let transaction = begin(&mut open.connection)?;
+            let value = work(&transaction)?;
+            transaction.commit().map_err(StoreError::from)?;
+            return Ok(value);
+        }
+        set_read_only(&open.connection, false)?;
+        let mut lost = None;
+        let done = open.mirrored(work, &mut lost);
+        set_read_only(&open.connection, true)?;
+        if let Some(error) = lost {
+            *opened = None;
+            self.told_lost(error);
+        }
+        done
+    }
+
+    /// What a call on a closed store is told.
+    fn closed(&self) -> StoreError {
+        match &*self.lost.borrow() {
+            Some(error) => error.clone().into(),
+            None => StoreError::Closed,
+        }
+    }
+
+    /// For LDK, which cannot be told to try again later: repeats `write` until the backup has it or
+    /// the store is about to be closed.
+    fn until_backed_up(
+        &self,
+        write: impl Fn() -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        loop {
+            match write() {
+                Err(StoreError::Backup(error)) if error.is_transient() && self.may_wait() => {
+                    tracing::warn!(%error, "nothing is sent until the backup is there again");
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Waits a moment; `false` at once when the store is about to be closed.
+    fn may_wait(&self) -> bool {
+        let wait = || {
+            let is_ending = self.is_ending.lock();
+            let is_ending = is_ending.unwrap_or_else(PoisonError::into_inner);
+            let waited = self
+                .ending
+                .wait_timeout_while(is_ending, RETRY_AFTER, |is_ending| !*is_ending);
+            !*waited.unwrap_or_else(PoisonError::into_inner).0
+        };
+        let runtime = Handle::try_current().map(|handle| handle.runtime_flavor());
+        match runtime {
+            // The other tasks of this thread go on elsewhere.
+            Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
+            _ => wait(),
+        }
+    }
+
+    fn opened(&self) -> MutexGuard<'_, Option<Open>> {
+        // A panic in a holder rolled its transaction back while unwinding, so a poisoned lock
+        // guards a sound connection.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    /// A transaction that counts when the backup has it. `lost` says that there is none any more.
+    fn mirrored<T, E: From<StoreError>>(
+        &mut self,
+        work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T, E>,
+        lost: &mut Option<BackupError>,
+    ) -> Result<T, E> {
+        let Some(mirror) = &mut self.mirror else {
+            unreachable!("asked of a store with a backup");
+        };
+        let schema = mirror.schema();
+        let transaction = begin(&mut self.connection)?;
         let value = work(&transaction)?;
-        transaction.commit().map_err(StoreError::from)?;
+        if let Err(error) = mirror.commit(transaction) {
+            if let StoreError::Backup(error) = &error
+                && !error.is_transient()
+            {
+                *lost = Some(error.clone());
+            }
+            return Err(error.into());
+        }
+        if mirror.schema() != schema {
+            mirror.watch_new_tables(&self.connection)?;
+        }
         Ok(value)
     }
+}
+
+fn begin(connection: &mut Connection) -> Result<rusqlite::Transaction<'_>, StoreError> {
+    Ok(connection.transaction_with_behavior(TransactionBehavior::Immediate)?)
+}
+
+/// Around the mirror nothing is written.
+fn set_read_only(connection: &Connection, read_only: bool) -> Result<(), StoreError> {
+    Ok(connection.pragma_update(None, "query_only", read_only)?)
 }
 
 /// Debug shows where the data is, never what it is.

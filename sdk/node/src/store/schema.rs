@@ -106,15 +106,21 @@ pub(super) fn check(connection: &Connection) -> Result<bool, StoreError> {
     if application_id != APPLICATION_ID && (tables > 0 || application_id != 0) {
         return Err(StoreError::NotOurs { application_id });
     }
-    let known = MIGRATIONS.len() as u32;
-    if found > known {
-        return Err(StoreError::NewerSchema { found, known });
-    }
+    check_known(found)?;
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict != "ok" {
         return Err(StoreError::corrupt(verdict));
     }
     Ok(found > 0)
+}
+
+/// Refuses a schema this SDK does not know.
+pub(super) fn check_known(found: u32) -> Result<(), StoreError> {
+    let known = MIGRATIONS.len() as u32;
+    match found > known {
+        true => Err(StoreError::NewerSchema { found, known }),
+        false => Ok(()),
+    }
 }
 
 /// Applies the missing migrations, each with its version number in one transaction.

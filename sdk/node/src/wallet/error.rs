@@ -7,9 +7,10 @@ use std::fmt;
 
 use superscalar_factory::coordinator::PlanError;
 
+use crate::backup::BackupError;
 use crate::chain::{BroadcastError, ChainError};
 use crate::factories::EngineError;
-use crate::hosting::{ChannelError, ConnectError, InvoiceError, PayError};
+use crate::hosting::{ChannelError, ConnectError, InvoiceError, LoadError, PayError};
 use crate::keys::KeysError;
 use crate::node::StartError;
 use crate::onchain::OnchainError;
@@ -94,8 +95,12 @@ pub enum Action {
     UpdateApp,
     /// See that the device has free space and the application may write to its directory.
     CheckStorage,
-    /// Restore a backup: the data is damaged.
+    /// Restore a backup: the data is damaged, or new here.
     RestoreBackup,
+    /// See that the backup's remote store can be reached and is this wallet's.
+    CheckBackup,
+    /// Use the device that has taken the wallet over; this one is not it any more.
+    UseOtherDevice,
     /// Report it to the developers.
     Report,
 }
@@ -115,6 +120,8 @@ impl fmt::Display for Action {
             Action::UpdateApp => "update the application",
             Action::CheckStorage => "check free space and permissions of the storage directory",
             Action::RestoreBackup => "restore a backup",
+            Action::CheckBackup => "check that the backup can be reached and is this wallet's",
+            Action::UseOtherDevice => "use the device that has taken the wallet over",
             Action::Report => "report this to the developers",
         })
     }
@@ -131,6 +138,7 @@ impl WalletError {
                 StartError::Store(error) => store_code(error),
                 StartError::Chain(error) => chain_code(error),
                 StartError::Onchain(error) => onchain_code(error),
+                StartError::Lightning(LoadError::OldState) => "old_state",
                 StartError::Lightning(_) => "start_failed",
             },
             WalletError::Factory(error) => match error {
@@ -251,6 +259,7 @@ impl WalletError {
                 self.code(),
                 "stopped"
                     | "storage_locked"
+                    | "backup_unreachable"
                     | "peer_unreachable"
                     | "not_enough_members"
                     | "no_active_channel"
@@ -269,7 +278,12 @@ impl WalletError {
             "storage_locked" => Action::CloseOtherInstance,
             "wrong_seed" | "wrong_network" => Action::UseMatchingSeed,
             "newer_data" => Action::UpdateApp,
-            "storage_damaged" => Action::RestoreBackup,
+            "storage_damaged" | "restore_needed" => Action::RestoreBackup,
+            "backup_superseded" => Action::UseOtherDevice,
+            "backup_unreachable" | "backup_rolled_back" | "backup_damaged"
+            | "backup_of_another" | "backup_missing" | "backup_empty" | "old_state" => {
+                Action::CheckBackup
+            }
             "storage_failed" => Action::CheckStorage,
             "incomplete_settings"
             | "invalid_argument"
@@ -306,6 +320,26 @@ fn store_code(error: &StoreError) -> &'static str {
         StoreError::NotOurs { .. } | StoreError::Corrupt { .. } => "storage_damaged",
         StoreError::UnknownCursor { .. } => "invalid_argument",
         StoreError::Directory { .. } | StoreError::Database(_) => "storage_failed",
+        StoreError::Backup(error) => backup_code(error),
+    }
+}
+
+fn backup_code(error: &BackupError) -> &'static str {
+    match error {
+        BackupError::Unreachable(_) => "backup_unreachable",
+        BackupError::Superseded { .. } => "backup_superseded",
+        BackupError::RolledBack { .. } => "backup_rolled_back",
+        BackupError::Gap { .. } | BackupError::BadEntry { .. } | BackupError::Diverged { .. } => {
+            "backup_damaged"
+        }
+        BackupError::OtherWallet | BackupError::Disagrees => "backup_of_another",
+        BackupError::RemoteMissing => "backup_missing",
+        BackupError::NothingToRestore => "backup_empty",
+        BackupError::RestoreNeeded => "restore_needed",
+        BackupError::Newer { .. } => "newer_data",
+        BackupError::LocalBehind => "storage_failed",
+        BackupError::OldState => "old_state",
+        BackupError::Randomness | BackupError::SingleThreaded => "backup_failed",
     }
 }
 

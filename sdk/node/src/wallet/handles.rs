@@ -14,6 +14,7 @@ use superscalar_factory::timing::DEFAULT_PAYER_CLTV_BLOCKS;
 use zeroize::Zeroizing;
 
 use super::error::WalletError;
+use crate::backup::BackupStatus;
 use crate::factories::{
     Command, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, TreeNodeInfo,
 };
@@ -386,5 +387,26 @@ impl Exit {
     /// All exits that were begun.
     pub async fn status(&self) -> Result<Vec<ExitInfo>, WalletError> {
         Ok(self.node.get()?.engine.ask(Command::Exits).await??)
+    }
+}
+
+/// The backup of the wallet.
+#[derive(Clone)]
+pub struct Backup {
+    node: NodeHandle,
+}
+
+impl Backup {
+    pub(crate) fn new(node: NodeHandle) -> Backup {
+        Backup { node }
+    }
+
+    /// How it stands, also when another device has taken the wallet over; `None` without a backup.
+    ///
+    /// # Errors
+    /// [`WalletError::Stopped`].
+    pub fn status(&self) -> Result<Option<BackupStatus>, WalletError> {
+        let node = self.node.last().ok_or(WalletError::Stopped)?;
+        Ok(node.backup())
     }
 }

@@ -1,7 +1,7 @@
 //! The wallet an application holds.
 //!
 //! [`WalletBuilder`] makes one; [`Wallet::lightning`], [`Wallet::onchain`],
-//! [`Wallet::factories`] and [`Wallet::exit`] group its calls.
+//! [`Wallet::factories`], [`Wallet::exit`] and [`Wallet::backup`] group its calls.
 //!
 //! What always holds: start and stop come from any task, in any order, any number of times, and are
 //! carried out to the end even if their caller goes away; a wallet that is stopped holds neither
@@ -21,14 +21,18 @@ use serde::{Deserialize, Serialize};
 use superscalar_factory::exit::bump::FeeCaps;
 use tokio::task::JoinHandle;
 
+use crate::backup::{BackupStatus, Begin, RemoteStore};
 use crate::chain::{BitcoindAuth, BitcoindConfig};
 use crate::event::EventPage;
 use crate::hosting::{ChannelState, Role, SlotPhase};
 use crate::keys::{Mnemonic, WalletKeys};
 use crate::node::{Node, NodeConfig, NodeHandle, StartError};
+use crate::store::Backing;
 
 pub use error::{Action, WalletError};
-pub use handles::{Exit, Factories, JoinRequest, Lightning, Onchain, OnchainCoins, SendQuote};
+pub use handles::{
+    Backup, Exit, Factories, JoinRequest, Lightning, Onchain, OnchainCoins, SendQuote,
+};
 pub use uri::{LspUri, UriError};
 
 /// How often to look for new blocks unless told otherwise.
@@ -65,6 +69,24 @@ pub struct WalletBuilder {
     lsp: Option<LspUri>,
     poll_interval: Duration,
     fee_caps: FeeCaps,
+    backup: Option<BackupConfig>,
+}
+
+/// Where a wallet's or server's backup is, and how to begin.
+#[derive(Clone)]
+pub(crate) struct BackupConfig {
+    pub(crate) remote: Arc<dyn RemoteStore>,
+    pub(crate) begin: Begin,
+}
+
+impl BackupConfig {
+    pub(crate) fn backing(&self, keys: &WalletKeys) -> Result<Backing, StartError> {
+        Ok(Backing {
+            remote: Arc::clone(&self.remote),
+            key: keys.backup_key()?,
+            begin: self.begin,
+        })
+    }
 }
 
 impl WalletBuilder {
@@ -78,6 +100,7 @@ impl WalletBuilder {
             lsp: None,
             poll_interval: POLL_INTERVAL,
             fee_caps: FeeCaps::default(),
+            backup: None,
         }
     }
 
@@ -116,6 +139,15 @@ impl WalletBuilder {
         self
     }
 
+    /// Where everything the wallet holds is written before it counts, see
+    /// [`backup`](crate::backup). Once a directory has a backup it is opened with it only. Needs a
+    /// multi-threaded runtime.
+    #[must_use]
+    pub fn backup(mut self, remote: Arc<dyn RemoteStore>, begin: Begin) -> WalletBuilder {
+        self.backup = Some(BackupConfig { remote, begin });
+        self
+    }
+
     /// Puts the wallet together without starting it: nothing is opened and nothing runs yet.
     /// Deriving the keys takes some milliseconds of computing.
     ///
@@ -136,6 +168,7 @@ impl WalletBuilder {
             lsp,
             poll_interval: self.poll_interval,
             fee_caps: self.fee_caps,
+            backup: self.backup,
             node: NodeHandle::default(),
             connection: tokio::sync::Mutex::new(None),
         }))
@@ -158,6 +191,7 @@ pub struct Wallet {
     lsp: LspUri,
     poll_interval: Duration,
     fee_caps: FeeCaps,
+    backup: Option<BackupConfig>,
     node: NodeHandle,
     /// The task that stays connected to the LSP, while running. Held by whoever starts or stops.
     connection: tokio::sync::Mutex<Option<JoinHandle<()>>>,
@@ -179,6 +213,10 @@ impl Wallet {
         if connection.is_some() {
             return Ok(());
         }
+        let backup = self.backup.as_ref();
+        let backing = backup
+            .map(|backup| backup.backing(&self.keys))
+            .transpose()?;
         let node = Node::start(NodeConfig {
             keys: Arc::clone(&self.keys),
             storage_dir: self.storage_dir.clone(),
@@ -187,6 +225,7 @@ impl Wallet {
             role: Role::Member,
             poll_interval: self.poll_interval,
             fee_caps: self.fee_caps,
+            backing,
         })
         .await?;
         self.node.set(Arc::clone(&node));
@@ -234,12 +273,15 @@ impl Wallet {
     pub fn status(&self) -> Status {
         let node = self.node.get().ok();
         let node = node.as_ref();
+        let last = self.node.last();
         Status {
             node_id: self.node_id(),
             lsp: self.lsp.to_string(),
             running: node.is_some(),
             lsp_connected: node.is_some_and(|it| it.host.is_connected(&self.lsp.node_id)),
             height: node.map(|it| it.host.height()),
+            old_state: node.is_some_and(|it| *it.host.old_state().borrow()),
+            backup: last.and_then(|it| it.backup()),
         }
     }
 
@@ -287,6 +329,11 @@ impl Wallet {
     pub fn exit(&self) -> Exit {
         Exit::new(self.node.clone())
     }
+
+    /// The backup.
+    pub fn backup(&self) -> Backup {
+        Backup::new(self.node.clone())
+    }
 }
 
 impl Drop for Wallet {
@@ -327,6 +374,11 @@ pub struct Status {
     pub lsp_connected: bool,
     /// Height of the chain as the wallet has seen it, while it runs.
     pub height: Option<u32>,
+    /// Whether the LSP has proven that this wallet's state is an old one. It does not speak to the
+    /// LSP then and publishes no commitment; what the LSP's closing pays is taken.
+    pub old_state: bool,
+    /// How the backup stands; `None` without one, and before the start.
+    pub backup: Option<BackupStatus>,
 }
 
 /// One picture of all money. Every millisatoshi is counted once.
@@ -383,7 +435,8 @@ pub(crate) async fn wait_for_event(node: &Node, cursor: u64) -> Result<(), Walle
 
 /// Connects to the LSP again whenever the connection is gone.
 async fn stay_connected(node: Arc<Node>, lsp: LspUri) {
-    loop {
+    let is_old = *node.host.old_state().borrow();
+    while !is_old && node.lost().is_none() {
         if !node.host.is_connected(&lsp.node_id) {
             let address = resolve(&lsp).await;
             if let Some(address) = address
@@ -394,6 +447,8 @@ async fn stay_connected(node: Arc<Node>, lsp: LspUri) {
         }
         tokio::time::sleep(RECONNECT).await;
     }
+    // The stop may have come while we connected.
+    node.host.disconnect(&lsp.node_id);
 }
 
 async fn resolve(lsp: &LspUri) -> Option<SocketAddr> {

@@ -684,6 +684,8 @@ internal object IntegrityCheckingUniffiLib {
     internal fun ensureInitialized() = Unit
     external fun uniffi_superscalar_ffi_checksum_func_generate_mnemonic(
     ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory(
+    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_build(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_chain_source(
@@ -725,6 +727,8 @@ internal object IntegrityCheckingUniffiLib {
     external fun uniffi_superscalar_ffi_checksum_method_wallet_acknowledge(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_wallet_acknowledged(
+    ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_wallet_backup(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_wallet_balance(
     ): Int
@@ -777,6 +781,8 @@ internal object UniffiLib {
     external fun uniffi_superscalar_ffi_fn_free_walletbuilder(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Unit
     external fun uniffi_superscalar_ffi_fn_constructor_walletbuilder_new(`network`: RustBuffer.ByValue,`mnemonic`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus, 
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_walletbuilder_backup_directory(`ptr`: Long,`path`: RustBuffer.ByValue,`begin`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus, 
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_walletbuilder_build(`ptr`: Long,
     ): Long
@@ -839,6 +845,8 @@ internal object UniffiLib {
     external fun uniffi_superscalar_ffi_fn_method_wallet_acknowledge(`ptr`: Long,`cursor`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_wallet_acknowledged(`ptr`: Long,
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_wallet_backup(`ptr`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_wallet_balance(`ptr`: Long,
     ): Long
@@ -988,6 +996,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_func_generate_mnemonic() and 0xFFFF) != 10309) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory() and 0xFFFF) != 27652) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
     if ((lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_build() and 0xFFFF) != 49047) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
@@ -1015,7 +1026,7 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_exit_status() and 0xFFFF) != 57101) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_superscalar_ffi_checksum_method_factories_join() and 0xFFFF) != 60908) {
+    if ((lib.uniffi_superscalar_ffi_checksum_method_factories_join() and 0xFFFF) != 20969) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_factories_list() and 0xFFFF) != 21703) {
@@ -1049,6 +1060,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_wallet_acknowledged() and 0xFFFF) != 29786) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_wallet_backup() and 0xFFFF) != 19631) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_wallet_balance() and 0xFFFF) != 50349) {
@@ -1890,8 +1904,8 @@ public object FfiConverterTypeExit: FfiConverter<Exit, Long> {
 public interface FactoriesInterface {
     
     /**
-     * Asks the LSP for a place with about this capacity, and accepts an offer within the standard
-     * limits. What becomes of it are events.
+     * Asks the LSP for a place with at least this capacity, 0 leaving it to the LSP, and accepts an
+     * offer within the standard limits. What becomes of it are events.
      */
     suspend fun `join`(`capacitySat`: kotlin.ULong)
     
@@ -2009,8 +2023,8 @@ open class Factories: Disposable, AutoCloseable, FactoriesInterface
 
     
     /**
-     * Asks the LSP for a place with about this capacity, and accepts an offer within the standard
-     * limits. What becomes of it are events.
+     * Asks the LSP for a place with at least this capacity, 0 leaving it to the LSP, and accepts an
+     * offer within the standard limits. What becomes of it are events.
      */
     @Throws(WalletException::class)
     @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
@@ -2945,6 +2959,12 @@ public interface WalletInterface {
     suspend fun `acknowledged`(): kotlin.ULong
     
     /**
+     * How the backup stands, also when another device has taken the wallet over; none without a
+     * backup.
+     */
+    suspend fun `backup`(): BackupStatus?
+    
+    /**
      * What the wallet holds.
      */
     suspend fun `balance`(): Balance
@@ -3160,6 +3180,31 @@ open class Wallet: Disposable, AutoCloseable, WalletInterface
         { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_u64(future) },
         // lift function
         { FfiConverterULong.lift(it) },
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
+     * How the backup stands, also when another device has taken the wallet over; none without a
+     * backup.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `backup`() : BackupStatus? {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_backup(
+                uniffiHandle,
+                
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
+        // lift function
+        { FfiConverterOptionalTypeBackupStatus.lift(it) },
         // Error FFI converter
         WalletException.ErrorHandler,
     )
@@ -3568,6 +3613,12 @@ public object FfiConverterTypeWallet: FfiConverter<Wallet, Long> {
 public interface WalletBuilderInterface {
     
     /**
+     * An existing directory, on another disk or a mounted share, where everything the wallet holds
+     * is written before it counts.
+     */
+    fun `backupDirectory`(`path`: kotlin.String, `begin`: Begin): WalletBuilder
+    
+    /**
      * The wallet, not yet started. The builder cannot be used again.
      */
     suspend fun `build`(): Wallet
@@ -3715,6 +3766,26 @@ open class WalletBuilder: Disposable, AutoCloseable, WalletBuilderInterface
 
     
     /**
+     * An existing directory, on another disk or a mounted share, where everything the wallet holds
+     * is written before it counts.
+     */
+    @Throws(WalletException::class)override fun `backupDirectory`(`path`: kotlin.String, `begin`: Begin): WalletBuilder {
+            return FfiConverterTypeWalletBuilder.lift(
+    callWithHandle {
+    uniffiRustCallWithError(WalletException) { _status ->
+    UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_backup_directory(
+        it,
+        
+        FfiConverterString.lower(`path`),
+        FfiConverterTypeBegin.lower(`begin`),_status)
+}
+    }
+    )
+    }
+    
+
+    
+    /**
      * The wallet, not yet started. The builder cannot be used again.
      */
     @Throws(WalletException::class)
@@ -3844,6 +3915,78 @@ public object FfiConverterTypeWalletBuilder: FfiConverter<WalletBuilder, Long> {
 
     override fun write(value: WalletBuilder, buf: ByteBuffer) {
         buf.putLong(lower(value))
+    }
+}
+
+
+
+/**
+ * How the backup stands.
+ */
+data class BackupStatus (
+    /**
+     * Where it is.
+     */
+    val `remote`: kotlin.String
+    , 
+    /**
+     * Number of the last acknowledged entry.
+     */
+    val `position`: kotlin.ULong
+    , 
+    /**
+     * How often the wallet was restored from this backup, plus one.
+     */
+    val `generation`: kotlin.ULong
+    , 
+    /**
+     * When the last entry was acknowledged, in seconds since 1970; none before the first of this
+     * run.
+     */
+    val `acknowledgedAt`: kotlin.ULong?
+    , 
+    /**
+     * Whether everything is there.
+     */
+    val `state`: BackupState
+    
+){
+    
+
+    
+
+    
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeBackupStatus: FfiConverterRustBuffer<BackupStatus> {
+    override fun read(buf: ByteBuffer): BackupStatus {
+        return BackupStatus(
+            FfiConverterString.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterOptionalULong.read(buf),
+            FfiConverterTypeBackupState.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: BackupStatus) = (
+            FfiConverterString.allocationSize(value.`remote`) +
+            FfiConverterULong.allocationSize(value.`position`) +
+            FfiConverterULong.allocationSize(value.`generation`) +
+            FfiConverterOptionalULong.allocationSize(value.`acknowledgedAt`) +
+            FfiConverterTypeBackupState.allocationSize(value.`state`)
+    )
+
+    override fun write(value: BackupStatus, buf: ByteBuffer) {
+            FfiConverterString.write(value.`remote`, buf)
+            FfiConverterULong.write(value.`position`, buf)
+            FfiConverterULong.write(value.`generation`, buf)
+            FfiConverterOptionalULong.write(value.`acknowledgedAt`, buf)
+            FfiConverterTypeBackupState.write(value.`state`, buf)
     }
 }
 
@@ -4778,6 +4921,17 @@ data class Status (
      * Height of the chain as the wallet has seen it, while it runs.
      */
     val `height`: kotlin.UInt?
+    , 
+    /**
+     * Whether the LSP has proven that this wallet's state is an old one. It does not speak to the
+     * LSP then and publishes no commitment; what the LSP's closing pays is taken.
+     */
+    val `oldState`: kotlin.Boolean
+    , 
+    /**
+     * How the backup stands; none without one, and before the start.
+     */
+    val `backup`: BackupStatus?
     
 ){
     
@@ -4799,6 +4953,8 @@ public object FfiConverterTypeStatus: FfiConverterRustBuffer<Status> {
             FfiConverterBoolean.read(buf),
             FfiConverterBoolean.read(buf),
             FfiConverterOptionalUInt.read(buf),
+            FfiConverterBoolean.read(buf),
+            FfiConverterOptionalTypeBackupStatus.read(buf),
         )
     }
 
@@ -4807,7 +4963,9 @@ public object FfiConverterTypeStatus: FfiConverterRustBuffer<Status> {
             FfiConverterString.allocationSize(value.`lsp`) +
             FfiConverterBoolean.allocationSize(value.`running`) +
             FfiConverterBoolean.allocationSize(value.`lspConnected`) +
-            FfiConverterOptionalUInt.allocationSize(value.`height`)
+            FfiConverterOptionalUInt.allocationSize(value.`height`) +
+            FfiConverterBoolean.allocationSize(value.`oldState`) +
+            FfiConverterOptionalTypeBackupStatus.allocationSize(value.`backup`)
     )
 
     override fun write(value: Status, buf: ByteBuffer) {
@@ -4816,6 +4974,8 @@ public object FfiConverterTypeStatus: FfiConverterRustBuffer<Status> {
             FfiConverterBoolean.write(value.`running`, buf)
             FfiConverterBoolean.write(value.`lspConnected`, buf)
             FfiConverterOptionalUInt.write(value.`height`, buf)
+            FfiConverterBoolean.write(value.`oldState`, buf)
+            FfiConverterOptionalTypeBackupStatus.write(value.`backup`, buf)
     }
 }
 
@@ -4919,9 +5079,17 @@ enum class Action {
      */
     CHECK_STORAGE,
     /**
-     * Restore a backup: the data is damaged.
+     * Restore a backup: the data is damaged, or new here.
      */
     RESTORE_BACKUP,
+    /**
+     * See that the backup's remote store can be reached and is this wallet's.
+     */
+    CHECK_BACKUP,
+    /**
+     * Use the device that has taken the wallet over; this one is not it any more.
+     */
+    USE_OTHER_DEVICE,
     /**
      * Report it to the developers.
      */
@@ -4947,6 +5115,171 @@ public object FfiConverterTypeAction: FfiConverterRustBuffer<Action> {
     override fun allocationSize(value: Action) = 4UL
 
     override fun write(value: Action, buf: ByteBuffer) {
+        buf.putInt(value.ordinal + 1)
+    }
+}
+
+
+
+
+
+/**
+ * Whether the remote store has everything.
+ */
+sealed class BackupState {
+    
+    /**
+     * All that was ever acknowledged by a call.
+     */
+    object Current : BackupState()
+    
+    
+    /**
+     * The last write did not get through. Nothing that needs it has been sent; it is tried again.
+     */
+    data class Unreachable(
+        /**
+         * The remote store's answer.
+         */
+        val `problem`: kotlin.String) : BackupState()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
+     * The wallet has stopped and does not write any more.
+     */
+    data class Lost(
+        /**
+         * Why.
+         */
+        val `problem`: kotlin.String) : BackupState()
+        
+    {
+        
+
+        companion object
+    }
+    
+
+    
+
+    
+    
+
+
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeBackupState : FfiConverterRustBuffer<BackupState>{
+    override fun read(buf: ByteBuffer): BackupState {
+        return when(buf.getInt()) {
+            1 -> BackupState.Current
+            2 -> BackupState.Unreachable(
+                FfiConverterString.read(buf),
+                )
+            3 -> BackupState.Lost(
+                FfiConverterString.read(buf),
+                )
+            else -> throw RuntimeException("invalid enum value, something is very wrong!!")
+        }
+    }
+
+    override fun allocationSize(value: BackupState): ULong = when(value) {
+        is BackupState.Current -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+            )
+        }
+        is BackupState.Unreachable -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`problem`)
+            )
+        }
+        is BackupState.Lost -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`problem`)
+            )
+        }
+    }
+
+    override fun write(value: BackupState, buf: ByteBuffer) {
+        when(value) {
+            is BackupState.Current -> {
+                buf.putInt(1)
+                Unit
+            }
+            is BackupState.Unreachable -> {
+                buf.putInt(2)
+                FfiConverterString.write(value.`problem`, buf)
+                Unit
+            }
+            is BackupState.Lost -> {
+                buf.putInt(3)
+                FfiConverterString.write(value.`problem`, buf)
+                Unit
+            }
+        }.let { /* this makes the `when` an expression, which ensures it is exhaustive */ }
+    }
+}
+
+
+
+
+
+/**
+ * What to do where the local directory and the remote store do not hold the same wallet. Where
+ * they do, all three go on with it.
+ */
+
+enum class Begin {
+    
+    /**
+     * Only what needs no decision: a new backup in an empty remote store.
+     */
+    CONTINUE,
+    /**
+     * Bring the wallet from the remote store into an empty directory, and end its life on the
+     * device it came from.
+     */
+    RESTORE,
+    /**
+     * The remote store known so far is lost for good: begin anew in this empty one. The wallet in
+     * this directory must be the newest there is.
+     */
+    MOVE;
+
+    
+
+
+    companion object
+}
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeBegin: FfiConverterRustBuffer<Begin> {
+    override fun read(buf: ByteBuffer) = try {
+        Begin.values()[buf.getInt() - 1]
+    } catch (e: IndexOutOfBoundsException) {
+        throw RuntimeException("invalid enum value, something is very wrong!!", e)
+    }
+
+    override fun allocationSize(value: Begin) = 4UL
+
+    override fun write(value: Begin, buf: ByteBuffer) {
         buf.putInt(value.ordinal + 1)
     }
 }
@@ -6061,6 +6394,38 @@ public object FfiConverterOptionalString: FfiConverterRustBuffer<kotlin.String?>
         } else {
             buf.put(1)
             FfiConverterString.write(value, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterOptionalTypeBackupStatus: FfiConverterRustBuffer<BackupStatus?> {
+    override fun read(buf: ByteBuffer): BackupStatus? {
+        if (buf.get().toInt() == 0) {
+            return null
+        }
+        return FfiConverterTypeBackupStatus.read(buf)
+    }
+
+    override fun allocationSize(value: BackupStatus?): ULong {
+        if (value == null) {
+            return 1UL
+        } else {
+            return 1UL + FfiConverterTypeBackupStatus.allocationSize(value)
+        }
+    }
+
+    override fun write(value: BackupStatus?, buf: ByteBuffer) {
+        if (value == null) {
+            buf.put(0)
+        } else {
+            buf.put(1)
+            FfiConverterTypeBackupStatus.write(value, buf)
         }
     }
 }

@@ -1,0 +1,118 @@
+//! Members whose wallets have a backup on a disk of their own, which can be taken away.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use superscalar_sdk::backup::{Directory, RemoteStore};
+use superscalar_sdk::{BackupState, Begin, Wallet, WalletError};
+use tempfile::TempDir;
+
+use crate::network::TestNetwork;
+
+/// A disk for one backup.
+pub struct Remote {
+    disk: TempDir,
+}
+
+impl Remote {
+    /// An empty one.
+    pub fn new() -> Remote {
+        let disk = TempDir::new().unwrap();
+        std::fs::create_dir(disk.path().join("mounted")).unwrap();
+        Remote { disk }
+    }
+
+    pub(crate) fn store(&self) -> Arc<dyn RemoteStore> {
+        Arc::new(Directory::new(self.mounted()))
+    }
+
+    /// Nothing can be read or written from now on.
+    pub fn unmount(&self) {
+        std::fs::rename(self.mounted(), self.away()).unwrap();
+    }
+
+    /// It is there again.
+    pub fn mount(&self) {
+        std::fs::rename(self.away(), self.mounted()).unwrap();
+    }
+
+    /// A copy of what is on it now.
+    pub fn copy(&self) -> TempDir {
+        let copy = TempDir::new().unwrap();
+        for entry in std::fs::read_dir(self.mounted()).unwrap() {
+            let from = entry.unwrap().path();
+            std::fs::copy(&from, copy.path().join(from.file_name().unwrap())).unwrap();
+        }
+        copy
+    }
+
+    /// Puts a copy in the place of what is on it; gives what was there.
+    pub fn roll_back(&self, to: &Path) {
+        self.unmount();
+        std::fs::rename(to, self.mounted()).unwrap();
+    }
+
+    /// Undoes [`roll_back`](Self::roll_back).
+    pub fn roll_forward(&self) {
+        std::fs::remove_dir_all(self.mounted()).unwrap();
+        self.mount();
+    }
+
+    fn mounted(&self) -> PathBuf {
+        self.disk.path().join("mounted")
+    }
+
+    fn away(&self) -> PathBuf {
+        self.disk.path().join("away")
+    }
+}
+
+impl Default for Remote {
+    fn default() -> Remote {
+        Remote::new()
+    }
+}
+
+impl TestNetwork {
+    /// Gives a member's wallet a backup, over a restart.
+    pub async fn back_up(&mut self, member: usize) {
+        self.members[member].remote = Some(Remote::new());
+        self.restart(member).await;
+    }
+
+    /// The disk of a member's backup.
+    pub fn remote(&self, member: usize) -> &Remote {
+        let remote = self.members[member].remote.as_ref();
+        remote.expect("the member has a backup")
+    }
+
+    /// Starts a member's wallet from its backup in an empty directory, whatever the old one does.
+    pub async fn restored(&self, member: usize) -> Result<(Arc<Wallet>, TempDir), WalletError> {
+        let directory = TempDir::new().unwrap();
+        let restored = self.members[member]
+            .builder(directory.path(), self.poll_interval, Begin::Restore)
+            .start()
+            .await?;
+        Ok((restored, directory))
+    }
+
+    /// The device of a member is gone with everything on it; a new one takes over.
+    pub async fn replace_device(&mut self, member: usize) {
+        self.wallet(member).stop().await;
+        let lost = std::mem::replace(&mut self.members[member].directory, TempDir::new().unwrap());
+        lost.close().unwrap();
+        let (wallet, directory) = self.restored(member).await.unwrap();
+        self.members[member].wallet = wallet;
+        self.members[member].directory = directory;
+    }
+
+    /// Waits until a wallet stands still because its backup is away.
+    pub async fn stands_still(&self, member: usize) {
+        self.wait("the wallet to stand still", async || {
+            let backup = self.wallet(member).status().backup;
+            let state = backup.expect("it has a backup").state;
+            matches!(state, BackupState::Unreachable { .. })
+        })
+        .await;
+    }
+}
