@@ -240,9 +240,7 @@ async fn a_member_that_breaks_off_with_a_payment_in_its_hands_gains_nothing() {
     let (mut network, factory, outside) = start().await;
     // Its chain source is cut off later: what it publishes itself would only help the LSP.
     let members_chain = network.chain_wire(0).await;
-    network
-        .wait("the member to be back", async || network.channel(0).usable)
-        .await;
+    network.reconnected().await;
     let outside_msat = outside.balance_msat();
     let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
     let member = network.wallet(0).lightning();
