@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bitcoin::Network;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use superscalar_sdk::{Begin, ExitMode, FeeCaps, LspUri};
+use superscalar_sdk::{Begin, DEFAULT_ROUTE_LIMIT_BLOCKS, ExitMode, FeeCaps, LspUri};
 
 /// A desktop wallet whose channels live in SuperScalar factories.
 ///
@@ -44,6 +44,13 @@ pub(crate) enum Command {
         /// Capacity wanted, in satoshi.
         #[arg(long, value_name = "SAT")]
         capacity: u64,
+        /// Accept a factory that ends in the LSP's favour too: the wallet leaves it by itself in
+        /// time, and has to be running then.
+        #[arg(long)]
+        lsp_reclaims: bool,
+        /// CLTV that payers allow a route in total; what ordinary LDK payers allow unless set.
+        #[arg(long, value_name = "BLOCKS", default_value_t = DEFAULT_ROUTE_LIMIT_BLOCKS)]
+        route_limit: u32,
         /// Wait until payments can be received.
         #[arg(long)]
         wait: bool,
@@ -299,6 +306,7 @@ mod tests {
             &format!("{run} --cookie c"),
             &format!("{run} --rpc-user u --rpc-password p"),
             "--dir d join --capacity 500000 --wait",
+            "--dir d join --capacity 500000 --lsp-reclaims --route-limit 2016",
             "--dir d receive --amount-msat 1 --description two",
             "--dir d send lnbcrt1 --wait",
             "--dir d --json balance",
@@ -343,6 +351,10 @@ mod tests {
             ("--dir d run --network moon", "--network"),
             ("--dir d join", "--capacity"),
             ("--dir d join --capacity -5", "-5"),
+            (
+                "--dir d join --capacity 5 --route-limit far",
+                "--route-limit",
+            ),
             ("--dir d join --capacity lots", "--capacity"),
             ("--dir d receive --amount-msat 1.5", "--amount-msat"),
             ("--dir d send", "INVOICE"),

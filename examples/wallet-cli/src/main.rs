@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use bitcoin::hex::FromHex as _;
 use clap::Parser;
 use serde_json::{Value, json};
-use superscalar_sdk::WordCount;
+use superscalar_sdk::{JoinRequest, Policy, WordCount};
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command, Exit, Words};
@@ -102,12 +102,21 @@ async fn execute(cli: Cli) -> Result<Option<(Kind, Value)>, Failure> {
 /// Carries out a command that asks the running wallet.
 async fn converse(client: &mut Client, command: Command) -> Result<(Kind, Value), Failure> {
     let (kind, request) = match command {
-        Command::Join { capacity, wait } => {
+        Command::Join {
+            capacity,
+            lsp_reclaims,
+            route_limit,
+            wait,
+        } => {
             let after = client.newest_event().await?;
-            let request = Request::Join {
-                capacity_sat: capacity,
+            let mut request = JoinRequest {
+                route_limit_blocks: route_limit,
+                ..JoinRequest::standard(capacity)
             };
-            let asked = client.call(&request).await?;
+            request
+                .policies
+                .extend(lsp_reclaims.then_some(Policy::LspReclaims));
+            let asked = client.call(&Request::Join(request)).await?;
             if !wait {
                 return Ok((Kind::Object, asked));
             }

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use superscalar_sdk::{ExitMode, WalletError};
+use superscalar_sdk::{ExitMode, JoinRequest, WalletError};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::export::Passphrase;
@@ -21,9 +21,7 @@ pub(crate) const MAX_RESPONSE_BYTES: u64 = 64 * 1024 * 1024;
 #[serde(tag = "call", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Request {
     Status {},
-    Join {
-        capacity_sat: u64,
-    },
+    Join(JoinRequest),
     Receive {
         amount_msat: Option<u64>,
         description: String,
@@ -198,7 +196,7 @@ mod tests {
     async fn requests_and_responses_come_out_as_they_went_in() {
         let requests = [
             Request::Status {},
-            Request::Join { capacity_sat: 1 },
+            Request::Join(JoinRequest::standard(1)),
             Request::ExitStart {
                 factory: "ab".to_owned(),
                 mode: ExitMode::Reclaim,
@@ -230,6 +228,23 @@ mod tests {
             let came: Option<Response> = read(&mut &bytes[..], 1_000).await.unwrap();
             assert_eq!(came, Some(response));
         }
+    }
+
+    #[tokio::test]
+    async fn a_place_is_asked_for_under_the_standard_limits_unless_others_are_named() {
+        let plain = read_all(b"{\"call\":\"join\",\"capacity_sat\":1}\n").await;
+        assert_eq!(
+            plain.unwrap(),
+            Some(Request::Join(JoinRequest::standard(1)))
+        );
+        let policies = "\"policies\":[\"lsp_reclaims\"]";
+        let line = format!("{{\"call\":\"join\",\"capacity_sat\":1,{policies}}}\n");
+        let named = JoinRequest {
+            policies: vec![superscalar_sdk::Policy::LspReclaims],
+            ..JoinRequest::standard(1)
+        };
+        let came = read_all(line.as_bytes()).await.unwrap();
+        assert_eq!(came, Some(Request::Join(named)));
     }
 
     #[tokio::test]

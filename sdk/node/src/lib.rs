@@ -56,6 +56,7 @@ pub use lsp::{ChannelInfo, Lsp, LspBuilder};
 pub use node::StartError;
 pub use payments::{Direction, Payment, PaymentStatus};
 pub use superscalar_factory::exit::bump::FeeCaps;
+pub use superscalar_factory::timing::DEFAULT_PAYER_CLTV_BLOCKS as DEFAULT_ROUTE_LIMIT_BLOCKS;
 pub use wallet::{
     Action, Backup, Balance, ChainConfig, Exit, Factories, JoinRequest, Lightning, LspUri, Onchain,
     OnchainCoins, SendQuote, Status, UriError, Wallet, WalletBuilder, WalletError,

@@ -22,8 +22,8 @@ pub(super) async fn answer(wallet: &Wallet, request: Request) -> Response {
 async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
     match request {
         Request::Status {} => done(&wallet.status()),
-        Request::Join { capacity_sat } => {
-            wallet.factories().join(capacity_sat).await?;
+        Request::Join(request) => {
+            wallet.factories().join_with(request).await?;
             Ok(json!({}))
         }
         Request::Receive {

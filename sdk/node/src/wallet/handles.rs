@@ -10,7 +10,7 @@ use lightning_invoice::Bolt11Invoice;
 use serde::{Deserialize, Serialize};
 use superscalar_factory::exit::package::ExitPackage;
 use superscalar_factory::member::WalletLimits;
-use superscalar_factory::timing::DEFAULT_PAYER_CLTV_BLOCKS;
+use superscalar_factory::timing::DEFAULT_PAYER_CLTV_BLOCKS as DEFAULT_ROUTE_LIMIT_BLOCKS;
 use zeroize::Zeroizing;
 
 use super::error::WalletError;
@@ -228,10 +228,20 @@ pub struct JoinRequest {
     pub capacity_sat: u64,
     /// Who may be paid at expiry if nobody does anything. Under [`Policy::LspReclaims`] the wallet
     /// leaves by itself in time, and has to be running then.
+    #[serde(default = "standard_policies")]
     pub policies: Vec<Policy>,
     /// Blocks of CLTV that those who pay this wallet allow a route in total. Ordinary LDK payers
     /// allow 1,008, LND and CLN 2,016, the most there can be.
+    #[serde(default = "standard_route_limit")]
     pub route_limit_blocks: u32,
+}
+
+fn standard_policies() -> Vec<Policy> {
+    vec![Policy::MembersReclaim]
+}
+
+fn standard_route_limit() -> u32 {
+    DEFAULT_ROUTE_LIMIT_BLOCKS
 }
 
 impl JoinRequest {
@@ -239,8 +249,8 @@ impl JoinRequest {
     pub fn standard(capacity_sat: u64) -> JoinRequest {
         JoinRequest {
             capacity_sat,
-            policies: vec![Policy::MembersReclaim],
-            route_limit_blocks: DEFAULT_PAYER_CLTV_BLOCKS,
+            policies: standard_policies(),
+            route_limit_blocks: DEFAULT_ROUTE_LIMIT_BLOCKS,
         }
     }
 }
