@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bitcoin::Network;
+use superscalar_regtest::RegtestNode;
 use superscalar_sdk::backup::{Directory, RemoteStore};
-use superscalar_sdk::{BackupState, Begin, Wallet, WalletError};
+use superscalar_sdk::{BackupState, Begin, Lsp, LspBuilder, Mnemonic, Wallet, WalletError};
 use tempfile::TempDir;
 
-use crate::network::TestNetwork;
+use crate::network::{TestNetwork, chain_config};
 
 /// A disk for one backup.
 pub struct Remote {
@@ -65,6 +67,23 @@ impl Remote {
     fn away(&self) -> PathBuf {
         self.disk.path().join("away")
     }
+}
+
+/// Starts an LSP with a backup.
+pub async fn start_lsp(
+    chain: &RegtestNode,
+    mnemonic: &Mnemonic,
+    directory: &Path,
+    remote: &Remote,
+    begin: Begin,
+) -> Result<Arc<Lsp>, WalletError> {
+    LspBuilder::new(Network::Regtest, mnemonic.clone())
+        .storage_dir(directory)
+        .chain_source(chain_config(chain))
+        .listen("127.0.0.1:0".parse().unwrap())
+        .backup(remote.store(), begin)
+        .start()
+        .await
 }
 
 impl Default for Remote {

@@ -4,11 +4,16 @@
 use std::str::FromStr;
 
 use bitcoin::{Amount, OutPoint, Txid};
-use superscalar_sdk::{Action, BackupState, ExitMode, PaymentStatus, WalletError};
+use superscalar_sdk::{
+    Action, BackupError, BackupState, Begin, ExitMode, Mnemonic, PaymentStatus, WalletError,
+    WordCount,
+};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::processes::{LspProcess, WalletProcess};
 use superscalar_tests::regtest::RegtestNode;
+use superscalar_tests::remote::{Remote, start_lsp};
 use superscalar_tests::wire::REVOKE_BYTES;
+use tempfile::TempDir;
 
 /// How long the member's output of its own commitment is locked.
 const MEMBER_DELAY_BLOCKS: u32 = 144;
@@ -256,6 +261,34 @@ async fn an_older_copy_of_the_backup_is_refused() {
     network.reconnected().await;
     network.pay(0, 1, 10_000_000).await;
     network.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_is_restored_and_the_old_one_ends() {
+    let chain = RegtestNode::new().unwrap();
+    let remote = Remote::new();
+    let words = Mnemonic::generate(WordCount::Twelve).unwrap();
+    let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [here, there] = directories.each_ref().map(TempDir::path);
+    let old = start_lsp(&chain, &words, here, &remote, Begin::Continue).await;
+    let old = old.unwrap();
+    let address: bitcoin::Address<_> = old.onchain().address().unwrap().parse().unwrap();
+    let script = address.assume_checked().script_pubkey();
+    chain.fund(&script, Amount::from_sat(5_000_000)).unwrap();
+    old.sync().await.unwrap();
+
+    let new = start_lsp(&chain, &words, there, &remote, Begin::Restore).await;
+    let new = new.unwrap();
+    assert_eq!(new.node_id(), old.node_id());
+    assert_eq!(new.balance().onchain_sat, 5_000_000);
+    assert_eq!(new.backup().unwrap().generation, 2);
+    // The next block is the first thing it would write.
+    chain.mine(1).unwrap();
+    let lost = old.lost().await;
+    assert!(matches!(lost, BackupError::Superseded { .. }), "{lost}");
+    old.stop().await;
+    new.sync().await.unwrap();
+    new.stop().await;
 }
 
 #[test]

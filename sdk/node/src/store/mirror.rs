@@ -178,6 +178,9 @@ impl Mirror {
     }
 
     fn failed(&self, error: BackupError) -> StoreError {
+        if self.status.borrow().state == BackupState::Current {
+            tracing::warn!(%error, "nothing is sent until the backup is there again");
+        }
         let problem = error.to_string();
         let state = match error.is_transient() {
             true => BackupState::Unreachable { problem },

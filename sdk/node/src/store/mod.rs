@@ -273,7 +273,7 @@ impl Store {
         loop {
             match write() {
                 Err(StoreError::Backup(error)) if error.is_transient() && self.may_wait() => {
-                    tracing::warn!(%error, "nothing is sent until the backup is there again");
+                    tracing::debug!(%error, "tried again");
                 }
                 done => return done,
             }
