@@ -1,6 +1,5 @@
 //! Sixty-four wallets, one factory: every one of them receives, and a payment from the first to the
 //! last passes.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 

@@ -74,10 +74,13 @@ fn by_the_member() -> Vec<Attack> {
     ]
 }
 
+/// What is changed in a message on its way.
+type Change = fn(&mut Message);
+
 /// Terms that a member cannot tell from the others' terms. They are worthless: what is signed under
 /// them aggregates with nobody else's.
 #[rustfmt::skip]
-fn unseen() -> Vec<(&'static str, fn(&mut Message))> {
+fn unseen() -> Vec<(&'static str, Change)> {
     vec![
         ("a neighbour's payout, told to one member only", change!(Terms, |it| {
             let other = usize::from(it.facts.slot ^ 1);
