@@ -50,13 +50,15 @@ async fn with_the_lsp_dead_a_new_device_without_coins_brings_the_newest_balance_
     assert_eq!(network.balance_msat(0) / 1_000, balance_sat);
     assert_eq!(wallet.factories().tree(&factory).await.unwrap(), tree);
     assert_eq!(wallet.factories().list().await.unwrap(), before);
-    assert_eq!(wallet.status().backup.unwrap().generation, 2);
+    let status = wallet.status();
+    assert!(status.unconfirmed && status.backup.unwrap().generation == 2);
 
     wallet
         .exit()
         .start(&factory, ExitMode::Leave)
         .await
         .unwrap();
+    assert!(!wallet.status().unconfirmed);
     let mut blocks = 0;
     while network.exit(0).await.stage != "done" {
         network.mine(1).await;
@@ -126,6 +128,12 @@ async fn the_old_device_stops_when_a_new_one_has_taken_over() {
     assert_eq!(code(old.start().await), superseded);
 
     network.reconnected().await;
+    network.mine(1).await;
+    let status = network.wallet(0).status();
+    assert!(
+        !status.unconfirmed,
+        "the channel works: its state is the newest"
+    );
     let hash = network.wallet(0).lightning().send(&invoice, None).await;
     let hash = hash.unwrap();
     network.settled(network.wallet(0), &hash).await;
@@ -318,6 +326,49 @@ fn the_command_line_backs_up_and_restores() {
     assert_eq!((after.generation, after.state), (2, BackupState::Current));
     assert!(after.position > before.position);
     assert_eq!(wallet.balance().unwrap().onchain_sat, 70_000);
+}
+
+/// A channel with an expired payment is closed by LDK before anybody has confirmed that its state is
+/// the newest. What follows from that would publish a commitment, so it waits for the user.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_wallet_whose_state_nobody_confirms_leaves_when_it_is_told_to() {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(2).await;
+    network.back_up(0).await;
+    network.wallet(0).factories().join(500_000).await.unwrap();
+    let factory = network.build(regtest_factory(2)).await;
+    network.lsp_pays(0, 100_000_000).await;
+    network.settle().await;
+    let payee = network.wallet(1).lightning();
+    let invoice = payee.receive(Some(30_000_000), "", 3_600).await.unwrap();
+    network.members[1].wire.to_lsp.hold();
+    let paying = network.wallet(0).lightning();
+    paying.send(&invoice, None).await.unwrap();
+    network
+        .wait("the payment to be on its way", async || {
+            network.channel(1).outbound_htlcs == 1
+        })
+        .await;
+    network.lose_lsp().await;
+    network.replace_device(0).await;
+    network.chain.mine(1_000).unwrap();
+    network.follow(&[0]).await;
+    network.block(&[0]).await;
+    let wallet = network.wallet(0);
+    assert!(wallet.status().unconfirmed);
+    assert!(wallet.exit().status().await.unwrap().is_empty());
+    let infos = wallet.factories().list().await.unwrap();
+    let funding = OutPoint::from_str(infos[0].funding.as_ref().unwrap()).unwrap();
+    assert_eq!(network.chain.spender_of(funding).unwrap(), None);
+
+    let exit = wallet.exit();
+    exit.start(&factory, ExitMode::Leave).await.unwrap();
+    let leaf = OutPoint::from_str(infos[0].seats[0].channel.as_ref().unwrap()).unwrap();
+    network.mined_spend(leaf, &[0]).await;
+    let (commitment, _) = network.confirmed_spender(leaf);
+    let amounts = commitment.output.iter().map(|it| it.value.to_sat());
+    assert!(amounts.into_iter().any(|amount| amount == 30_000 + 4));
+    network.stop().await;
 }
 
 /// What a hash chain cannot show: the remote store hides its newest entries, and the device that

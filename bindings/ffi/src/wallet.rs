@@ -35,6 +35,10 @@ pub struct Status {
     /// Whether the LSP has proven that this wallet's state is an old one. It does not speak to the
     /// LSP then and publishes no commitment; what the LSP's closing pays is taken.
     pub old_state: bool,
+    /// Whether this wallet was restored and the LSP has not confirmed its channels yet. Until then
+    /// no exit begins by itself and no commitment is published; with the LSP gone for good,
+    /// `exit().start` takes the state as it is.
+    pub unconfirmed: bool,
     /// How the backup stands; none without one, and before the start.
     pub backup: Option<BackupStatus>,
 }
@@ -168,6 +172,7 @@ impl From<sdk::Status> for Status {
             lsp_connected,
             height,
             old_state,
+            unconfirmed,
             backup,
         } = status;
         Status {
@@ -177,6 +182,7 @@ impl From<sdk::Status> for Status {
             lsp_connected,
             height,
             old_state,
+            unconfirmed,
             backup: backup.map(BackupStatus::from),
         }
     }

@@ -312,7 +312,7 @@ mod tests {
         assert_eq!(config.backup_dir, None);
         let backed = EXAMPLE.replace("# backup_dir", "backup_dir");
         let backup_dir = parse(&backed).unwrap().backup_dir.unwrap();
-        assert_eq!(backup_dir, Path::new("/mnt/lsp-backup"));
+        assert_eq!(backup_dir, Path::new("/mnt/disk/lsp-backup"));
         let spelled_out = EXAMPLE
             .replace("# base_msat", "base_msat")
             .replace("# ppm", "ppm")

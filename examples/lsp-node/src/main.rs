@@ -61,6 +61,11 @@ async fn main() -> ExitCode {
 
 async fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
+    anyhow::ensure!(
+        !args.restore || config.backup_dir.is_some(),
+        "--restore needs backup_dir in {}",
+        args.config.display()
+    );
     // Every member is a socket, and many systems allow a process a thousand files unless it asks.
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(files) => tracing::info!(files, "open files allowed"),

@@ -104,7 +104,15 @@ impl Log {
                 return Err(BackupError::Superseded { position: last });
             }
         }
-        if self.entry(known.position)?.hash != known.hash {
+        // What is not there any more was cleaned up by whoever went on from it.
+        let superseded = |error| match error {
+            BackupError::Gap { .. } if last > known.position => {
+                BackupError::Superseded { position: last }
+            }
+            error => error,
+        };
+        let ours = self.entry(known.position).map_err(superseded)?;
+        if ours.hash != known.hash {
             return Err(BackupError::Diverged {
                 position: known.position,
             });
@@ -112,7 +120,7 @@ impl Log {
         let mut hash = known.hash;
         (known.position + 1..=last)
             .map(|position| {
-                let entry = self.entry(position)?;
+                let entry = self.entry(position).map_err(superseded)?;
                 check_follows(&entry.place, hash, known.generation)?;
                 hash = entry.hash;
                 Ok(entry)
@@ -156,16 +164,20 @@ impl Log {
         }
     }
 
-    /// Deletes what nobody needs once the full entry `head` is acknowledged: what this generation
-    /// wrote, except its first entry and those in `kept`.
-    pub(crate) fn trim(&self, head: &Head, kept: &[u64]) -> Result<(), BackupError> {
-        for position in self.positions()? {
-            let ours = head.since < position && position < head.position;
-            if ours && !kept.contains(&position) {
-                self.remote.delete(&name(position))?;
-            }
-        }
-        Ok(())
+    /// What nobody needs once the full entry `head` is acknowledged: what this generation wrote,
+    /// except its first entry and those in `kept`.
+    pub(crate) fn outdated(&self, head: &Head, kept: &[u64]) -> Result<Vec<u64>, BackupError> {
+        let mut positions = self.positions()?;
+        positions.retain(|position| {
+            let ours = head.since < *position && *position < head.position;
+            ours && !kept.contains(position)
+        });
+        Ok(positions)
+    }
+
+    /// Deletes one entry.
+    pub(crate) fn delete(&self, position: u64) -> Result<(), BackupError> {
+        Ok(self.remote.delete(&name(position))?)
     }
 
     fn positions(&self) -> Result<Vec<u64>, BackupError> {

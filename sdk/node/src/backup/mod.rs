@@ -147,6 +147,10 @@ pub enum BackupError {
     /// writes it.
     #[error("the local database is behind its backup: start again")]
     LocalBehind,
+    /// The local database could not be written, and nothing is sent that needs it. The next start
+    /// goes on from what was.
+    #[error("the local database could not be written: start again")]
+    LocalFailed,
     /// A peer has proven that this state is an old one: it was restored from a copy that hid what
     /// came after. Nothing of it is published; the peer's closing pays us.
     #[error("the LSP has proven that this wallet's state is an old one")]

@@ -20,7 +20,6 @@ use super::engine::Engine;
 use super::info::{EngineError, ExitInfo, ExitMode, ExitPlan, SpeedUp};
 use crate::chain::OutPointStatus;
 use crate::event::Event;
-use crate::hosting::SlotPhase;
 use crate::store::{Store, StoreError};
 use superscalar_factory::coordinator::Built;
 use superscalar_factory::effect::SlotRef;
@@ -49,7 +48,7 @@ pub(super) struct Job {
     payout_told: bool,
     /// Whether everything that came of the channel is in the wallet: LDK forgets after a month.
     #[serde(default)]
-    done: bool,
+    pub(super) done: bool,
     /// The feerate asked for, in sat per 1000 weight units; the market's where that is more.
     #[serde(default)]
     feerate_sat_per_kwu: Option<u64>,
@@ -67,7 +66,7 @@ impl Job {
 /// All jobs, by factory name.
 #[derive(Debug, Default)]
 pub(super) struct Exits {
-    jobs: BTreeMap<String, Job>,
+    pub(super) jobs: BTreeMap<String, Job>,
     /// What own coins do for each, as of the last block.
     sped: BTreeMap<String, SpeedUp>,
 }
@@ -106,7 +105,11 @@ impl Engine {
     /// publishes: opening the tree costs more than a balance that only waits. HTLCs do not wait:
     /// nobody can settle them in a closed channel, and what was received for them expires.
     pub(super) async fn leave_closed(&mut self, slot: &SlotRef, reason: &str, at_stake_msat: u64) {
-        // Nothing is to be left before the funding is on chain; it begins then.
+        // Nothing is to be left before the funding is on chain; it begins then. Nor once something
+        // else than the leaf was paid out.
+        if !self.parts.is_lsp && self.close_if_over(&bridge::name(&slot.attempt)) {
+            return;
+        }
         let complete = |role: &Member| role.path().is_some() && role.is_funded();
         let ours = self.members.get(&slot.attempt).is_some_and(complete);
         if ours || (self.parts.is_lsp && at_stake_msat > 0) {
@@ -121,6 +124,9 @@ impl Engine {
             true => bridge::place(slot),
             false => bridge::name(&slot.attempt),
         };
+        if !self.may_begin(&factory, reason) {
+            return;
+        }
         let begun = self
             .begin_leaving(&factory, reason, at_stake_msat / 1_000)
             .await;
@@ -196,18 +202,6 @@ impl Engine {
             tracing::warn!(factory, %error, "the exit begins with the next block");
         }
         Ok(())
-    }
-
-    /// What a crash or a failing store kept from being heard or begun: the channel is closed, and
-    /// its role or the job does not know. Where all is as it should be this does nothing.
-    pub(super) async fn begin_missed_exits(&mut self) {
-        for entry in self.parts.host.slots() {
-            let closed = entry.phase == SlotPhase::Closed && entry.leaf_height.is_none();
-            if let Some(slot) = bridge::slot_ref(&entry.channel.slot).filter(|_| closed) {
-                let reason = "the channel was closed";
-                self.slot_closed(slot, reason, entry.at_stake_msat).await;
-            }
-        }
     }
 
     /// Wants at least this feerate for what an exit publishes from now on, within the caps.

@@ -16,7 +16,7 @@ use tokio::time::{Duration, Instant};
 
 use super::bridge;
 use super::engine::{Command, Engine, Seeking};
-use super::info::{BuildRequest, EngineError};
+use super::info::{BuildRequest, EngineError, ExitMode};
 use crate::chain::{Confirmation, Tip};
 use crate::event::Event;
 use crate::hosting::{COMMITMENT_FEERATE_SAT_PER_KW, HostEvent, Paused, SlotPhase};
@@ -137,7 +137,14 @@ impl Engine {
                 mode,
                 answer,
             } => {
-                let started = self.start_exit(&factory, &reason, mode).await;
+                let started = match mode == ExitMode::Leave {
+                    true => self.take_state_as_it_is(),
+                    false => Ok(()),
+                };
+                let started = match started {
+                    Ok(()) => self.start_exit(&factory, &reason, mode).await,
+                    Err(error) => Err(error),
+                };
                 let _ = answer.send(started);
             }
             Command::ExportPaths(answer) => {
@@ -173,6 +180,7 @@ impl Engine {
         self.settle().await;
         self.republish().await;
         self.judge_fees();
+        self.judge_state();
         self.begin_missed_exits().await;
         self.leave_in_time().await;
         self.settle().await;

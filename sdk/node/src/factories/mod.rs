@@ -12,6 +12,7 @@ mod engine;
 mod exits;
 mod info;
 mod inputs;
+mod late;
 mod patience;
 mod reclaim;
 mod replay;

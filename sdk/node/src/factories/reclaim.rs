@@ -4,12 +4,12 @@
 //! What always holds: the LSP takes no branch that somebody has begun to open; everything here is
 //! a function of the chain and of what is on disk, tried again with every block.
 
-use bitcoin::{FeeRate, OutPoint};
+use bitcoin::{Amount, FeeRate, OutPoint, Transaction};
 use superscalar_factory::coordinator::{Built, Coordinator};
-use superscalar_factory::exit::reclaim::{reclaims, stock_outpoints};
+use superscalar_factory::exit::reclaim::{Reclaim, reclaims, stock_outpoints};
 use superscalar_factory::exit::{self, ChainFacts, Goal, Progress, Spend, Worth};
 use superscalar_factory::member::Member;
-use superscalar_factory::signing::SignerSetError;
+use superscalar_factory::signing::{FactoryKey, SignerSetError};
 use superscalar_factory::terms::TimeoutPolicy;
 
 use super::bridge;
@@ -23,6 +23,9 @@ impl Engine {
     /// A wallet's: from the deadline on whoever has something in a factory that the LSP reclaims
     /// leaves it.
     pub(super) async fn leave_in_time(&mut self) {
+        if self.parts.host.is_unconfirmed() {
+            return;
+        }
         let due = |role: &Member| {
             let header = &role.invite().header;
             let complete = role.path().is_some() && role.is_funded();
@@ -135,11 +138,33 @@ impl Engine {
         }
         let feerate = self.reclaim_feerate().await;
         for reclaim in due {
-            if let Some(tx) = reclaim.spend(role.key(), feerate) {
+            if let Some(tx) = self.affordable(&reclaim, role.key(), feerate) {
                 self.publish_alone(&tx).await;
             }
         }
         Ok(())
+    }
+
+    /// No more than the caps allow: what is too dear now waits for other times.
+    fn affordable(
+        &self,
+        reclaim: &Reclaim,
+        key: &FactoryKey,
+        market: FeeRate,
+    ) -> Option<Transaction> {
+        let most = self
+            .parts
+            .fee_caps
+            .allowance(reclaim.output.value, Amount::ZERO);
+        let weight = reclaim.spend(key, FeeRate::ZERO)?.weight().to_wu();
+        let payable = most.amount.to_sat().saturating_mul(1_000) / weight;
+        let feerate = market
+            .min(most.feerate)
+            .min(FeeRate::from_sat_per_kwu(payable));
+        match feerate >= FeeRate::BROADCAST_MIN {
+            true => reclaim.spend(key, feerate),
+            false => None,
+        }
     }
 
     /// Nobody races for it: what the next dozen blocks take.

@@ -4,7 +4,7 @@
 //! not on chain. What always holds: a transaction on a virtual leaf, or on a held commitment, is
 //! stored and not published; one on a confirmed leaf is published; one on a retired leaf is
 //! published only if that very leaf was brought on chain; none at all once our state was proven
-//! old. Everything else passes.
+//! old, or before it is confirmed after a restore. Everything else passes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,7 +79,7 @@ impl BroadcasterGate {
 
     /// Publishes what was held for this slot's leaf, parents first. Its leaf is on chain.
     pub(super) fn release(&self, slot: &Slot) {
-        if self.old_state.is_proven() {
+        if self.old_state.is_proven() || self.old_state.is_unconfirmed() {
             return;
         }
         let mut ours: Vec<Held> = {
@@ -186,6 +186,7 @@ impl BroadcasterInterface for BroadcasterGate {
                     tracing::debug!(slot = %slot.channel.slot, "suppressed: retired");
                 }
                 Some(slot) if slot.leaf_height.is_none() => self.hold(&slot, tx),
+                Some(slot) if self.old_state.is_unconfirmed() => self.hold(&slot, tx),
                 _ => pass.push((*tx, kind.clone())),
             }
         }

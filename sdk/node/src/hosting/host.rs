@@ -34,7 +34,7 @@ use super::messages::{FactoryMessage, Messages, SendError};
 use super::old_state::OldState;
 use super::payments::Claimed;
 use super::pending::PendingHtlcs;
-use super::slots::{SharedSlots, SlotPhase};
+use super::slots::{SharedSlots, Slot, SlotPhase};
 
 /// How long a connection may take to finish its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -80,6 +80,7 @@ pub(super) struct HostParts {
     pub(super) scorer: SharedScorer,
     pub(super) log: Log,
     pub(super) old_state: Arc<OldState>,
+    pub(super) failed: watch::Sender<bool>,
     pub(super) sink: SharedSink,
 }
 
@@ -194,6 +195,26 @@ impl Host {
         self.parts.old_state.subscribe()
     }
 
+    /// Whether the state was restored and is not confirmed yet: no commitment is published.
+    pub fn is_unconfirmed(&self) -> bool {
+        self.parts.old_state.is_unconfirmed()
+    }
+
+    /// The state counts as the newest from now on: what waited for it is published.
+    pub fn confirm_state(&self) -> Result<(), lightning::io::Error> {
+        self.parts.old_state.confirm()?;
+        let on_chain = |slot: &Slot| slot.leaf_height.is_some();
+        for slot in self.parts.slots.matching(on_chain) {
+            self.parts.gate.release(&slot);
+        }
+        Ok(())
+    }
+
+    /// Turns true when something could not be written: nothing more is until the next start.
+    pub fn failed(&self) -> watch::Receiver<bool> {
+        self.parts.failed.subscribe()
+    }
+
     /// Closes the connection to a peer.
     pub fn disconnect(&self, peer: &PublicKey) {
         self.parts.peers.disconnect_by_node_id(*peer);
@@ -302,6 +323,7 @@ impl Host {
             .await;
             if let Err(error) = done {
                 tracing::error!(%error, "cannot persist: the host has stopped");
+                host.parts.failed.send_replace(true);
             }
         });
     }

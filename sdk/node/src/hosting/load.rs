@@ -22,6 +22,7 @@ use lightning::util::persist::{
     OUTPUT_SWEEPER_PERSISTENCE_PRIMARY_NAMESPACE, OUTPUT_SWEEPER_PERSISTENCE_SECONDARY_NAMESPACE,
 };
 use lightning::util::ser::ReadableArgs;
+use tokio::sync::watch;
 
 use super::Store;
 use super::broadcast::{BroadcasterGate, GateError};
@@ -72,10 +73,6 @@ pub enum LoadError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A member has proven that this server's state is an old one. Started, it would publish
-    /// commitments that are revoked.
-    #[error("a member has proven that this state is an old one: find a newer backup")]
-    OldState,
     /// Two monitors for one channel.
     #[error("a channel monitor is stored twice")]
     DuplicateMonitor,
@@ -96,9 +93,13 @@ impl LoadedHost {
     /// Reads the state, or makes a new one.
     pub fn load(config: HostConfig) -> Result<Self, LoadError> {
         let ground = Ground::load(&config)?;
+        // Who would be told nothing but that it is behind speaks to nobody.
+        let listen = config.listen.filter(|_| !ground.old_state.is_proven());
         let writer = ground.monitor_writer();
         let stored = writer.read_all_channel_monitors_with_updates()?;
-        let monitors = Arc::new(ground.monitors(Arc::new(Persister(writer))));
+        let failed = watch::Sender::new(false);
+        let persister = Persister::new(writer, failed.clone());
+        let monitors = Arc::new(ground.monitors(Arc::new(persister)));
         let (router, scorer) = ground.router(config.network);
         let (manager_block, channels) = ground.channels(&config, &monitors, router, &stored)?;
         let channels = Arc::new(channels);
@@ -123,6 +124,7 @@ impl LoadedHost {
             gate: ground.gate,
             log: ground.log,
             old_state: ground.old_state,
+            failed,
             monitors,
             channels,
             messages,
@@ -134,7 +136,7 @@ impl LoadedHost {
         Ok(Self {
             follower: ChainFollower::before_start(Arc::clone(&host)),
             host,
-            listen: config.listen,
+            listen,
             manager_block,
             sweeper_block,
             monitors: monitor_listeners,
@@ -192,10 +194,8 @@ impl Ground {
     fn load(config: &HostConfig) -> Result<Self, LoadError> {
         let store = Arc::clone(&config.store);
         let slots: SharedSlots = Arc::new(Slots::load(Arc::clone(&store))?);
-        let old_state = Arc::new(OldState::load(Arc::clone(&store))?);
-        if old_state.is_proven() && matches!(config.role, Role::Lsp(_)) {
-            return Err(LoadError::OldState);
-        }
+        let is_member = config.role == Role::Member;
+        let old_state = Arc::new(OldState::load(Arc::clone(&store), is_member)?);
         let gate = BroadcasterGate::load(
             Arc::clone(&slots),
             Arc::clone(&store),

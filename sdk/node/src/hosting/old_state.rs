@@ -1,11 +1,14 @@
-//! When a peer proves that our state is an old one.
+//! Whether our state is the newest, once it was restored.
 //!
 //! Restored from a copy that was not the newest, a channel's own commitment may be a revoked one:
-//! publishing it forfeits everything. A living peer proves it in `channel_reestablish`; LDK says so
-//! in its log and panics. What always holds: the proof is on disk before that panic, and from then
-//! on nothing leaves that spends a leaf. Outputs of the other side's commitment are still claimed.
+//! publishing it forfeits everything. A living peer proves that in `channel_reestablish`; LDK says so
+//! in its log and panics. A channel that LDK closes before it has spoken to the peer is never proven
+//! either way. What always holds: the proof is on disk before that panic, and from then on nothing
+//! leaves that spends a leaf; a restored member's commitments wait until the LSP has confirmed its
+//! channels or the user leaves. Outputs of the other side's commitment are always claimed.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lightning::util::logger::Level;
 use tokio::sync::watch;
@@ -14,23 +17,43 @@ use super::Store;
 
 const PRIMARY: &str = "superscalar";
 const KEY: &str = "old_state";
+/// Written by a restore; see [`crate::store`].
+const RESTORED_KEY: &str = "restored";
 /// How LDK's last words begin, in the version that is pinned; an end-to-end test hears them.
 const LAST_WORDS: &str = "We have fallen behind";
 const SPEAKER: &str = "lightning::ln::channel";
 
-/// Whether our state was proven old.
+/// What is known of our state.
 pub(super) struct OldState {
     store: Store,
     proven: watch::Sender<bool>,
+    unconfirmed: AtomicBool,
 }
 
 impl OldState {
-    pub(super) fn load(store: Store) -> Result<OldState, lightning::io::Error> {
-        let known = store.list(PRIMARY, "")?.iter().any(|key| key == KEY);
+    /// A server's state counts as confirmed: its members' channels are confirmed one by one, and
+    /// it must answer their kickoffs meanwhile.
+    pub(super) fn load(store: Store, is_member: bool) -> Result<OldState, lightning::io::Error> {
+        let keys = store.list(PRIMARY, "")?;
+        let has = |wanted: &str| keys.iter().any(|key| key == wanted);
+        let (known, restored) = (has(KEY), has(RESTORED_KEY));
         Ok(OldState {
             store,
             proven: watch::Sender::new(known),
+            unconfirmed: AtomicBool::new(is_member && restored),
         })
+    }
+
+    /// Whether the state was restored and nobody has confirmed since that it is the newest.
+    pub(super) fn is_unconfirmed(&self) -> bool {
+        self.unconfirmed.load(Ordering::SeqCst)
+    }
+
+    /// From now on it counts as the newest.
+    pub(super) fn confirm(&self) -> Result<(), lightning::io::Error> {
+        self.store.remove(PRIMARY, "", RESTORED_KEY, false)?;
+        self.unconfirmed.store(false, Ordering::SeqCst);
+        Ok(())
     }
 
     pub(super) fn is_proven(&self) -> bool {

@@ -244,6 +244,7 @@ impl Node {
     /// A node that is told it is not the newest ends: by its backup, or by its peer.
     fn stop_when_lost(self: &Arc<Self>) {
         let (mut lost, mut old_state) = (self.store.lost(), self.host.old_state());
+        let mut failed = self.host.failed();
         // Known since an earlier start: nothing is said to anybody.
         let known = *old_state.borrow();
         let node = Arc::downgrade(self);
@@ -255,15 +256,18 @@ impl Node {
                 }
             };
             // Errors: store and host are gone, and the node with them.
-            let proven = tokio::select! {
-                _ = lost.wait_for(Option::is_some) => false,
-                proven = proven => proven,
+            let reason = tokio::select! {
+                _ = lost.wait_for(Option::is_some) => None,
+                proven = proven => proven.then_some(BackupError::OldState),
+                failed = failed.wait_for(|failed| *failed) => {
+                    failed.is_ok().then_some(BackupError::LocalFailed)
+                }
             };
             let Some(node) = node.upgrade() else {
                 return;
             };
-            if proven {
-                node.store.lose(BackupError::OldState);
+            if let Some(reason) = reason {
+                node.store.lose(reason);
             }
             node.stop().await;
         });

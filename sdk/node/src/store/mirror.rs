@@ -35,6 +35,10 @@ const LOCAL_TABLES: &str = "
     CREATE TABLE IF NOT EXISTS backup_session (position INTEGER PRIMARY KEY) STRICT;";
 /// Of so many runs the first entries are kept.
 const KEPT_SESSIONS: u32 = 1_000;
+/// Old entries deleted with one commit.
+const DELETED_AT_ONCE: usize = 16;
+/// So often a restore begins again because the other device has written meanwhile.
+const MAX_TAKEOVERS: u32 = 100;
 /// A log with less than this since its last full entry is short enough.
 const SHORT_BYTES: u64 = 256 * 1024;
 
@@ -51,6 +55,8 @@ pub(super) struct Mirror {
     mark: Mark,
     /// Rows of tries that may have left an entry.
     carried: Vec<RowId>,
+    /// Entries nobody needs, not deleted yet.
+    outdated: Vec<u64>,
     /// Whether the next entry must be a full one.
     full_due: bool,
     /// Whether this run has written an entry.
@@ -99,6 +105,7 @@ impl Mirror {
             log,
             mark,
             carried: Vec::new(),
+            outdated: Vec::new(),
             full_due,
             has_written: false,
             status: watch::Sender::new(status),
@@ -160,10 +167,20 @@ impl Mirror {
             status.acknowledged_at = Some(unix_time_secs());
             status.state = BackupState::Current;
         });
-        if kind == Kind::Full
-            && let Err(error) = self.log.trim(&head, &sessions)
-        {
+        if let Err(error) = self.clean_up(kind, &head, &sessions) {
             tracing::info!(%error, "old entries of the backup stay until the next full one");
+        }
+        Ok(())
+    }
+
+    /// Deletes a few of the entries that a full one made superfluous: nobody waits for hundreds.
+    fn clean_up(&mut self, kind: Kind, head: &Head, kept: &[u64]) -> Result<(), BackupError> {
+        if kind == Kind::Full {
+            self.outdated = self.log.outdated(head, kept)?;
+        }
+        let few = self.outdated.len().min(DELETED_AT_ONCE);
+        for position in self.outdated.drain(..few) {
+            self.log.delete(position)?;
         }
         Ok(())
     }
@@ -181,13 +198,18 @@ impl Mirror {
         if self.status.borrow().state == BackupState::Current {
             tracing::warn!(%error, "nothing is sent until the backup is there again");
         }
+        self.ended(&error);
+        error.into()
+    }
+
+    /// Tells why nothing is written, for now or for good.
+    pub(super) fn ended(&self, error: &BackupError) {
         let problem = error.to_string();
         let state = match error.is_transient() {
             true => BackupState::Unreachable { problem },
             false => BackupState::Lost { problem },
         };
         self.status.send_modify(|status| status.state = state);
-        error.into()
     }
 }
 
@@ -280,7 +302,9 @@ fn begin(connection: &Connection, log: &Log, is_new: bool) -> Result<(Mark, bool
 /// Takes the log over and makes an empty database what it describes. The entry that takes over
 /// comes first: whoever wrote until now is refused from then on.
 fn restore(connection: &mut Connection, log: &Log) -> Result<Mark, StoreError> {
+    let mut tries = 0;
     loop {
+        tries += 1;
         let (entries, head) = log.newest()?.ok_or(BackupError::NothingToRestore)?;
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for entry in &entries {
@@ -292,10 +316,15 @@ fn restore(connection: &mut Connection, log: &Log) -> Result<Mark, StoreError> {
                 Kind::Changes => rows::apply(&tx, &entry.payload)?,
             }
         }
+        // What was restored is not known to be the newest: see `hosting`.
+        tx.execute(
+            "INSERT OR REPLACE INTO kv VALUES ('superscalar', '', 'restored', x'01')",
+            [],
+        )?;
         let dump = rows::dump(&tx)?;
         let head = match log.append(head.next_generation(), Kind::Full, &dump) {
             // The other device has written meanwhile: this is not the newest any more.
-            Err(BackupError::Superseded { .. }) => continue,
+            Err(BackupError::Superseded { .. }) if tries < MAX_TAKEOVERS => continue,
             head => head?,
         };
         tx.execute_batch(LOCAL_TABLES)?;

@@ -196,6 +196,9 @@ impl Store {
 
     /// Closes the store for good: what it holds is not the newest.
     pub(crate) fn lose(&self, error: BackupError) {
+        if let Some(mirror) = self.opened().as_ref().and_then(|open| open.mirror.as_ref()) {
+            mirror.ended(&error);
+        }
         self.told_lost(error);
         self.close();
     }

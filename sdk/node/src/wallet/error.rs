@@ -10,7 +10,7 @@ use superscalar_factory::coordinator::PlanError;
 use crate::backup::BackupError;
 use crate::chain::{BroadcastError, ChainError};
 use crate::factories::EngineError;
-use crate::hosting::{ChannelError, ConnectError, InvoiceError, LoadError, PayError};
+use crate::hosting::{ChannelError, ConnectError, InvoiceError, PayError};
 use crate::keys::KeysError;
 use crate::node::StartError;
 use crate::onchain::OnchainError;
@@ -138,7 +138,6 @@ impl WalletError {
                 StartError::Store(error) => store_code(error),
                 StartError::Chain(error) => chain_code(error),
                 StartError::Onchain(error) => onchain_code(error),
-                StartError::Lightning(LoadError::OldState) => "old_state",
                 StartError::Lightning(_) => "start_failed",
             },
             WalletError::Factory(error) => match error {
@@ -337,7 +336,7 @@ fn backup_code(error: &BackupError) -> &'static str {
         BackupError::NothingToRestore => "backup_empty",
         BackupError::RestoreNeeded => "restore_needed",
         BackupError::Newer { .. } => "newer_data",
-        BackupError::LocalBehind => "storage_failed",
+        BackupError::LocalBehind | BackupError::LocalFailed => "storage_failed",
         BackupError::OldState => "old_state",
         BackupError::Randomness | BackupError::SingleThreaded => "backup_failed",
     }

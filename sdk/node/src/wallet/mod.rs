@@ -210,9 +210,12 @@ impl Wallet {
 
     async fn bring_up(&self) -> Result<(), WalletError> {
         let mut connection = self.connection.lock().await;
-        if connection.is_some() {
+        // One that has stopped by itself holds nothing, and does not stand in the way.
+        let ended = self.node.last().is_some_and(|node| node.lost().is_some());
+        if connection.is_some() && !ended {
             return Ok(());
         }
+        self.take_down(&mut connection).await;
         let backup = self.backup.as_ref();
         let backing = backup
             .map(|backup| backup.backing(&self.keys))
@@ -244,6 +247,10 @@ impl Wallet {
 
     async fn bring_down(&self) {
         let mut connection = self.connection.lock().await;
+        self.take_down(&mut connection).await;
+    }
+
+    async fn take_down(&self, connection: &mut Option<JoinHandle<()>>) {
         if let Some(connecting) = connection.take() {
             connecting.abort();
             // Ended by the abort, as it should be.
@@ -280,7 +287,10 @@ impl Wallet {
             running: node.is_some(),
             lsp_connected: node.is_some_and(|it| it.host.is_connected(&self.lsp.node_id)),
             height: node.map(|it| it.host.height()),
-            old_state: node.is_some_and(|it| *it.host.old_state().borrow()),
+            old_state: last
+                .as_ref()
+                .is_some_and(|it| *it.host.old_state().borrow()),
+            unconfirmed: last.as_ref().is_some_and(|it| it.host.is_unconfirmed()),
             backup: last.and_then(|it| it.backup()),
         }
     }
@@ -377,6 +387,10 @@ pub struct Status {
     /// Whether the LSP has proven that this wallet's state is an old one. It does not speak to the
     /// LSP then and publishes no commitment; what the LSP's closing pays is taken.
     pub old_state: bool,
+    /// Whether this wallet was restored and the LSP has not confirmed its channels yet. Until then
+    /// no exit begins by itself and no commitment is published; with the LSP gone for good,
+    /// [`Exit::start`] takes the state as it is.
+    pub unconfirmed: bool,
     /// How the backup stands; `None` without one, and before the start.
     pub backup: Option<BackupStatus>,
 }

@@ -258,6 +258,47 @@ async fn payments_survive_a_crash_after_every_write() {
     }
 }
 
+/// A disk that is full for a moment in the middle of a payment: what is on it has no gap, so the
+/// next start goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_monitor_that_could_not_be_written_none_is_and_the_next_start_goes_on() {
+    let (chain, history) = (Chain::new(), History::default());
+    let mut lsp = Node::start("lsp", lsp_role(), &chain, &history).await;
+    let mut alice = Node::start("alice", Role::Member, &chain, &history).await;
+    alice.connect(&lsp).await;
+    let a = slot_id(1);
+    open(&mut lsp, &mut alice, a, 400_000_000).await;
+    let failed = alice.host.failed();
+    let invoices = [
+        invoice(&lsp, 50_000_000).await,
+        invoice(&lsp, 60_000_000).await,
+    ];
+    history.fail_monitors_of(Some("alice"));
+    alice.host.pay(&invoices[0], None).unwrap();
+    wait_until("the failure is told", || *failed.borrow()).await;
+    // The disk has room again, and LDK would write what comes now.
+    history.fail_monitors_of(None);
+    let _ = alice.host.pay(&invoices[1], None);
+    chain.mine_empty(1);
+    for node in [alice, lsp] {
+        node.stop().await;
+    }
+    let lsp = Node::start("lsp", lsp_role(), &chain, &history).await;
+    let alice = Node::start("alice", Role::Member, &chain, &history).await;
+    alice.connect(&lsp).await;
+    wait_until("both sides agree again", || {
+        [&alice, &lsp].iter().all(|node| {
+            let state = node.host.channel_state(&a);
+            state.is_some_and(|it| it.is_usable && it.inbound_htlcs + it.outbound_htlcs == 0)
+        }) && alice.balance_msat(&a) + lsp.balance_msat(&a) == 1_000_000_000
+    })
+    .await;
+    for node in [alice, lsp] {
+        assert!(node.published.all().is_empty());
+        node.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_arrive_whole_or_are_refused() {
     let (chain, history) = (Chain::new(), History::default());

@@ -18,7 +18,7 @@ pub(crate) struct Change {
 
 /// The changes of all nodes, in the order in which they became durable.
 #[derive(Clone, Default)]
-pub(crate) struct History(Arc<Mutex<Vec<Change>>>);
+pub(crate) struct History(Arc<Mutex<Vec<Change>>>, Arc<Mutex<Option<String>>>);
 
 impl History {
     pub(crate) fn len(&self) -> usize {
@@ -31,11 +31,15 @@ impl History {
         format!("{node}: {}/{}/{}", key.0, key.1, key.2)
     }
 
+    /// A node's channel monitors cannot be written from now on; `None`: all can.
+    pub(crate) fn fail_monitors_of(&self, node: Option<&str>) {
+        *self.1.lock().unwrap() = node.map(str::to_owned);
+    }
+
     /// The same nodes with only the first `count` changes.
     pub(crate) fn until(&self, count: usize) -> Self {
-        Self(Arc::new(Mutex::new(
-            self.0.lock().unwrap()[..count].to_vec(),
-        )))
+        let changes = self.0.lock().unwrap()[..count].to_vec();
+        Self(Arc::new(Mutex::new(changes)), Arc::default())
     }
 
     /// One node's store, as the history left it.
@@ -101,6 +105,10 @@ impl KVStoreSync for RecordingStore {
         name: &str,
         bytes: Vec<u8>,
     ) -> Result<(), Error> {
+        let full = self.history.1.lock().unwrap().clone();
+        if primary.starts_with("monitor") && full.as_ref() == Some(&self.node) {
+            return Err(Error::new(ErrorKind::Other, "the disk is full"));
+        }
         self.change(key(primary, secondary, name), Some(bytes));
         Ok(())
     }
