@@ -234,6 +234,10 @@ impl Engine {
                         return;
                     }
                     let tip = *tips.borrow_and_update();
+                    // What was told of this block, and why, comes before what follows from it.
+                    while let Ok(event) = inbox.try_recv() {
+                        self.host_event(event).await;
+                    }
                     self.block(tip).await;
                     done.send_replace(tip.height);
                 }
