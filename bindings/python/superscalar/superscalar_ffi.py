@@ -3623,20 +3623,21 @@ class Status:
     """
     How a wallet is.
 """
-    def __init__(self, *, node_id:str, lsp:str, running:bool, lsp_connected:bool, height:typing.Optional[int], old_state:bool, backup:typing.Optional[BackupStatus]):
+    def __init__(self, *, node_id:str, lsp:str, running:bool, lsp_connected:bool, height:typing.Optional[int], old_state:bool, unconfirmed:bool, backup:typing.Optional[BackupStatus]):
         self.node_id = node_id
         self.lsp = lsp
         self.running = running
         self.lsp_connected = lsp_connected
         self.height = height
         self.old_state = old_state
+        self.unconfirmed = unconfirmed
         self.backup = backup
         
         
 
     
     def __str__(self):
-        return "Status(node_id={}, lsp={}, running={}, lsp_connected={}, height={}, old_state={}, backup={})".format(self.node_id, self.lsp, self.running, self.lsp_connected, self.height, self.old_state, self.backup)
+        return "Status(node_id={}, lsp={}, running={}, lsp_connected={}, height={}, old_state={}, unconfirmed={}, backup={})".format(self.node_id, self.lsp, self.running, self.lsp_connected, self.height, self.old_state, self.unconfirmed, self.backup)
     def __eq__(self, other):
         if self.node_id != other.node_id:
             return False
@@ -3649,6 +3650,8 @@ class Status:
         if self.height != other.height:
             return False
         if self.old_state != other.old_state:
+            return False
+        if self.unconfirmed != other.unconfirmed:
             return False
         if self.backup != other.backup:
             return False
@@ -3664,6 +3667,7 @@ class _UniffiFfiConverterTypeStatus(_UniffiConverterRustBuffer):
             lsp_connected=_UniffiFfiConverterBoolean.read(buf),
             height=_UniffiFfiConverterOptionalUInt32.read(buf),
             old_state=_UniffiFfiConverterBoolean.read(buf),
+            unconfirmed=_UniffiFfiConverterBoolean.read(buf),
             backup=_UniffiFfiConverterOptionalTypeBackupStatus.read(buf),
         )
 
@@ -3675,6 +3679,7 @@ class _UniffiFfiConverterTypeStatus(_UniffiConverterRustBuffer):
         _UniffiFfiConverterBoolean.check_lower(value.lsp_connected)
         _UniffiFfiConverterOptionalUInt32.check_lower(value.height)
         _UniffiFfiConverterBoolean.check_lower(value.old_state)
+        _UniffiFfiConverterBoolean.check_lower(value.unconfirmed)
         _UniffiFfiConverterOptionalTypeBackupStatus.check_lower(value.backup)
 
     @staticmethod
@@ -3685,6 +3690,7 @@ class _UniffiFfiConverterTypeStatus(_UniffiConverterRustBuffer):
         _UniffiFfiConverterBoolean.write(value.lsp_connected, buf)
         _UniffiFfiConverterOptionalUInt32.write(value.height, buf)
         _UniffiFfiConverterBoolean.write(value.old_state, buf)
+        _UniffiFfiConverterBoolean.write(value.unconfirmed, buf)
         _UniffiFfiConverterOptionalTypeBackupStatus.write(value.backup, buf)
 
 

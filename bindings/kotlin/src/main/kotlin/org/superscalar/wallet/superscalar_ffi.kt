@@ -4929,6 +4929,13 @@ data class Status (
     val `oldState`: kotlin.Boolean
     , 
     /**
+     * Whether this wallet was restored and the LSP has not confirmed its channels yet. Until then
+     * no exit begins by itself and no commitment is published; with the LSP gone for good,
+     * `exit().start` takes the state as it is.
+     */
+    val `unconfirmed`: kotlin.Boolean
+    , 
+    /**
      * How the backup stands; none without one, and before the start.
      */
     val `backup`: BackupStatus?
@@ -4954,6 +4961,7 @@ public object FfiConverterTypeStatus: FfiConverterRustBuffer<Status> {
             FfiConverterBoolean.read(buf),
             FfiConverterOptionalUInt.read(buf),
             FfiConverterBoolean.read(buf),
+            FfiConverterBoolean.read(buf),
             FfiConverterOptionalTypeBackupStatus.read(buf),
         )
     }
@@ -4965,6 +4973,7 @@ public object FfiConverterTypeStatus: FfiConverterRustBuffer<Status> {
             FfiConverterBoolean.allocationSize(value.`lspConnected`) +
             FfiConverterOptionalUInt.allocationSize(value.`height`) +
             FfiConverterBoolean.allocationSize(value.`oldState`) +
+            FfiConverterBoolean.allocationSize(value.`unconfirmed`) +
             FfiConverterOptionalTypeBackupStatus.allocationSize(value.`backup`)
     )
 
@@ -4975,6 +4984,7 @@ public object FfiConverterTypeStatus: FfiConverterRustBuffer<Status> {
             FfiConverterBoolean.write(value.`lspConnected`, buf)
             FfiConverterOptionalUInt.write(value.`height`, buf)
             FfiConverterBoolean.write(value.`oldState`, buf)
+            FfiConverterBoolean.write(value.`unconfirmed`, buf)
             FfiConverterOptionalTypeBackupStatus.write(value.`backup`, buf)
     }
 }
