@@ -8,7 +8,7 @@
 //!   error changed nothing.
 //! - The file belongs to one network and one seed; opening it with another is an error.
 //! - The schema has a number. A file written by a newer SDK is refused, never guessed at.
-//! - There is one way to write, [`Store::transaction`]. With a [`backup`](crate::backup), what it
+//! - There is one way to write, `transaction`. With a [`backup`](crate::backup), what it
 //!   commits is acknowledged there first; a store that is no longer the newest writes nothing more.
 //!
 //! The tables of `bdk_wallet` live in the same file and are written through the same connection.
