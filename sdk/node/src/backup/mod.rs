@@ -29,6 +29,10 @@ pub use remote::{Creation, RemoteError, RemoteStore};
 pub(crate) use entry::{Kind, Vault};
 pub(crate) use log::{Head, Log};
 
+/// Where a restore notes in LDK's store that this state is not known to be the newest: namespaces and
+/// key. `hosting` takes the note away.
+pub(crate) const RESTORED: (&str, &str, &str) = ("superscalar", "", "restored");
+
 /// What to do where the local directory and the remote store do not hold the same wallet. Where
 /// they do, all three go on with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -14,11 +14,10 @@ use lightning::util::logger::Level;
 use tokio::sync::watch;
 
 use super::Store;
+use crate::backup::RESTORED;
 
 const PRIMARY: &str = "superscalar";
 const KEY: &str = "old_state";
-/// Written by a restore; see [`crate::store`].
-const RESTORED_KEY: &str = "restored";
 /// How LDK's last words begin, in the version that is pinned; an end-to-end test hears them.
 const LAST_WORDS: &str = "We have fallen behind";
 const SPEAKER: &str = "lightning::ln::channel";
@@ -34,9 +33,12 @@ impl OldState {
     /// A server's state counts as confirmed: its members' channels are confirmed one by one, and
     /// it must answer their kickoffs meanwhile.
     pub(super) fn load(store: Store, is_member: bool) -> Result<OldState, lightning::io::Error> {
-        let keys = store.list(PRIMARY, "")?;
-        let has = |wanted: &str| keys.iter().any(|key| key == wanted);
-        let (known, restored) = (has(KEY), has(RESTORED_KEY));
+        let has = |primary: &str, secondary: &str, wanted: &str| {
+            let keys = store.list(primary, secondary)?;
+            Ok::<_, lightning::io::Error>(keys.iter().any(|key| key == wanted))
+        };
+        let known = has(PRIMARY, "", KEY)?;
+        let restored = has(RESTORED.0, RESTORED.1, RESTORED.2)?;
         Ok(OldState {
             store,
             proven: watch::Sender::new(known),
@@ -51,7 +53,8 @@ impl OldState {
 
     /// From now on it counts as the newest.
     pub(super) fn confirm(&self) -> Result<(), lightning::io::Error> {
-        self.store.remove(PRIMARY, "", RESTORED_KEY, false)?;
+        let (primary, secondary, key) = RESTORED;
+        self.store.remove(primary, secondary, key, false)?;
         self.unconfirmed.store(false, Ordering::SeqCst);
         Ok(())
     }

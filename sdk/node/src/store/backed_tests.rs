@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::backup::{Begin, Creation, RemoteError, RemoteStore};
+use crate::backup::{Begin, Creation, RESTORED, RemoteError, RemoteStore};
 use crate::keys::Secret32;
 
 const OWNER: Identity = Identity {
@@ -165,9 +165,9 @@ fn content(store: &Store) -> Vec<u8> {
 
 /// What a restored store holds, but for the note that it was restored.
 fn restored_content(store: &Store) -> Vec<u8> {
-    let note = ("superscalar", "", "restored");
-    assert_eq!(store.read(note.0, note.1, note.2).unwrap(), [1]);
-    store.remove(note.0, note.1, note.2, false).unwrap();
+    let (primary, secondary, key) = RESTORED;
+    assert_eq!(store.read(primary, secondary, key).unwrap(), [1]);
+    store.remove(primary, secondary, key, false).unwrap();
     content(store)
 }
 

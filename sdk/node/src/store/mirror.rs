@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::rows::{self, RowId, Triggers};
 use super::{Identity, StoreError, schema};
 use crate::backup::{
-    BackupError, BackupState, BackupStatus, Begin, Head, Kind, Log, RemoteStore, Vault,
+    BackupError, BackupState, BackupStatus, Begin, Head, Kind, Log, RESTORED, RemoteStore, Vault,
 };
 use crate::keys::Secret32;
 
@@ -316,10 +316,10 @@ fn restore(connection: &mut Connection, log: &Log) -> Result<Mark, StoreError> {
                 Kind::Changes => rows::apply(&tx, &entry.payload)?,
             }
         }
-        // What was restored is not known to be the newest: see `hosting`.
+        let (primary, secondary, key) = RESTORED;
         tx.execute(
-            "INSERT OR REPLACE INTO kv VALUES ('superscalar', '', 'restored', x'01')",
-            [],
+            "INSERT OR REPLACE INTO kv VALUES (?1, ?2, ?3, x'01')",
+            [primary, secondary, key],
         )?;
         let dump = rows::dump(&tx)?;
         let head = match log.append(head.next_generation(), Kind::Full, &dump) {
