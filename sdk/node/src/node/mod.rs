@@ -266,7 +266,10 @@ impl Node {
             let Some(node) = node.upgrade() else {
                 return;
             };
-            if let Some(reason) = reason {
+            // A write that is given up because of a stop is none that failed.
+            if let Some(reason) = reason
+                && !node.store.is_ending()
+            {
                 node.store.lose(reason);
             }
             node.stop().await;

@@ -184,6 +184,14 @@ impl Store {
         self.ending.notify_all();
     }
 
+    /// Whether the store is about to be closed.
+    pub(crate) fn is_ending(&self) -> bool {
+        *self
+            .is_ending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How the backup stands, and how it changes; `None` without one.
     pub(crate) fn backup(&self) -> Option<watch::Receiver<BackupStatus>> {
         self.backup.clone()
