@@ -362,6 +362,9 @@ async fn a_restored_wallet_whose_state_nobody_confirms_leaves_when_it_is_told_to
     assert_eq!(network.chain.spender_of(funding).unwrap(), None);
 
     let exit = wallet.exit();
+    let refused = code(exit.start("nowhere", ExitMode::Leave).await);
+    assert_eq!(refused.0, "unknown_factory");
+    assert!(wallet.status().unconfirmed, "a refusal changes nothing");
     exit.start(&factory, ExitMode::Leave).await.unwrap();
     let leaf = OutPoint::from_str(infos[0].seats[0].channel.as_ref().unwrap()).unwrap();
     network.mined_spend(leaf, &[0]).await;

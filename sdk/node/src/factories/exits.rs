@@ -23,7 +23,6 @@ use crate::event::Event;
 use crate::store::{Store, StoreError};
 use superscalar_factory::coordinator::Built;
 use superscalar_factory::effect::SlotRef;
-use superscalar_factory::member::Member;
 
 const SETTING: &str = "exits";
 /// Weight of a `static_remotekey` commitment without HTLCs, in virtual bytes (BOLT3: 724 weight).
@@ -110,9 +109,7 @@ impl Engine {
         if !self.parts.is_lsp && self.close_if_over(&bridge::name(&slot.attempt)) {
             return;
         }
-        let complete = |role: &Member| role.path().is_some() && role.is_funded();
-        let ours = self.members.get(&slot.attempt).is_some_and(complete);
-        if ours || (self.parts.is_lsp && at_stake_msat > 0) {
+        if self.can_be_left(slot) || (self.parts.is_lsp && at_stake_msat > 0) {
             self.begin_exit(slot, reason, at_stake_msat).await;
         }
     }

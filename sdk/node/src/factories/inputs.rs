@@ -137,14 +137,11 @@ impl Engine {
                 mode,
                 answer,
             } => {
-                let started = match mode == ExitMode::Leave {
-                    true => self.take_state_as_it_is(),
-                    false => Ok(()),
-                };
-                let started = match started {
-                    Ok(()) => self.start_exit(&factory, &reason, mode).await,
-                    Err(error) => Err(error),
-                };
+                let started = self.start_exit(&factory, &reason, mode).await;
+                let started = started.and_then(|()| match mode {
+                    ExitMode::Leave => self.take_state_as_it_is(),
+                    ExitMode::Reclaim => Ok(()),
+                });
                 let _ = answer.send(started);
             }
             Command::ExportPaths(answer) => {

@@ -4,6 +4,9 @@
 //! every channel, because a commitment of it might be a revoked one; whoever asks for an exit takes
 //! the state as it is.
 
+use superscalar_factory::effect::SlotRef;
+use superscalar_factory::member::Member;
+
 use super::bridge;
 use super::engine::Engine;
 use super::info::EngineError;
@@ -34,10 +37,13 @@ impl Engine {
                 SlotPhase::Held | SlotPhase::Active | SlotPhase::Frozen => {
                     host.channel_state(id).is_some_and(|it| it.is_usable)
                 }
-                // Nobody speaks of a closed channel any more.
+                // Nobody speaks of a closed channel any more. Most never were on a funded path.
                 SlotPhase::Closed => bridge::slot_ref(id).is_none_or(|slot| {
-                    let job = self.exits.jobs.get(&bridge::name(&slot.attempt));
-                    job.is_some_and(|job| job.done)
+                    let name = bridge::name(&slot.attempt);
+                    let job = self.exits.jobs.get(&name);
+                    !self.can_be_left(&slot)
+                        || job.is_some_and(|job| job.done)
+                        || self.close_if_over(&name)
                 }),
                 _ => true,
             }
@@ -47,6 +53,12 @@ impl Engine {
         {
             tracing::warn!(%error, "the restored state is confirmed with the next block");
         }
+    }
+
+    /// Whether a member holds a whole path of this place on a funding that is on chain.
+    pub(super) fn can_be_left(&self, slot: &SlotRef) -> bool {
+        let complete = |role: &Member| role.path().is_some() && role.is_funded();
+        self.members.get(&slot.attempt).is_some_and(complete)
     }
 
     /// Whether an exit may begin by itself.
@@ -65,11 +77,10 @@ impl Engine {
     /// Somebody leaves a restored state that nobody has confirmed.
     pub(super) fn take_state_as_it_is(&self) -> Result<(), EngineError> {
         let host = &self.parts.host;
-        match host.is_unconfirmed() {
-            true => host
-                .confirm_state()
-                .map_err(|error| EngineError::Exit(error.to_string())),
-            false => Ok(()),
+        if !host.is_unconfirmed() {
+            return Ok(());
         }
+        let confirmed = host.confirm_state();
+        confirmed.map_err(|error| EngineError::Exit(error.to_string()))
     }
 }
