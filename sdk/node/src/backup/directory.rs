@@ -10,11 +10,14 @@ use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::remote::{Creation, RemoteError, RemoteStore};
 
 /// What is not finished has a name that begins with this.
 const UNFINISHED: &str = ".unfinished-";
+/// What has not been finished for so long never will be: its writer is gone.
+const GIVEN_UP: Duration = Duration::from_secs(24 * 3_600);
 
 /// Objects as files of an existing directory. Its file system must know hard links.
 #[derive(Debug)]
@@ -109,9 +112,16 @@ impl RemoteStore for Directory {
         let entries = fs::read_dir(&self.path).map_err(|error| self.failed(error))?;
         let mut names = Vec::new();
         for entry in entries {
-            let name = entry.map_err(|error| self.failed(error))?.file_name();
-            let name = name.into_string().ok();
-            names.extend(name.filter(|name| !name.starts_with('.')));
+            let entry = entry.map_err(|error| self.failed(error))?;
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if name.starts_with(UNFINISHED) && is_given_up(&entry) {
+                // It is in nobody's way, so it may as well stay.
+                let _ = fs::remove_file(entry.path());
+            } else if !name.starts_with('.') {
+                names.push(name);
+            }
         }
         Ok(names)
     }
@@ -127,6 +137,12 @@ impl RemoteStore for Directory {
     fn describe(&self) -> String {
         self.path.display().to_string()
     }
+}
+
+fn is_given_up(entry: &fs::DirEntry) -> bool {
+    let modified = entry.metadata().and_then(|found| found.modified());
+    let age = modified.ok().and_then(|at| at.elapsed().ok());
+    age.is_some_and(|age| age > GIVEN_UP)
 }
 
 /// What tells a directory from another under the same path: device and inode.
@@ -176,6 +192,18 @@ mod tests {
         std::fs::remove_dir(&path).unwrap();
         std::fs::rename(&away, &path).unwrap();
         assert_eq!(remote.create("b", b"2").unwrap(), Creation::Created);
+    }
+
+    #[test]
+    fn what_a_dead_writer_left_unfinished_is_cleared_away_after_a_day() {
+        let directory = tempfile::tempdir().unwrap();
+        let left = directory.path().join(format!("{UNFINISHED}1"));
+        let file = File::create(&left).unwrap();
+        let remote = Directory::new(directory.path());
+        assert!(remote.list().unwrap().is_empty() && left.exists());
+        let then = std::time::SystemTime::now() - GIVEN_UP - Duration::from_secs(60);
+        file.set_modified(then).unwrap();
+        assert!(remote.list().unwrap().is_empty() && !left.exists());
     }
 
     #[test]
