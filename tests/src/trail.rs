@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use bitcoin::{OutPoint, Transaction, Txid};
+use superscalar_regtest::RegtestNode;
 use superscalar_sdk::{BuildRequest, ExitMode, TreeTxInfo, Wallet};
 
 use crate::network::TestNetwork;
@@ -451,33 +452,35 @@ impl TestNetwork {
         }
         panic!("{outpoint} is not spent in {PATIENCE_BLOCKS} blocks");
     }
+}
 
-    /// What is left of a transaction at the ends of all that spent it, after fees that are none too
-    /// high.
-    pub fn left_of(&self, tx: &Transaction) -> u64 {
-        let value_of = |tx: &Transaction| -> u64 {
-            tx.output.iter().map(|output| output.value.to_sat()).sum()
-        };
-        let (mut left_sat, mut vbytes) = (0, 0);
-        let mut open = vec![tx.clone()];
-        let mut seen = BTreeSet::from([tx.compute_txid()]);
-        while let Some(tx) = open.pop() {
-            let txid = tx.compute_txid();
-            for (vout, output) in (0..).zip(&tx.output) {
-                let spend = self.chain.spender_of(OutPoint { txid, vout }).unwrap();
-                let Some(spend) = spend else {
-                    left_sat += output.value.to_sat();
-                    continue;
-                };
-                if seen.insert(spend.txid) {
-                    let spender = self.chain.raw_tx(spend.txid).unwrap().unwrap();
-                    vbytes += spender.vsize() as u64;
-                    open.push(spender);
-                }
+/// What a transaction pays in all.
+pub fn value_of(tx: &Transaction) -> u64 {
+    tx.output.iter().map(|output| output.value.to_sat()).sum()
+}
+
+/// What is left of a transaction at the ends of all that spent it, after fees that are none too
+/// high.
+pub fn left_of(chain: &RegtestNode, tx: &Transaction) -> u64 {
+    let (mut left_sat, mut vbytes) = (0, 0);
+    let mut open = vec![tx.clone()];
+    let mut seen = BTreeSet::from([tx.compute_txid()]);
+    while let Some(tx) = open.pop() {
+        let txid = tx.compute_txid();
+        for (vout, output) in (0..).zip(&tx.output) {
+            let spend = chain.spender_of(OutPoint { txid, vout }).unwrap();
+            let Some(spend) = spend else {
+                left_sat += output.value.to_sat();
+                continue;
+            };
+            if seen.insert(spend.txid) {
+                let spender = chain.raw_tx(spend.txid).unwrap().unwrap();
+                vbytes += spender.vsize() as u64;
+                open.push(spender);
             }
         }
-        let fees = value_of(tx) - left_sat;
-        assert!(fees >= vbytes && fees <= 20 * vbytes, "{fees} for {vbytes}");
-        left_sat
     }
+    let fees = value_of(tx) - left_sat;
+    assert!(fees >= vbytes && fees <= 20 * vbytes, "{fees} for {vbytes}");
+    left_sat
 }

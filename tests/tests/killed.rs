@@ -11,6 +11,7 @@ use superscalar_sdk::{BuildRequest, PaymentStatus};
 use superscalar_tests::network::regtest_factory;
 use superscalar_tests::processes::{LspProcess, WalletProcess};
 use superscalar_tests::regtest::RegtestNode;
+use superscalar_tests::trail::left_of;
 use superscalar_tests::wire::{ADD_AND_COMMIT_BYTES, REVOKE_BYTES, Wire};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -386,7 +387,8 @@ async fn killed_with_a_claimed_payment_unsettled_the_member_takes_it_on_chain() 
     }
     assert!(done, "never out");
     let (commitment, _) = confirmed_spender(chain, channel);
-    let outputs = chain.raw_tx(commitment).unwrap().unwrap().output;
+    let closing = chain.raw_tx(commitment).unwrap().unwrap();
+    let outputs = &closing.output;
     let htlc = |out: &bitcoin::TxOut| out.value == Amount::from_sat(HTLC_SAT);
     let vout = outputs.iter().position(htlc).unwrap() as u32;
     let (success, _) = confirmed_spender(chain, OutPoint::new(commitment, vout));
@@ -394,10 +396,13 @@ async fn killed_with_a_claimed_payment_unsettled_the_member_takes_it_on_chain() 
     assert_eq!(success.lock_time.to_consensus_u32(), 0);
     let taken: u64 = success.output.iter().map(|out| out.value.to_sat()).sum();
     assert_eq!(taken, HTLC_SAT - HTLC_SUCCESS_FEE_SAT);
-    let owned = 100_000 + taken;
+    // The dead LSP's balance is what nobody spends.
+    let lsps = (0..).zip(outputs).filter(|(vout, _)| {
+        let outpoint = OutPoint::new(commitment, *vout);
+        chain.spender_of(outpoint).unwrap().is_none()
+    });
+    let lsp_sat: u64 = lsps.map(|(_, output)| output.value.to_sat()).sum();
     let arrived = wallet.balance().unwrap().onchain_sat;
-    assert!(
-        arrived > owned - 6_000 && arrived < owned,
-        "{arrived} {owned}"
-    );
+    assert_eq!(arrived, left_of(chain, &closing) - lsp_sat);
+    assert!(arrived > 100_000, "balance and HTLC");
 }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use bitcoin::{OutPoint, Transaction, Txid};
 use superscalar_sdk::{ExitMode, PaymentStatus};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
+use superscalar_tests::trail::value_of;
 use superscalar_tests::wire::ADD_AND_COMMIT_BYTES;
 
 /// BOLT3 weights of the second stage, at the pinned 2,500 sat per 1000 weight units.
@@ -16,10 +17,6 @@ const MEMBER_DELAY_BLOCKS: u32 = 144;
 fn outpoint(txid: Txid, vout: usize) -> OutPoint {
     let vout = vout as u32;
     OutPoint { txid, vout }
-}
-
-fn value_of(tx: &Transaction) -> u64 {
-    tx.output.iter().map(|output| output.value.to_sat()).sum()
 }
 
 /// Mines until a member's exit is done, everybody who is left following.

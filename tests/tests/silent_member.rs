@@ -11,7 +11,7 @@ use bitcoin::{OutPoint, Transaction, Txid};
 use outside::Outside;
 use superscalar_sdk::{BuildRequest, ExitInfo, ExitMode};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
-use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath};
+use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath, value_of};
 use superscalar_tests::wire::{COMMIT_BYTES, REVOKE_BYTES};
 
 const HTLC_SAT: u64 = 40_000;
@@ -23,10 +23,6 @@ const LSP_DELAY_BLOCKS: u32 = 144;
 const ANTI_REORG_BLOCKS: u32 = 6;
 /// What the LSP wants between both HTLCs of a forward, beside the exit delay.
 const FORWARD_MARGIN_BLOCKS: u32 = 48;
-
-fn value_of(tx: &Transaction) -> u64 {
-    tx.output.iter().map(|output| output.value.to_sat()).sum()
-}
 
 /// Mines until the LSP has begun to bring a channel on chain by itself, and until it is done; gives
 /// what it said of it, and the height named in the reason.

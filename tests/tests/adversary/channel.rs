@@ -6,7 +6,7 @@ use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::tap::{
     COMMITMENT_SIGNED, Message, REVOKE_AND_ACK, Side, UPDATE_FULFILL_HTLC,
 };
-use superscalar_tests::trail::ExitPath;
+use superscalar_tests::trail::{ExitPath, left_of};
 
 /// `update_fee` (BOLT2): channel id, sat per 1000 weight units.
 const UPDATE_FEE: u16 = 134;
@@ -109,7 +109,7 @@ async fn an_lsp_that_withholds_a_preimage_pays_for_it() {
     // Balance and HTLC-timeout, both swept: all of the commitment but the LSP's output.
     let (commitment, _) = network.confirmed_spender(path.channel);
     let home_sat = network.wallet(0).balance().unwrap().onchain_sat;
-    assert_eq!(home_sat, network.left_of(&commitment) - LSP_SAT);
+    assert_eq!(home_sat, left_of(&network.chain, &commitment) - LSP_SAT);
     assert!(
         commitment
             .output

@@ -5,6 +5,7 @@ use bitcoin::{OutPoint, Transaction};
 use superscalar_sdk::PaymentStatus;
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::tap::{ERROR, Message, Side, UPDATE_FAIL_HTLC, UPDATE_FULFILL_HTLC};
+use superscalar_tests::trail::left_of;
 
 const HTLC_SAT: u64 = 40_000;
 /// Base 1,000 msat and 100 ppm.
@@ -96,7 +97,8 @@ async fn a_wrong_preimage_never_propagates() {
             network.wallet(1).balance().unwrap().onchain_sat > 0
         })
         .await;
-    assert!(network.wallet(1).balance().unwrap().onchain_sat < HTLC_SAT);
+    let home_sat = network.wallet(1).balance().unwrap().onchain_sat;
+    assert_eq!(home_sat, left_of(&network.chain, &claim));
     network.stop().await;
 }
 

@@ -4,16 +4,12 @@
 use bitcoin::{OutPoint, Transaction};
 use superscalar_sdk::ExitMode;
 use superscalar_tests::network::{TestNetwork, regtest_factory};
-use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath};
+use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath, left_of, value_of};
 
 const CAPACITY_SAT: u64 = 500_000;
 /// What each party's own output of its commitment waits for.
 const MEMBER_DELAY_BLOCKS: u32 = 144;
 const LSP_DELAY_BLOCKS: u32 = 720;
-
-fn value_of(tx: &Transaction) -> u64 {
-    tx.output.iter().map(|output| output.value.to_sat()).sum()
-}
 
 /// Mines until the channel's commitment is in a block; what it is.
 async fn commitment(network: &TestNetwork, path: &ExitPath) -> Transaction {
@@ -66,7 +62,7 @@ async fn a_member_that_publishes_a_revoked_balance_loses_the_whole_channel() {
         .wait("the LSP to have it all", async || {
             network.block(&[0]).await;
             let coins = network.lsp().onchain().balance().unwrap();
-            coins.spendable_sat == coins_sat + network.left_of(&old)
+            coins.spendable_sat == coins_sat + left_of(&network.chain, &old)
         })
         .await;
     network.chain.mine(MEMBER_DELAY_BLOCKS).unwrap();
@@ -111,7 +107,7 @@ async fn an_lsp_that_publishes_a_revoked_balance_loses_the_whole_channel() {
         .wait("the member to have it all", async || {
             network.block(&[0]).await;
             let arrived = network.wallet(0).balance().unwrap().onchain_sat;
-            arrived == network.left_of(&old)
+            arrived == left_of(&network.chain, &old)
         })
         .await;
     network.stop().await;
