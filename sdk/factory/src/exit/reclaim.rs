@@ -11,11 +11,12 @@ use bitcoin::sighash::{Prevouts, SighashCache};
 use bitcoin::taproot::{ControlBlock, LeafVersion, TapLeafHash};
 use bitcoin::transaction::Version;
 use bitcoin::{
-    FeeRate, OutPoint, ScriptBuf, Sequence, TapNodeHash, TapSighashType, Transaction, TxIn, TxOut,
-    Witness,
+    Amount, FeeRate, OutPoint, ScriptBuf, Sequence, TapNodeHash, TapSighashType, Transaction, TxIn,
+    TxOut, Witness,
 };
 
 use super::ChainFacts;
+use super::bump::FeeCaps;
 use crate::scripts::{self, MIN_OUTPUT};
 use crate::shape::NodeId;
 use crate::signing::{FactoryKey, SignerSetError, TweakedKey};
@@ -221,6 +222,24 @@ impl Reclaim {
             .ok()?;
         tx.input[0].witness = self.witness(&key.sign_alone(sighash.to_byte_array()).serialize());
         Some(tx)
+    }
+
+    /// [`Self::spend`] at `market`, or at less where only less is allowed; `None` while what is
+    /// allowed would not relay: better times are waited for.
+    pub fn spend_within(
+        &self,
+        key: &FactoryKey,
+        market: FeeRate,
+        caps: &FeeCaps,
+    ) -> Option<Transaction> {
+        let most = caps.allowance(self.output.value, Amount::ZERO);
+        let vsize = self.spend(key, FeeRate::ZERO)?.vsize() as u64;
+        let payable = most.amount.to_sat().saturating_mul(250) / vsize;
+        let payable = FeeRate::from_sat_per_kwu(payable).min(most.feerate);
+        let feerate = market.min(payable);
+        (feerate >= FeeRate::BROADCAST_MIN)
+            .then(|| self.spend(key, feerate))
+            .flatten()
     }
 
     fn witness(&self, signature: &[u8; 64]) -> Witness {

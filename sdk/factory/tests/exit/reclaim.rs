@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use bitcoin::{FeeRate, OutPoint, Transaction};
+use superscalar_factory::exit::bump::FeeCaps;
 use superscalar_factory::exit::reclaim::{Reclaim, reclaims, stock_outpoints};
 use superscalar_factory::exit::{ChainFacts, Spend, timelock};
 use superscalar_factory::scripts;
@@ -194,6 +195,33 @@ fn less_than_an_output_holds_is_left_and_only_the_lsps_key_signs() {
     let feerate = FeeRate::BROADCAST_MIN;
     let tx = reclaim.spend(key, feerate).unwrap();
     core_script::check(&tx, &reclaim.output).expect_err("a member's key");
+}
+
+/// A market that asks more than the caps allow is served with what they do allow, and with nothing
+/// once that would not relay.
+#[test]
+fn the_lsp_alone_pays_no_more_than_its_caps() {
+    let mut four = Four::new(TimeoutPolicy::MembersReclaim);
+    four.open_first_leaf(START + 100);
+    let reclaim = four.found().remove(0);
+    let value = reclaim.output.value;
+    let fee = |market: u64, caps: &FeeCaps| {
+        let market = FeeRate::from_sat_per_vb(market).unwrap();
+        let tx = reclaim.spend_within(four.parties.lsp(), market, caps)?;
+        core_script::check(&tx, &reclaim.output).unwrap();
+        Some(((value - tx.output[0].value).to_sat(), tx.vsize() as u64))
+    };
+    let mut caps = FeeCaps::default();
+    let (paid, vsize) = fee(2, &caps).unwrap();
+    assert_eq!(paid, 2 * vsize);
+    let tenth = value.to_sat() / 10;
+    let (paid, _) = fee(1_000_000, &caps).unwrap();
+    assert!(paid <= tenth && paid > tenth - vsize, "{paid} of {tenth}");
+    caps.max_sat_per_vb = 5;
+    assert_eq!(fee(1_000_000, &caps).unwrap().0, 5 * vsize);
+    caps.percent_per_transaction = 0;
+    assert_eq!(fee(1, &caps), None);
+    assert_eq!(fee(1_000_000, &caps), None);
 }
 
 #[test]

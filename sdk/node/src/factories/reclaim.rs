@@ -4,19 +4,20 @@
 //! What always holds: the LSP takes no branch that somebody has begun to open; everything here is
 //! a function of the chain and of what is on disk, tried again with every block.
 
-use bitcoin::{Amount, FeeRate, OutPoint, Transaction};
+use bitcoin::{FeeRate, OutPoint};
 use superscalar_factory::coordinator::{Built, Coordinator};
-use superscalar_factory::exit::reclaim::{Reclaim, reclaims, stock_outpoints};
+use superscalar_factory::exit::reclaim::{reclaims, stock_outpoints};
 use superscalar_factory::exit::{self, ChainFacts, Goal, Progress, Spend, Worth};
 use superscalar_factory::member::Member;
-use superscalar_factory::signing::{FactoryKey, SignerSetError};
+use superscalar_factory::signing::SignerSetError;
 use superscalar_factory::terms::TimeoutPolicy;
 
 use super::bridge;
 use super::bumps::TARGET_BLOCKS;
 use super::engine::Engine;
+use super::error::EngineError;
 use super::exits::BURIED_BLOCKS;
-use super::info::{EngineError, ExitMode};
+use super::info::ExitMode;
 use crate::chain::OutPointStatus;
 
 impl Engine {
@@ -138,33 +139,13 @@ impl Engine {
         }
         let feerate = self.reclaim_feerate().await;
         for reclaim in due {
-            if let Some(tx) = self.affordable(&reclaim, role.key(), feerate) {
+            // What is too dear now waits for other times.
+            let caps = &self.parts.fee_caps;
+            if let Some(tx) = reclaim.spend_within(role.key(), feerate, caps) {
                 self.publish_alone(&tx).await;
             }
         }
         Ok(())
-    }
-
-    /// No more than the caps allow: what is too dear now waits for other times.
-    fn affordable(
-        &self,
-        reclaim: &Reclaim,
-        key: &FactoryKey,
-        market: FeeRate,
-    ) -> Option<Transaction> {
-        let most = self
-            .parts
-            .fee_caps
-            .allowance(reclaim.output.value, Amount::ZERO);
-        let weight = reclaim.spend(key, FeeRate::ZERO)?.weight().to_wu();
-        let payable = most.amount.to_sat().saturating_mul(1_000) / weight;
-        let feerate = market
-            .min(most.feerate)
-            .min(FeeRate::from_sat_per_kwu(payable));
-        match feerate >= FeeRate::BROADCAST_MIN {
-            true => reclaim.spend(key, feerate),
-            false => None,
-        }
     }
 
     /// Nobody races for it: what the next dozen blocks take.
