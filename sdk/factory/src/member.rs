@@ -62,6 +62,12 @@ pub enum Input {
         /// Its height.
         height: u32,
     },
+    /// The same of a funding that [`Member::knows_funding`]: its id alone says what it pays. Nothing
+    /// comes of it otherwise.
+    KnownFundingConfirmed {
+        /// The transaction's height.
+        height: u32,
+    },
     /// The block the funding transaction was in is no longer in the best chain.
     FundingReorged,
     /// The best chain's height, after what became of the funding up to it.
@@ -208,6 +214,7 @@ impl Member {
                 _ => Vec::new(),
             },
             Input::FundingConfirmed { tx, height } => self.funding_confirmed(&tx, height),
+            Input::KnownFundingConfirmed { height } => self.known_funding_confirmed(height),
             Input::FundingReorged => self.funding_reorged(),
             Input::Height(tip) => self.height(tip),
         }
@@ -260,6 +267,12 @@ impl Member {
     /// Whether the funding is in a block, as far as was told.
     pub fn is_funded(&self) -> bool {
         self.funding_height.is_some()
+    }
+
+    /// Whether nobody counts on a funding that was never buried: the LSP gave the attempt up, or it
+    /// has not confirmed for a day. What was signed is kept all the same.
+    pub fn is_given_up(&self) -> bool {
+        (self.dormant.is_some() || self.unfunded) && !self.knows_funding()
     }
 
     /// Why the attempt is over, if it is.

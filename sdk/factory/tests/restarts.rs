@@ -11,6 +11,7 @@ mod world;
 use std::collections::BTreeSet;
 
 use superscalar_factory::coordinator::{self, Coordinator, FactoryPlan};
+use superscalar_factory::effect::Effect;
 use superscalar_factory::member::{self, Member};
 use world::{Party, TIP, World, bytes, plan};
 
@@ -141,4 +142,28 @@ fn a_funding_that_leaves_the_chain_is_published_again() {
         let first = world.broadcast[0].compute_txid();
         assert!(world.broadcast.iter().all(|tx| tx.compute_txid() == first));
     }
+}
+
+/// A source may have forgotten the block of a funding that was looked at once.
+#[test]
+fn a_funding_that_was_checked_once_need_not_be_shown_again() {
+    let mut world = World::with(small_plan());
+    world.run();
+    let member = world.members.get_mut(&0).unwrap();
+    assert!(!member.knows_funding());
+    let height = TIP + 1;
+    let known = |height| member::Input::KnownFundingConfirmed { height };
+    assert_eq!(member.handle(known(height)), []);
+    assert!(!member.is_funded());
+    bury(&mut world);
+    assert!(world.members[&0].is_active());
+
+    world.dead = Some(Party::Member(0));
+    world.restart(TIP);
+    let member = world.members.get_mut(&0).unwrap();
+    assert!(member.knows_funding() && !member.is_funded());
+    member.handle(member::Input::Height(height + u32::from(MIN_DEPTH)));
+    let slot = member.slot();
+    assert_eq!(member.handle(known(height)), [Effect::Activate(slot)]);
+    assert!(member.is_funded() && member.is_active());
 }

@@ -38,6 +38,26 @@ impl Member {
         self.bury()
     }
 
+    /// Whether the funding's output was checked, now or before a restart: its block may be gone
+    /// from a source that keeps only the last ones.
+    pub fn knows_funding(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Complete {
+                active: Some(_),
+                ..
+            }
+        )
+    }
+
+    pub(super) fn known_funding_confirmed(&mut self, height: u32) -> Vec<Effect> {
+        if !self.knows_funding() {
+            return Vec::new();
+        }
+        self.funding_height = Some(height);
+        self.bury()
+    }
+
     pub(super) fn funding_reorged(&mut self) -> Vec<Effect> {
         self.funding_height = None;
         self.waiting_since = self.tip;

@@ -222,11 +222,17 @@ impl Engine {
                 self.told(attempt, None);
             }
             let Some(at) = found else { continue };
-            let Some(tx) = self.confirmed_tx(&watched.txid, at).await else {
-                continue;
-            };
             let height = at.height;
-            self.member(attempt, |_| member::Input::FundingConfirmed { tx, height });
+            let confirmed = match self.members.get(&attempt) {
+                Some(role) if !role.knows_funding() => {
+                    let Some(tx) = self.confirmed_tx(&watched.txid, at).await else {
+                        continue;
+                    };
+                    member::Input::FundingConfirmed { tx, height }
+                }
+                _ => member::Input::KnownFundingConfirmed { height },
+            };
+            self.member(attempt, |_| confirmed);
             self.coordinator(attempt, coordinator::Input::FundingConfirmed { height });
             self.told(attempt, Some(height));
             self.leave_if_closed(attempt).await;
