@@ -550,17 +550,27 @@ impl Engine {
         let Some(plan) = self.plans.remove(&attempt) else {
             return;
         };
-        if at_fault.is_empty() || attempt.number >= MAX_ATTEMPTS {
-            return;
+        // Who is away could not answer; whoever it is asks again when it is back.
+        let out = |(slot, seat): &(u16, &Seat)| {
+            at_fault.contains(slot) || !self.parts.host.is_connected(&seat.peer)
+        };
+        let slots = (0u16..).zip(&plan.seats);
+        let (out, left): (Vec<_>, Vec<_>) = slots.partition(out);
+        let slots: Vec<u16> = out.iter().map(|(slot, _)| *slot).collect();
+        // Without anybody at fault it is not the members that the next attempt would do without.
+        let again = !at_fault.is_empty() && attempt.number < MAX_ATTEMPTS;
+        let begun = match plan.retry(&slots).filter(|_| again) {
+            Some(next) => self.begin(next).map(|_| true),
+            None => Ok(false),
+        };
+        match begun {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the next attempt could not be started"),
         }
-        let next = plan.retry(at_fault).filter(|next| {
-            let connected = |seat: &Seat| self.parts.host.is_connected(&seat.peer);
-            next.seats.iter().all(connected)
-        });
-        if let Some(next) = next
-            && let Err(error) = self.begin(next)
-        {
-            tracing::warn!(%error, "the next attempt could not be started");
+        // They asked once and are told nothing: they wait for a place in another factory.
+        for (_, seat) in left {
+            self.waiting.entry(seat.peer).or_insert(seat.capacity);
         }
     }
 
