@@ -292,7 +292,14 @@ impl Host {
                     // LDK may have chosen it for an HTLC that was meant for another channel.
                     _ => self.pending.at_stake_msat(&id).unwrap_or(0),
                 };
-                let last_msat = last_balance_msat.unwrap_or(slot.last_balance_msat);
+                // LDK counts what was sent and not settled as ours.
+                let settled = |msat: u64| msat.saturating_sub(self.pending.sent_msat(&id));
+                let last_balance_msat = match slot.last_balance_msat {
+                    0 => last_balance_msat.map(settled),
+                    // Told again, when the HTLCs are forgotten.
+                    known => Some(known),
+                };
+                let last_msat = last_balance_msat.unwrap_or(0);
                 self.parts.slots.close(&id, at_stake_msat, last_msat)?;
                 self.tell(HostEvent::SlotClosed {
                     slot: id,

@@ -73,6 +73,13 @@ impl PendingHtlcs {
         let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         slots.get(slot).map(OfSlot::at_stake_msat)
     }
+
+    /// What of it was sent: until it is settled LDK lists it in our balance.
+    pub(super) fn sent_msat(&self, slot: &SlotId) -> u64 {
+        let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = slots.get(slot).map(|of_slot| &of_slot.sent);
+        sent.map_or(0, |sent| sent.iter().map(|htlc| htlc.amount_msat).sum())
+    }
 }
 
 impl OfSlot {
