@@ -53,11 +53,11 @@ async fn with_the_lsp_dead_a_new_device_without_coins_brings_the_newest_balance_
     let status = wallet.status();
     assert!(status.unconfirmed && status.backup.unwrap().generation == 2);
 
-    wallet
-        .exit()
-        .start(&factory, ExitMode::Leave)
-        .await
-        .unwrap();
+    let exit = wallet.exit();
+    let refused = code(exit.start(&factory, ExitMode::Leave).await);
+    assert_eq!(refused, ("unconfirmed_state", Action::CheckBackup));
+    exit.accept_restored_state().await.unwrap();
+    exit.start(&factory, ExitMode::Leave).await.unwrap();
     assert!(!wallet.status().unconfirmed);
     let mut blocks = 0;
     while network.exit(0).await.stage != "done" {
@@ -351,20 +351,39 @@ async fn a_restored_wallet_whose_state_nobody_confirms_leaves_when_it_is_told_to
         .await;
     network.lose_lsp().await;
     network.replace_device(0).await;
-    network.chain.mine(1_000).unwrap();
-    network.follow(&[0]).await;
-    network.block(&[0]).await;
     let wallet = network.wallet(0);
-    assert!(wallet.status().unconfirmed);
-    assert!(wallet.exit().status().await.unwrap().is_empty());
     let infos = wallet.factories().list().await.unwrap();
     let funding = OutPoint::from_str(infos[0].funding.as_ref().unwrap()).unwrap();
+
+    // That the funding has left the chain says nothing of the state: it comes back.
+    let (chain, exit) = (&network.chain, wallet.exit());
+    let height = chain.confirmed_at(funding.txid).unwrap().unwrap();
+    let tip = chain.height().unwrap();
+    chain.invalidate(chain.block_hash(height).unwrap()).unwrap();
+    chain.mine_empty_to_height(tip + 1_000).unwrap();
+    network.follow(&[0]).await;
+    assert_eq!(chain.confirmed_at(funding.txid).unwrap(), None);
+    assert!(wallet.status().unconfirmed);
+    network.block(&[0]).await;
+    assert!(chain.confirmed_at(funding.txid).unwrap().is_some());
+    network.block(&[0]).await;
+    assert!(wallet.status().unconfirmed);
+    assert!(exit.status().await.unwrap().is_empty());
     assert_eq!(network.chain.spender_of(funding).unwrap(), None);
 
-    let exit = wallet.exit();
+    // What its channel held when it was closed is what an exit would bring.
+    let plan = exit.plan(&factory).await.unwrap();
+    assert_eq!(plan.balance_sat, 100_000);
+    assert!(plan.worth_it && plan.arriving_sat > 90_000);
     let refused = code(exit.start("nowhere", ExitMode::Leave).await);
     assert_eq!(refused.0, "unknown_factory");
     assert!(wallet.status().unconfirmed, "a refusal changes nothing");
+    let refused = code(exit.start(&factory, ExitMode::Leave).await);
+    assert_eq!(refused, ("unconfirmed_state", Action::CheckBackup));
+    network.block(&[0]).await;
+    assert!(wallet.status().unconfirmed && exit.status().await.unwrap().is_empty());
+    assert_eq!(network.chain.spender_of(funding).unwrap(), None);
+    exit.accept_restored_state().await.unwrap();
     exit.start(&factory, ExitMode::Leave).await.unwrap();
     let leaf = OutPoint::from_str(infos[0].seats[0].channel.as_ref().unwrap()).unwrap();
     network.mined_spend(leaf, &[0]).await;

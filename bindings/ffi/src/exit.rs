@@ -115,6 +115,14 @@ impl Exit {
         runtime::finish(async move { exit.start(&factory, mode).await }).await
     }
 
+    /// Takes a restored state for the newest although no LSP has confirmed that it is, so that it
+    /// can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
+    /// the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+    pub async fn accept_restored_state(&self) -> Result<(), WalletError> {
+        let exit = self.wallet.exit();
+        runtime::finish(async move { exit.accept_restored_state().await }).await
+    }
+
     /// Wants at least `feerate` (sat/vB) for what the exit publishes from now on; own coins pay it.
     pub async fn speed_up(&self, factory: String, feerate: u64) -> Result<(), WalletError> {
         let exit = self.wallet.exit();

@@ -527,6 +527,8 @@ def _uniffi_check_contract_api_version(lib):
 def _uniffi_check_api_checksums(lib):
     if lib.uniffi_superscalar_ffi_checksum_func_generate_mnemonic() != 10309:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state() != 9854:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_plan() != 12129:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_speed_up() != 18142:
@@ -631,6 +633,9 @@ _UniffiLib.ffi_superscalar_ffi_uniffi_contract_version.restype = ctypes.c_uint32
 _UniffiLib.uniffi_superscalar_ffi_checksum_func_generate_mnemonic.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_func_generate_mnemonic.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_plan.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_plan.restype = ctypes.c_uint16
@@ -744,6 +749,10 @@ _UniffiLib.uniffi_superscalar_ffi_fn_func_generate_mnemonic.argtypes = (
     ctypes.POINTER(_UniffiRustCallStatus),
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_func_generate_mnemonic.restype = _UniffiRustBuffer
+_UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state.argtypes = (
+    ctypes.c_uint64,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_plan.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -4270,6 +4279,13 @@ class ExitProtocol(typing.Protocol):
     itself; `status` says how far it is.
 """
     
+    async def accept_restored_state(self, ) -> None:
+        """
+        Takes a restored state for the newest although no LSP has confirmed that it is, so that it
+        can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
+        the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+"""
+        raise NotImplementedError
     async def plan(self, factory: str) -> ExitPlan:
         """
         What leaving this factory costs, how long it takes and what arrives.
@@ -4321,6 +4337,25 @@ class Exit(ExitProtocol):
         inst = cls.__new__(cls)
         inst._handle = handle
         return inst
+    async def accept_restored_state(self, ) -> None:
+        """
+        Takes a restored state for the newest although no LSP has confirmed that it is, so that it
+        can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
+        the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+"""
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+        )
+        _uniffi_lift_return = lambda val: None
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_void,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
     async def plan(self, factory: str) -> ExitPlan:
         """
         What leaving this factory costs, how long it takes and what arrives.

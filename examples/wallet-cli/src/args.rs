@@ -144,6 +144,10 @@ pub(crate) enum Exit {
         /// After expiry, when the LSP is gone: be paid by the distribution.
         #[arg(long)]
         reclaim: bool,
+        /// Take a restored state for the newest although no LSP has confirmed it. If it is an older
+        /// one, the LSP may take the whole channel.
+        #[arg(long)]
+        accept_restored_state: bool,
         /// Wait until everything is in the wallet.
         #[arg(long)]
         wait: bool,

@@ -143,11 +143,13 @@ async fn converse(client: &mut Client, command: Command) -> Result<(Kind, Value)
         Command::Exit(Exit::Start {
             factory,
             reclaim,
+            accept_restored_state,
             wait,
         }) => {
             let request = Request::ExitStart {
                 factory: factory.clone(),
                 mode: Exit::mode(reclaim),
+                accept_restored_state,
             };
             client.call(&request).await?;
             let exit = match wait {

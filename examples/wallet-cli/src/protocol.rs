@@ -46,6 +46,8 @@ pub(crate) enum Request {
     ExitStart {
         factory: String,
         mode: ExitMode,
+        #[serde(default)]
+        accept_restored_state: bool,
     },
     ExitStatus {},
     ExitSpeedUp {
@@ -128,6 +130,7 @@ impl From<WalletError> for Failure {
             "no_distributions" => Some("leave without --reclaim, before the factory ends"),
             "nothing_to_export" => Some("`factories` shows when one is complete"),
             "no_exit" => Some("`exit start` begins one"),
+            "unconfirmed_state" => Some("`exit start --accept-restored-state` takes it as it is"),
             "no_path" => Some("the factory does not exist yet: there is nothing to leave"),
             _ => None,
         };
@@ -200,6 +203,7 @@ mod tests {
             Request::ExitStart {
                 factory: "ab".to_owned(),
                 mode: ExitMode::Reclaim,
+                accept_restored_state: true,
             },
             Request::Receive {
                 amount_msat: None,

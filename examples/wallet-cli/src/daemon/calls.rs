@@ -60,8 +60,16 @@ async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
         Request::Factories {} => done(&wallet.factories().list().await?),
         Request::Tree { factory } => done(&wallet.factories().tree(&factory).await?),
         Request::ExitPlan { factory } => done(&wallet.exit().plan(&factory).await?),
-        Request::ExitStart { factory, mode } => {
-            wallet.exit().start(&factory, mode).await?;
+        Request::ExitStart {
+            factory,
+            mode,
+            accept_restored_state,
+        } => {
+            let exit = wallet.exit();
+            if accept_restored_state {
+                exit.accept_restored_state().await?;
+            }
+            exit.start(&factory, mode).await?;
             Ok(json!({}))
         }
         Request::ExitStatus {} => done(&wallet.exit().status().await?),

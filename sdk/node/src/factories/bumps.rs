@@ -12,7 +12,8 @@ use superscalar_factory::exit::bump::{
 use superscalar_factory::exit::{Goal, Progress, SignedPath, Waiting};
 
 use super::engine::Engine;
-use super::info::{EngineError, SpeedUp, SpeedUpLimit};
+use super::error::EngineError;
+use super::info::{SpeedUp, SpeedUpLimit};
 use crate::onchain::AnchorChild;
 
 /// A transaction of an exit should confirm within so many blocks: the terms budget twelve.

@@ -18,10 +18,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::error::EngineError;
 use super::exits::Exits;
-use super::info::{
-    BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo,
-};
+use super::info::{BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo};
 use super::patience::Patience;
 use crate::chain::{Chain, Tip};
 use crate::event::EventLog;
@@ -79,6 +78,7 @@ pub(crate) enum Command {
         mode: ExitMode,
         answer: oneshot::Sender<Result<(), EngineError>>,
     },
+    AcceptState(oneshot::Sender<Result<(), EngineError>>),
     ExportPaths(oneshot::Sender<Result<Vec<PackagedPath>, EngineError>>),
     SpeedUpExit {
         factory: String,

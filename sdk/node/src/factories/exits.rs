@@ -17,7 +17,8 @@ use superscalar_factory::exit::{
 use super::bridge;
 use super::bumps::{Purse, TARGET_BLOCKS};
 use super::engine::Engine;
-use super::info::{EngineError, ExitInfo, ExitMode, ExitPlan, SpeedUp};
+use super::error::EngineError;
+use super::info::{ExitInfo, ExitMode, ExitPlan, SpeedUp};
 use crate::chain::OutPointStatus;
 use crate::event::Event;
 use crate::store::{Store, StoreError};
@@ -440,13 +441,10 @@ impl Engine {
             _ => (0, 0),
         };
         let figures = planned.status.figures;
-        let slot = self.slot_of(factory);
-        let state = slot.and_then(|slot| self.parts.host.channel_state(&slot));
-        let balance = state.map_or(0, |state| state.balance_msat) / 1_000;
         let fees = self.parts.chain.fees();
         let feerate = fees.within(TARGET_BLOCKS);
         let market = fees.known_within(TARGET_BLOCKS);
-        let balance = Amount::from_sat(balance);
+        let balance = self.leaving(factory, Goal::Leave, &path);
         let worth = Worth::of(balance, feerate);
         let arriving = match worth {
             Worth::Yes { net } => net,

@@ -16,7 +16,8 @@ use tokio::time::{Duration, Instant};
 
 use super::bridge;
 use super::engine::{Command, Engine, Seeking};
-use super::info::{BuildRequest, EngineError, ExitMode};
+use super::error::EngineError;
+use super::info::BuildRequest;
 use crate::chain::{Confirmation, Tip};
 use crate::event::Event;
 use crate::hosting::{COMMITMENT_FEERATE_SAT_PER_KW, HostEvent, Paused, SlotPhase};
@@ -137,12 +138,14 @@ impl Engine {
                 mode,
                 answer,
             } => {
-                let started = self.start_exit(&factory, &reason, mode).await;
-                let started = started.and_then(|()| match mode {
-                    ExitMode::Leave => self.take_state_as_it_is(),
-                    ExitMode::Reclaim => Ok(()),
-                });
+                let started = match self.may_leave(&factory, mode) {
+                    Ok(()) => self.start_exit(&factory, &reason, mode).await,
+                    Err(error) => Err(error),
+                };
                 let _ = answer.send(started);
+            }
+            Command::AcceptState(answer) => {
+                let _ = answer.send(self.accept_state());
             }
             Command::ExportPaths(answer) => {
                 let _ = answer.send(self.export_paths());

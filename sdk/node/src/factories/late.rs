@@ -1,15 +1,17 @@
 //! Exits that could not begin at their time: after a crash, and after a restore.
 //!
 //! What always holds: in a restored state nothing is left by itself before the LSP has confirmed
-//! every channel, because a commitment of it might be a revoked one; whoever asks for an exit takes
-//! the state as it is.
+//! every channel, because a commitment of it might be a revoked one; nor by whoever asks, before it
+//! was said that the state is to be taken as it is.
 
 use superscalar_factory::effect::SlotRef;
 use superscalar_factory::member::Member;
+use superscalar_factory::message::Attempt;
 
 use super::bridge;
 use super::engine::Engine;
-use super::info::EngineError;
+use super::error::EngineError;
+use super::info::ExitMode;
 use crate::hosting::{Slot, SlotPhase};
 
 impl Engine {
@@ -37,14 +39,10 @@ impl Engine {
                 SlotPhase::Held | SlotPhase::Active | SlotPhase::Frozen => {
                     host.channel_state(id).is_some_and(|it| it.is_usable)
                 }
-                // Nobody speaks of a closed channel any more. Most never were on a funded path.
-                SlotPhase::Closed => bridge::slot_ref(id).is_none_or(|slot| {
-                    let name = bridge::name(&slot.attempt);
-                    let job = self.exits.jobs.get(&name);
-                    !self.can_be_left(&slot)
-                        || job.is_some_and(|job| job.done)
-                        || self.close_if_over(&name)
-                }),
+                // Nobody speaks of a closed channel any more.
+                SlotPhase::Closed => {
+                    bridge::slot_ref(id).is_none_or(|slot| self.is_over(&slot.attempt))
+                }
                 _ => true,
             }
         };
@@ -53,6 +51,24 @@ impl Engine {
         {
             tracing::warn!(%error, "the restored state is confirmed with the next block");
         }
+    }
+
+    /// Whether nothing will be brought on chain from a place any more: that was done, or somebody
+    /// else's transactions are buried there, or nothing came of the attempt. Judged by what is on
+    /// disk and by blocks that were seen: what cannot be known now is not over.
+    fn is_over(&self, attempt: &Attempt) -> bool {
+        let name = bridge::name(attempt);
+        let job = self.exits.jobs.get(&name);
+        if job.is_some_and(|job| job.done) || self.close_if_over(&name) {
+            return true;
+        }
+        let Some(role) = self.members.get(attempt) else {
+            return !self.damaged.contains_key(attempt);
+        };
+        let watcher = self.parts.chain.watcher();
+        let funding = role.tree().map(|tree| tree.funding.txid);
+        let confirmed = funding.is_some_and(|txid| watcher.confirmation(&txid).is_some());
+        role.ended().is_some() || (role.is_given_up() && !confirmed)
     }
 
     /// Whether a member holds a whole path of this place on a funding that is on chain.
@@ -74,13 +90,28 @@ impl Engine {
         !unconfirmed
     }
 
-    /// Somebody leaves a restored state that nobody has confirmed.
-    pub(super) fn take_state_as_it_is(&self) -> Result<(), EngineError> {
+    /// Whether somebody may leave: a commitment of a state that is not the newest forfeits the
+    /// channel. A distribution pays whatever the state of the channel.
+    pub(super) fn may_leave(&self, factory: &str, mode: ExitMode) -> Result<(), EngineError> {
+        let host = &self.parts.host;
+        // Of a state proven old no commitment is published, whoever asks.
+        let at_risk = host.is_unconfirmed() && !*host.old_state().borrow();
+        match mode {
+            ExitMode::Leave if at_risk => {
+                self.signed_path(factory)?;
+                Err(EngineError::UnconfirmedState)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a restored state that nobody has confirmed for the newest.
+    pub(super) fn accept_state(&self) -> Result<(), EngineError> {
         let host = &self.parts.host;
         if !host.is_unconfirmed() {
             return Ok(());
         }
-        let confirmed = host.confirm_state();
-        confirmed.map_err(|error| EngineError::Exit(error.to_string()))
+        let accepted = host.confirm_state();
+        accepted.map_err(|error| EngineError::Exit(error.to_string()))
     }
 }

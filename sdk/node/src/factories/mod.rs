@@ -9,6 +9,7 @@ mod bridge;
 mod bumps;
 mod effects;
 mod engine;
+mod error;
 mod exits;
 mod info;
 mod inputs;
@@ -18,7 +19,8 @@ mod reclaim;
 mod replay;
 
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
+pub use error::EngineError;
 pub use info::{
-    BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo,
-    SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
+    BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo, SpeedUp,
+    SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };

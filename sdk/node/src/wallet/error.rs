@@ -149,6 +149,7 @@ impl WalletError {
                 EngineError::NoPath { .. } => "no_path",
                 EngineError::NoDistributions { .. } => "no_distributions",
                 EngineError::NoExit { .. } => "no_exit",
+                EngineError::UnconfirmedState => "unconfirmed_state",
                 EngineError::FeerateAboveCap { .. } => "feerate_above_cap",
                 EngineError::Onchain(error) => onchain_code(error),
                 EngineError::Store(error) => store_code(error),
@@ -280,9 +281,8 @@ impl WalletError {
             "storage_damaged" | "restore_needed" => Action::RestoreBackup,
             "backup_superseded" => Action::UseOtherDevice,
             "backup_unreachable" | "backup_rolled_back" | "backup_damaged"
-            | "backup_of_another" | "backup_missing" | "backup_empty" | "old_state" => {
-                Action::CheckBackup
-            }
+            | "backup_of_another" | "backup_missing" | "backup_empty" | "old_state"
+            | "unconfirmed_state" => Action::CheckBackup,
             "storage_failed" => Action::CheckStorage,
             "incomplete_settings"
             | "invalid_argument"

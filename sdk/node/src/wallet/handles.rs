@@ -334,6 +334,11 @@ impl Exit {
     }
 
     /// Begins to leave. The channel carries nothing from then on. Starting again changes nothing.
+    ///
+    /// # Errors
+    /// `unknown_factory`, `no_path`, `no_distributions`; `unconfirmed_state` in a restored wallet
+    /// whose LSP has not confirmed the state yet, see
+    /// [`accept_restored_state`](Self::accept_restored_state).
     pub async fn start(&self, factory: &str, mode: ExitMode) -> Result<(), WalletError> {
         let factory = factory.to_owned();
         let node = self.node.get()?;
@@ -344,6 +349,14 @@ impl Exit {
             answer,
         });
         Ok(asked.await??)
+    }
+
+    /// Takes a restored state for the newest although no LSP has confirmed that it is, so that it
+    /// can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
+    /// the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+    pub async fn accept_restored_state(&self) -> Result<(), WalletError> {
+        let node = self.node.get()?;
+        Ok(node.engine.ask(Command::AcceptState).await??)
     }
 
     /// Wants at least `feerate` (sat/vB) for what the exit publishes from now on. Own coins pay it,

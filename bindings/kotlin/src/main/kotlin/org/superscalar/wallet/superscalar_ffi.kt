@@ -696,6 +696,8 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_storage_dir(
     ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state(
+    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_exit_plan(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_exit_speed_up(
@@ -798,6 +800,8 @@ internal object UniffiLib {
     ): Long
     external fun uniffi_superscalar_ffi_fn_free_exit(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Unit
+    external fun uniffi_superscalar_ffi_fn_method_exit_accept_restored_state(`ptr`: Long,
+    ): Long
     external fun uniffi_superscalar_ffi_fn_method_exit_plan(`ptr`: Long,`factory`: RustBuffer.ByValue,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_exit_speed_up(`ptr`: Long,`factory`: RustBuffer.ByValue,`feerate`: Long,
@@ -1012,6 +1016,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_storage_dir() and 0xFFFF) != 11974) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state() and 0xFFFF) != 9854) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_exit_plan() and 0xFFFF) != 12129) {
@@ -1532,6 +1539,13 @@ public object FfiConverterString: FfiConverter<String, RustBuffer.ByValue> {
 public interface ExitInterface {
     
     /**
+     * Takes a restored state for the newest although no LSP has confirmed that it is, so that it
+     * can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
+     * the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+     */
+    suspend fun `acceptRestoredState`()
+    
+    /**
      * What leaving this factory costs, how long it takes and what arrives.
      */
     suspend fun `plan`(`factory`: kotlin.String): ExitPlan
@@ -1659,6 +1673,33 @@ open class Exit: Disposable, AutoCloseable, ExitInterface
         return uniffiRustCall() { status ->
             UniffiLib.uniffi_superscalar_ffi_fn_clone_exit(handle, status)
         }
+    }
+
+    
+    /**
+     * Takes a restored state for the newest although no LSP has confirmed that it is, so that it
+     * can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
+     * the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `acceptRestoredState`() {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state(
+                uniffiHandle,
+                
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_void(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_void(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_void(future) },
+        // lift function
+        { },
+        
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
     }
 
     
