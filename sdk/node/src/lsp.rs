@@ -14,9 +14,9 @@ use crate::event::EventPage;
 use crate::factories::{BuildRequest, Command, ExitInfo, FactoryInfo, TreeNodeInfo};
 use crate::hosting::{LspPolicy, Role};
 use crate::keys::{Mnemonic, WalletKeys};
-use crate::node::{Node, NodeConfig, NodeHandle, StartError};
+use crate::node::{Node, NodeConfig, StartError};
 use crate::wallet::{
-    BackupConfig, Balance, ChainConfig, Exit, Lightning, LspUri, Onchain, WalletError,
+    BackupConfig, Balance, ChainConfig, Exit, Lightning, LspUri, NodeHandle, Onchain, WalletError,
     wait_for_event,
 };
 

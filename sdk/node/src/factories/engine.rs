@@ -26,8 +26,7 @@ use crate::chain::{Chain, Tip};
 use crate::event::EventLog;
 use crate::hosting::{Host, HostEvent};
 use crate::keys::Secret32;
-use crate::node::StartError;
-use crate::onchain::OnchainWallet;
+use crate::onchain::{OnchainError, OnchainWallet};
 use crate::store::Store;
 
 /// How long the store is left alone after it could not write.
@@ -170,10 +169,13 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Reads all journals, does what they leave to be done, and runs from then on.
+    ///
+    /// # Errors
+    /// The database's, of journals or of coins.
     pub(crate) async fn start(
         parts: EngineParts,
         inbox: mpsc::UnboundedReceiver<HostEvent>,
-    ) -> Result<(EngineHandle, JoinHandle<()>), StartError> {
+    ) -> Result<(EngineHandle, JoinHandle<()>), OnchainError> {
         let tips = parts.chain.tip();
         let tip = *tips.borrow();
         let exits = Exits::load(&parts.store)?;

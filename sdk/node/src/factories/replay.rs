@@ -14,12 +14,13 @@ use superscalar_factory::message::Attempt;
 use super::bridge;
 use super::engine::Engine;
 use crate::event::Event;
-use crate::node::StartError;
+use crate::onchain::OnchainError;
 use crate::store::JournalRecord;
+use crate::store::StoreError;
 
 impl Engine {
     /// Reads all journals and queues what they leave to be done.
-    pub(super) fn replay_all(&mut self) -> Result<(), StartError> {
+    pub(super) fn replay_all(&mut self) -> Result<(), StoreError> {
         for stream in self.parts.store.streams()? {
             let Some((attempt, is_lsp)) = bridge::attempt_of(&stream) else {
                 continue;
@@ -107,7 +108,7 @@ impl Engine {
     /// journal names: nobody was told of that funding, so its coins are free. Ordinary channels'
     /// fundings (P2WSH) are LDK's business. A journal that cannot be read may name any: none is
     /// freed then.
-    pub(super) fn free_unnamed_fundings(&self) -> Result<(), StartError> {
+    pub(super) fn free_unnamed_fundings(&self) -> Result<(), OnchainError> {
         if !self.damaged.is_empty() {
             return Ok(());
         }

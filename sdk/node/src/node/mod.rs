@@ -6,7 +6,6 @@
 //! handle to it.
 
 mod adapters;
-mod handle;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -27,7 +26,6 @@ use crate::keys::{KeysError, WalletKeys};
 use crate::onchain::{OnchainError, OnchainWallet};
 use crate::payments::Payments;
 use crate::store::{Backing, Identity, Store, StoreError};
-pub(crate) use handle::NodeHandle;
 
 use adapters::{Fees, Publisher, Sink, SweepAddress};
 
@@ -168,7 +166,7 @@ impl Node {
             Err(error) => {
                 follower.stop().await;
                 host.stop().await;
-                return Err(error);
+                return Err(error.into());
             }
         };
         Ok(Arc::new(Node {

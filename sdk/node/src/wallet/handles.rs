@@ -14,12 +14,12 @@ use superscalar_factory::timing::DEFAULT_PAYER_CLTV_BLOCKS as DEFAULT_ROUTE_LIMI
 use zeroize::Zeroizing;
 
 use super::error::WalletError;
+use super::handle::NodeHandle;
 use crate::backup::BackupStatus;
 use crate::factories::{
     Command, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, TreeNodeInfo,
 };
 use crate::hosting::PayError;
-use crate::node::NodeHandle;
 use crate::package::{Freshness, PackageError, seal};
 use crate::payments::{Direction, Payment};
 

@@ -8,6 +8,7 @@
 //! its directory nor anything of what ran, and its handles answer [`WalletError::Stopped`].
 
 mod error;
+mod handle;
 mod handles;
 mod uri;
 
@@ -26,10 +27,11 @@ use crate::chain::{BitcoindAuth, BitcoindConfig};
 use crate::event::EventPage;
 use crate::hosting::{ChannelState, Role, SlotPhase};
 use crate::keys::{Mnemonic, WalletKeys};
-use crate::node::{Node, NodeConfig, NodeHandle, StartError};
+use crate::node::{Node, NodeConfig, StartError};
 use crate::store::Backing;
 
 pub use error::{Action, WalletError};
+pub(crate) use handle::NodeHandle;
 pub use handles::{
     Backup, Exit, Factories, JoinRequest, Lightning, Onchain, OnchainCoins, SendQuote,
 };

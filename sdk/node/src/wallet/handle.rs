@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::Node;
+use super::WalletError;
+use crate::node::Node;
 use crate::store::StoreError;
-use crate::wallet::WalletError;
 
 /// A handle that outlives a stop holds none of what was stopped.
 #[derive(Clone, Default)]
