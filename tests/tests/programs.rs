@@ -117,7 +117,12 @@ fn four_wallets_build_a_factory_and_pay_each_other() {
     wallets[1].pay(&invoice).unwrap();
 
     // Leaving can be planned and begun without the LSP.
+    assert!(wallets[0].connect().unwrap().lsp_connected);
     lsp.kill();
+    wait("the LSP to be missed", || {
+        !wallets[0].status().unwrap().lsp_connected
+    });
+    assert_eq!(code(wallets[0].connect().unwrap_err()), "peer_unreachable");
     let plan = wallets[0].exit_plan(&factory).unwrap();
     assert!(plan.worth_it && plan.coins_needed_sat == 0, "{plan:?}");
     assert_eq!(

@@ -39,6 +39,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// How the wallet is.
     Status,
+    /// Connect to the LSP now. A running wallet does so by itself; this says why it cannot.
+    Connect,
     /// Ask the LSP for a place in a factory.
     Join {
         /// Capacity wanted, in satoshi.

@@ -225,6 +225,7 @@ async fn converse(client: &mut Client, command: Command) -> Result<(Kind, Value)
             };
             (Kind::Events, request)
         }
+        Command::Connect => (Kind::Object, Request::Connect {}),
         Command::Sync => (Kind::Object, Request::Sync {}),
         Command::Stop => (Kind::Object, Request::Stop {}),
         Command::Create { .. } | Command::Restore | Command::Run(_) => {

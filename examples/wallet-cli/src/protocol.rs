@@ -70,6 +70,7 @@ pub(crate) enum Request {
         /// How long to wait for the first one.
         wait_ms: u64,
     },
+    Connect {},
     Sync {},
     Stop {},
 }

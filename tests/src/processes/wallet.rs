@@ -137,6 +137,11 @@ impl WalletProcess {
         self.typed(&["status"])
     }
 
+    /// Connects to the LSP now.
+    pub fn connect(&self) -> Result<Status> {
+        self.typed(&["connect"])
+    }
+
     /// Asks the LSP for a place.
     pub fn join(&self, capacity_sat: u64) -> Result<()> {
         self.cli(&["join", "--capacity", &capacity_sat.to_string()])?;

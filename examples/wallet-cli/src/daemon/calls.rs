@@ -107,6 +107,10 @@ async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
             }
             done(&wallet.events(after, limit)?)
         }
+        Request::Connect {} => {
+            wallet.connect().await?;
+            done(&wallet.status())
+        }
         Request::Sync {} => Ok(json!({ "height": wallet.sync().await? })),
         // Answered by the connection, which ends with it.
         Request::Stop {} => Ok(json!({})),

@@ -53,6 +53,14 @@ pub enum ConnectError {
         /// Its address.
         address: SocketAddr,
     },
+    /// The name of its host means nothing here.
+    #[error("the address of {peer}, {address}, cannot be resolved")]
+    Unresolved {
+        /// Its node id.
+        peer: PublicKey,
+        /// Host and port.
+        address: String,
+    },
 }
 
 /// Whether something is stopped for a while.

@@ -238,6 +238,10 @@ impl WalletError {
                 add("peer", peer);
                 add("address", address);
             }
+            WalletError::Connect(ConnectError::Unresolved { peer, address }) => {
+                add("peer", peer);
+                add("address", address);
+            }
             _ => {}
         }
         fields

@@ -22,13 +22,13 @@ use serde::{Deserialize, Serialize};
 use superscalar_factory::exit::bump::FeeCaps;
 use tokio::task::JoinHandle;
 
-use crate::backup::{BackupStatus, Begin, RemoteStore};
+use crate::backup::{BackupError, BackupStatus, Begin, RemoteStore};
 use crate::chain::{BitcoindAuth, BitcoindConfig};
 use crate::event::EventPage;
-use crate::hosting::{ChannelState, Role, SlotPhase};
+use crate::hosting::{ChannelState, ConnectError, Role, SlotPhase};
 use crate::keys::{Mnemonic, WalletKeys};
 use crate::node::{Node, NodeConfig, StartError};
-use crate::store::Backing;
+use crate::store::{Backing, StoreError};
 
 pub use error::{Action, WalletError};
 pub(crate) use handle::NodeHandle;
@@ -271,6 +271,25 @@ impl Wallet {
     /// Looks for new blocks now; returns the height when everything has reacted to them.
     pub async fn sync(&self) -> Result<u32, WalletError> {
         Ok(self.node.get()?.sync().await?.height)
+    }
+
+    /// Connects to the LSP now, or keeps the connection there is. A running wallet does so by itself
+    /// every few seconds; this says why it cannot.
+    ///
+    /// # Errors
+    /// `peer_unreachable`; `old_state` where the LSP is not to be spoken to any more.
+    pub async fn connect(&self) -> Result<(), WalletError> {
+        let node = self.node.get()?;
+        if *node.host.old_state().borrow() {
+            return Err(StoreError::from(BackupError::OldState).into());
+        }
+        let peer = self.lsp.node_id;
+        let unresolved = || ConnectError::Unresolved {
+            peer,
+            address: self.lsp.address.clone(),
+        };
+        let address = resolve(&self.lsp).await.ok_or_else(unresolved)?;
+        Ok(node.host.connect(peer, address).await?)
     }
 
     /// What the wallet holds.
