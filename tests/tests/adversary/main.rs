@@ -4,5 +4,7 @@
 
 mod building;
 mod channel;
+mod funding;
 mod preimage;
+mod revocation;
 mod revoked;
