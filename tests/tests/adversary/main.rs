@@ -8,3 +8,5 @@ mod funding;
 mod preimage;
 mod revocation;
 mod revoked;
+mod unreadable;
+mod withheld;
