@@ -3,13 +3,15 @@
 
 use bitcoin::{OutPoint, Txid};
 use superscalar_factory::exit::{SignedNode, SignedPath};
-use superscalar_sdk::{BuildRequest, Exit, ExitMode, JoinRequest, Policy, package};
+use superscalar_sdk::{BuildRequest, Exit, ExitMode, JoinRequest, Preset, package};
 
 use crate::network::TestNetwork;
 use crate::trail::{ExitPath, PathTx};
 
 /// The members' shares of a distribution, its change if it has one, and its anchor.
 const PAYOUT_SAT: u64 = 600_000;
+/// What payers of wallets under `Conservative` delays have to allow.
+const RAISED_ROUTE_LIMIT_BLOCKS: u32 = 2_016;
 
 /// A factory in which everybody has something, before its end.
 pub struct Ending {
@@ -30,8 +32,16 @@ impl Ending {
     pub async fn start(request: BuildRequest, balances_sat: &[u64]) -> Ending {
         crate::log_to_stderr();
         let network = TestNetwork::start(usize::from(request.members)).await;
-        if request.policy == Policy::LspReclaims {
-            network.accept(&[Policy::LspReclaims]).await;
+        let wanted = JoinRequest {
+            policies: vec![request.policy],
+            route_limit_blocks: match request.preset {
+                Some(Preset::Conservative) => RAISED_ROUTE_LIMIT_BLOCKS,
+                _ => JoinRequest::standard(0).route_limit_blocks,
+            },
+            ..JoinRequest::standard(500_000)
+        };
+        if wanted != JoinRequest::standard(500_000) {
+            network.seek(&wanted).await;
         }
         let factory = network.build(request).await;
         for (member, balance_sat) in balances_sat.iter().enumerate() {
@@ -154,14 +164,11 @@ impl Ending {
 }
 
 impl TestNetwork {
-    /// All wallets seek again, and accept these policies.
-    pub async fn accept(&self, policies: &[Policy]) {
+    /// All wallets seek again, on other conditions.
+    pub async fn seek(&self, request: &JoinRequest) {
         for member in &self.members {
-            let request = JoinRequest {
-                policies: policies.to_vec(),
-                ..JoinRequest::standard(500_000)
-            };
-            member.wallet.factories().join_with(request).await.unwrap();
+            let factories = member.wallet.factories();
+            factories.join_with(request.clone()).await.unwrap();
         }
     }
 

@@ -12,6 +12,7 @@ pub mod ordinary;
 pub mod processes;
 pub mod remote;
 pub mod scale;
+pub mod stage;
 pub mod tap;
 pub mod trail;
 pub mod wire;

@@ -332,6 +332,13 @@ impl TestNetwork {
         self.restart_lsp().await;
     }
 
+    /// A second LSP with the first one's keys and what that had on disk earlier. It looks for blocks
+    /// only when it starts, and nobody is led to it.
+    pub async fn lsp_beside(&self, saved: &Saved) -> Arc<Lsp> {
+        const NEVER: Duration = Duration::from_secs(86_400);
+        open_lsp(&self.chain, &self.lsp_mnemonic, saved.0.path(), NEVER).await
+    }
+
     /// Puts a wire between a member and its chain source, over a restart.
     pub async fn chain_wire(&mut self, member: usize) -> Wire {
         let rpc = format!("{}:{}", self.chain.rpc_host(), self.chain.rpc_port());

@@ -462,9 +462,14 @@ pub fn value_of(tx: &Transaction) -> u64 {
 /// What is left of a transaction at the ends of all that spent it, after fees that are none too
 /// high.
 pub fn left_of(chain: &RegtestNode, tx: &Transaction) -> u64 {
+    left_of_all(chain, std::slice::from_ref(tx))
+}
+
+/// The same of several, which may be spent together.
+pub fn left_of_all(chain: &RegtestNode, txs: &[Transaction]) -> u64 {
     let (mut left_sat, mut vbytes) = (0, 0);
-    let mut open = vec![tx.clone()];
-    let mut seen = BTreeSet::from([tx.compute_txid()]);
+    let mut open = txs.to_vec();
+    let mut seen: BTreeSet<Txid> = txs.iter().map(Transaction::compute_txid).collect();
     while let Some(tx) = open.pop() {
         let txid = tx.compute_txid();
         for (vout, output) in (0..).zip(&tx.output) {
@@ -480,7 +485,7 @@ pub fn left_of(chain: &RegtestNode, tx: &Transaction) -> u64 {
             }
         }
     }
-    let fees = value_of(tx) - left_sat;
+    let fees = txs.iter().map(value_of).sum::<u64>() - left_sat;
     assert!(fees >= vbytes && fees <= 20 * vbytes, "{fees} for {vbytes}");
     left_sat
 }

@@ -5,7 +5,7 @@
 use std::str::FromStr;
 
 use bitcoin::{OutPoint, Transaction, Txid};
-use superscalar_sdk::{ExitMode, PaymentStatus};
+use superscalar_sdk::{ExitMode, FactoryInfo, PaymentStatus};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::trail::value_of;
 use superscalar_tests::wire::ADD_AND_COMMIT_BYTES;
@@ -302,10 +302,45 @@ async fn assert_nothing_is_left_of(phase: &str) {
     assert!(network.chain.mempool().unwrap().is_empty());
     network
         .wait("every place to be given up", async || {
-            for member in &network.members {
-                let infos = member.wallet.factories().list().await.unwrap();
-                let mut ours = infos.iter().filter(|it| it.factory == factory);
-                if !ours.all(|it| it.ended.is_some()) {
+            for member in 0..3 {
+                let info = info(&network, member, &factory).await;
+                // Who was not held may have signed the root, and then keeps what it signed for.
+                let keeps = phase == "opening" && member != 0 && info.phase == "committed";
+                if info.ended.is_none() && !keeps {
+                    return false;
+                }
+            }
+            true
+        })
+        .await;
+    all_join_again(&mut network, &factory).await;
+    network.stop().await;
+}
+
+/// What a member says of a factory.
+async fn info(network: &TestNetwork, member: usize, factory: &str) -> FactoryInfo {
+    let infos = network.wallet(member).factories().list().await.unwrap();
+    let mut ours = infos.into_iter().filter(|it| it.factory == factory);
+    ours.next().unwrap()
+}
+
+/// Nobody counts or does anything because of what came to nothing; the LSP comes back with all of
+/// its coins, and the same people build another factory.
+async fn all_join_again(network: &mut TestNetwork, factory: &str) {
+    for member in &network.members {
+        assert_eq!(member.wallet.balance().unwrap(), Default::default());
+        assert!(member.wallet.exit().status().await.unwrap().is_empty());
+        member.wire.to_lsp.pass();
+        member.wire.to_member.pass();
+    }
+    network.restart_lsp().await;
+    let coins = network.lsp().onchain().balance().unwrap();
+    assert_eq!((coins.spendable_sat, coins.pending_sat), (1_000_000_000, 0));
+    network
+        .wait("everybody to hear that it came to nothing", async || {
+            for member in 0..3 {
+                let info = info(network, member, factory).await;
+                if info.ended.is_none() && info.phase != "dormant" {
                     return false;
                 }
             }
@@ -313,21 +348,12 @@ async fn assert_nothing_is_left_of(phase: &str) {
         })
         .await;
     for member in &network.members {
-        assert_eq!(member.wallet.balance().unwrap(), Default::default());
-        assert!(member.wallet.exit().status().await.unwrap().is_empty());
-        member.wire.to_lsp.pass();
-    }
-    network.restart_lsp().await;
-    let coins = network.lsp().onchain().balance().unwrap();
-    assert_eq!((coins.spendable_sat, coins.pending_sat), (1_000_000_000, 0));
-    for member in &network.members {
         member.wallet.factories().join(500_000).await.unwrap();
     }
     let again = network.build(regtest_factory(3)).await;
     assert_ne!(again, factory);
     network.lsp_pays(0, 10_000_000).await;
     network.settle().await;
-    network.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -343,6 +369,52 @@ async fn lost_while_signing_nothing_is_left_and_all_join_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_while_opening_nothing_is_left_and_all_join_again() {
     assert_nothing_is_left_of("opening").await;
+}
+
+/// Some have signed the root when the LSP is lost, and one has not: what was signed is kept, in case
+/// the LSP finishes it after all, counted by nobody, and holds nobody up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_when_some_have_signed_the_root_they_keep_it_and_all_join_again() {
+    const LATE: usize = 0;
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(3).await;
+    network.all_waiting(3).await;
+    let late = &network.members[LATE].wire.to_member;
+    late.hold();
+    let factory = network.lsp().create_factory(regtest_factory(3)).await;
+    let factory = factory.unwrap();
+    network
+        .wait("the paths to be signed", async || {
+            let infos = network.lsp().factories().await.unwrap();
+            let opening = infos[0].phase == "opening";
+            if !opening {
+                late.release();
+            }
+            opening
+        })
+        .await;
+    network
+        .wait("the others to have signed the root", async || {
+            let one = info(&network, 1, &factory).await.phase;
+            let other = info(&network, 2, &factory).await.phase;
+            [one, other] == ["committed", "committed"]
+        })
+        .await;
+    network.lose_lsp().await;
+    network.mine(3).await;
+    assert_ne!(info(&network, LATE, &factory).await.phase, "committed");
+    for member in [1, 2] {
+        let kept = info(&network, member, &factory).await;
+        assert_eq!((kept.phase.as_str(), kept.active), ("committed", false));
+    }
+    all_join_again(&mut network, &factory).await;
+    assert!(info(&network, LATE, &factory).await.ended.is_some());
+    for member in [1, 2] {
+        network.restart(member).await;
+        let kept = info(&network, member, &factory).await;
+        assert_eq!((kept.phase.as_str(), kept.active), ("dormant", false));
+    }
+    network.stop().await;
 }
 
 /// From here on the paths out may be complete: only the LSP's coins are missing.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use superscalar_sdk as sdk;
+use zeroize::Zeroizing;
 
 use crate::error::WalletError;
 use crate::runtime;
@@ -127,6 +128,15 @@ impl Exit {
     pub async fn speed_up(&self, factory: String, feerate: u64) -> Result<(), WalletError> {
         let exit = self.wallet.exit();
         runtime::finish(async move { exit.speed_up(&factory, feerate).await }).await
+    }
+
+    /// The ways out of all factories as one file, encrypted with `passphrase`: what the program
+    /// `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds no key
+    /// and no commitment. Export again after joining another factory.
+    pub async fn export_package(&self, passphrase: String) -> Result<Vec<u8>, WalletError> {
+        let exit = self.wallet.exit();
+        let passphrase = Zeroizing::new(passphrase);
+        runtime::finish(async move { exit.export_package(&passphrase).await }).await
     }
 
     /// All exits that were begun.

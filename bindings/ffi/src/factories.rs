@@ -58,6 +58,34 @@ pub struct SeatInfo {
     pub channel: Option<String>,
 }
 
+/// Who is paid at expiry if nobody does anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum Policy {
+    /// The members, by distributions.
+    MembersReclaim,
+    /// The LSP: the wallet leaves by itself in time, and has to be running then.
+    LspReclaims,
+}
+
+/// What a wallet wants of a place in a factory, and what it accepts.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct JoinRequest {
+    /// Least capacity of the channel in satoshi; 0 leaves it to the LSP.
+    pub capacity_sat: u64,
+    /// Who may be paid at expiry if nobody does anything.
+    pub policies: Vec<Policy>,
+    /// Blocks of CLTV that those who pay this wallet allow a route in total. Ordinary LDK payers
+    /// allow 1,008, LND and CLN 2,016, the most there can be.
+    pub route_limit_blocks: u32,
+}
+
+/// The standard: the members are paid at expiry, ordinary payers can pay. To begin with where only
+/// one condition is another.
+#[uniffi::export]
+pub fn standard_join_request(capacity_sat: u64) -> JoinRequest {
+    sdk::JoinRequest::standard(capacity_sat).into()
+}
+
 #[uniffi::export]
 impl Factories {
     /// All factories, those that came to nothing included.
@@ -73,11 +101,57 @@ impl Factories {
         let factories = self.wallet.factories();
         runtime::finish(async move { factories.join(capacity_sat).await }).await
     }
+
+    /// `join` on other conditions than the standard ones.
+    pub async fn join_with(&self, request: JoinRequest) -> Result<(), WalletError> {
+        let factories = self.wallet.factories();
+        runtime::finish(async move { factories.join_with(request.into()).await }).await
+    }
 }
 
 impl Factories {
     pub(crate) fn new(wallet: Arc<sdk::Wallet>) -> Factories {
         Factories { wallet }
+    }
+}
+
+impl From<JoinRequest> for sdk::JoinRequest {
+    fn from(request: JoinRequest) -> sdk::JoinRequest {
+        let JoinRequest {
+            capacity_sat,
+            policies,
+            route_limit_blocks,
+        } = request;
+        let policy = |it| match it {
+            Policy::MembersReclaim => sdk::Policy::MembersReclaim,
+            Policy::LspReclaims => sdk::Policy::LspReclaims,
+        };
+        sdk::JoinRequest {
+            capacity_sat,
+            policies: policies.into_iter().map(policy).collect(),
+            route_limit_blocks,
+        }
+    }
+}
+
+impl From<sdk::JoinRequest> for JoinRequest {
+    fn from(request: sdk::JoinRequest) -> JoinRequest {
+        let sdk::JoinRequest {
+            capacity_sat,
+            policies,
+            route_limit_blocks,
+        } = request;
+        // One that is newer than this list is not accepted.
+        let policy = |it| match it {
+            sdk::Policy::MembersReclaim => Some(Policy::MembersReclaim),
+            sdk::Policy::LspReclaims => Some(Policy::LspReclaims),
+            _ => None,
+        };
+        JoinRequest {
+            capacity_sat,
+            policies: policies.into_iter().filter_map(policy).collect(),
+            route_limit_blocks,
+        }
     }
 }
 

@@ -96,6 +96,13 @@ impl Wallet {
         runtime::compute(move || Ok(wallet.balance()?.into())).await
     }
 
+    /// Connects to the LSP now, or keeps the connection there is. A running wallet does so by itself
+    /// every few seconds; this says why it cannot (`peer_unreachable`).
+    pub async fn connect(&self) -> Result<(), WalletError> {
+        let wallet = Arc::clone(&self.wallet);
+        runtime::finish(async move { wallet.connect().await }).await
+    }
+
     /// Looks for new blocks now; returns the height when everything has reacted to them.
     pub async fn sync(&self) -> Result<u32, WalletError> {
         let wallet = Arc::clone(&self.wallet);

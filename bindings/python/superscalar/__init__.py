@@ -6,7 +6,10 @@ what is idiomatic in Python: `running`, a context manager, and `events`, an asyn
 
 from .superscalar_ffi import (
     Action,
+    BackupState,
+    BackupStatus,
     Balance,
+    Begin,
     BitcoindAuth,
     ChainSource,
     Direction,
@@ -19,12 +22,14 @@ from .superscalar_ffi import (
     ExitPlan,
     Factories,
     FactoryInfo,
+    JoinRequest,
     Lightning,
     Network,
     Onchain,
     OnchainCoins,
     Payment,
     PaymentStatus,
+    Policy,
     SeatInfo,
     SendQuote,
     Status,
@@ -34,12 +39,16 @@ from .superscalar_ffi import (
     WalletError,
     WordCount,
     generate_mnemonic,
+    standard_join_request,
 )
 from .idioms import EventGap, events, running
 
 __all__ = [
     "Action",
+    "BackupState",
+    "BackupStatus",
     "Balance",
+    "Begin",
     "BitcoindAuth",
     "ChainSource",
     "Direction",
@@ -53,12 +62,14 @@ __all__ = [
     "ExitPlan",
     "Factories",
     "FactoryInfo",
+    "JoinRequest",
     "Lightning",
     "Network",
     "Onchain",
     "OnchainCoins",
     "Payment",
     "PaymentStatus",
+    "Policy",
     "SeatInfo",
     "SendQuote",
     "Status",
@@ -70,4 +81,5 @@ __all__ = [
     "events",
     "generate_mnemonic",
     "running",
+    "standard_join_request",
 ]

@@ -527,7 +527,9 @@ def _uniffi_check_contract_api_version(lib):
 def _uniffi_check_api_checksums(lib):
     if lib.uniffi_superscalar_ffi_checksum_func_generate_mnemonic() != 10309:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state() != 9854:
+    if lib.uniffi_superscalar_ffi_checksum_func_standard_join_request() != 64851:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_exit_export_package() != 8172:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_plan() != 12129:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -538,6 +540,8 @@ def _uniffi_check_api_checksums(lib):
     if lib.uniffi_superscalar_ffi_checksum_method_exit_status() != 57101:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_factories_join() != 20969:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_factories_join_with() != 18040:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_factories_list() != 21703:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -633,9 +637,12 @@ _UniffiLib.ffi_superscalar_ffi_uniffi_contract_version.restype = ctypes.c_uint32
 _UniffiLib.uniffi_superscalar_ffi_checksum_func_generate_mnemonic.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_func_generate_mnemonic.restype = ctypes.c_uint16
-_UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state.argtypes = (
+_UniffiLib.uniffi_superscalar_ffi_checksum_func_standard_join_request.argtypes = (
 )
-_UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_func_standard_join_request.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_export_package.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_export_package.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_plan.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_plan.restype = ctypes.c_uint16
@@ -651,6 +658,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_status.restype = ctypes.c
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_join.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_join.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_join_with.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_join_with.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_list.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_list.restype = ctypes.c_uint16
@@ -749,10 +759,16 @@ _UniffiLib.uniffi_superscalar_ffi_fn_func_generate_mnemonic.argtypes = (
     ctypes.POINTER(_UniffiRustCallStatus),
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_func_generate_mnemonic.restype = _UniffiRustBuffer
-_UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state.argtypes = (
+_UniffiLib.uniffi_superscalar_ffi_fn_func_standard_join_request.argtypes = (
     ctypes.c_uint64,
+    ctypes.POINTER(_UniffiRustCallStatus),
 )
-_UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_func_standard_join_request.restype = _UniffiRustBuffer
+_UniffiLib.uniffi_superscalar_ffi_fn_method_exit_export_package.argtypes = (
+    ctypes.c_uint64,
+    _UniffiRustBuffer,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_exit_export_package.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_plan.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -779,6 +795,11 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_join.argtypes = (
     ctypes.c_uint64,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_join.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_factories_join_with.argtypes = (
+    ctypes.c_uint64,
+    _UniffiRustBuffer,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_factories_join_with.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_list.argtypes = (
     ctypes.c_uint64,
 )
@@ -3316,6 +3337,123 @@ class _UniffiFfiConverterTypeFactoryInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt32.write(value.tree_feerate, buf)
         _UniffiFfiConverterSequenceTypeSeatInfo.write(value.seats, buf)
 
+
+
+
+
+
+class Policy(enum.Enum):
+    """
+    Who is paid at expiry if nobody does anything.
+"""
+    
+    MEMBERS_RECLAIM = 0
+    """
+    The members, by distributions.
+"""
+    
+    LSP_RECLAIMS = 1
+    """
+    The LSP: the wallet leaves by itself in time, and has to be running then.
+"""
+    
+
+
+class _UniffiFfiConverterTypePolicy(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        variant = buf.read_i32()
+        if variant == 1:
+            return Policy.MEMBERS_RECLAIM
+        if variant == 2:
+            return Policy.LSP_RECLAIMS
+        raise InternalError("Raw enum value doesn't match any cases")
+
+    @staticmethod
+    def check_lower(value):
+        if value == Policy.MEMBERS_RECLAIM:
+            return
+        if value == Policy.LSP_RECLAIMS:
+            return
+        raise ValueError(value)
+
+    @staticmethod
+    def write(value, buf):
+        if value == Policy.MEMBERS_RECLAIM:
+            buf.write_i32(1)
+        if value == Policy.LSP_RECLAIMS:
+            buf.write_i32(2)
+
+
+
+class _UniffiFfiConverterSequenceTypePolicy(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        for item in value:
+            _UniffiFfiConverterTypePolicy.check_lower(item)
+
+    @classmethod
+    def write(cls, value, buf):
+        items = len(value)
+        buf.write_i32(items)
+        for item in value:
+            _UniffiFfiConverterTypePolicy.write(item, buf)
+
+    @classmethod
+    def read(cls, buf):
+        count = buf.read_i32()
+        if count < 0:
+            raise InternalError("Unexpected negative sequence length")
+
+        return [
+            _UniffiFfiConverterTypePolicy.read(buf) for i in range(count)
+        ]
+
+@dataclass
+class JoinRequest:
+    """
+    What a wallet wants of a place in a factory, and what it accepts.
+"""
+    def __init__(self, *, capacity_sat:int, policies:typing.List[Policy], route_limit_blocks:int):
+        self.capacity_sat = capacity_sat
+        self.policies = policies
+        self.route_limit_blocks = route_limit_blocks
+        
+        
+
+    
+    def __str__(self):
+        return "JoinRequest(capacity_sat={}, policies={}, route_limit_blocks={})".format(self.capacity_sat, self.policies, self.route_limit_blocks)
+    def __eq__(self, other):
+        if self.capacity_sat != other.capacity_sat:
+            return False
+        if self.policies != other.policies:
+            return False
+        if self.route_limit_blocks != other.route_limit_blocks:
+            return False
+        return True
+
+class _UniffiFfiConverterTypeJoinRequest(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        return JoinRequest(
+            capacity_sat=_UniffiFfiConverterUInt64.read(buf),
+            policies=_UniffiFfiConverterSequenceTypePolicy.read(buf),
+            route_limit_blocks=_UniffiFfiConverterUInt32.read(buf),
+        )
+
+    @staticmethod
+    def check_lower(value):
+        _UniffiFfiConverterUInt64.check_lower(value.capacity_sat)
+        _UniffiFfiConverterSequenceTypePolicy.check_lower(value.policies)
+        _UniffiFfiConverterUInt32.check_lower(value.route_limit_blocks)
+
+    @staticmethod
+    def write(value, buf):
+        _UniffiFfiConverterUInt64.write(value.capacity_sat, buf)
+        _UniffiFfiConverterSequenceTypePolicy.write(value.policies, buf)
+        _UniffiFfiConverterUInt32.write(value.route_limit_blocks, buf)
+
 @dataclass
 class OnchainCoins:
     """
@@ -4247,6 +4385,26 @@ class _UniffiFfiConverterTypeWordCount(_UniffiConverterRustBuffer):
 
 
 
+class _UniffiFfiConverterBytes(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        size = buf.read_i32()
+        if size < 0:
+            raise InternalError("Unexpected negative byte string length")
+        return buf.read(size)
+
+    @staticmethod
+    def check_lower(value):
+        try:
+            memoryview(value)
+        except TypeError:
+            raise TypeError("a bytes-like object is required, not {!r}".format(type(value).__name__))
+
+    @staticmethod
+    def write(value, buf):
+        buf.write_i32(len(value))
+        buf.write(value)
+
 class _UniffiFfiConverterSequenceTypeExitInfo(_UniffiConverterRustBuffer):
     @classmethod
     def check_lower(cls, value):
@@ -4279,11 +4437,11 @@ class ExitProtocol(typing.Protocol):
     itself; `status` says how far it is.
 """
     
-    async def accept_restored_state(self, ) -> None:
+    async def export_package(self, passphrase: str) -> bytes:
         """
-        Takes a restored state for the newest although no LSP has confirmed that it is, so that it
-        can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
-        the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+        The ways out of all factories as one file, encrypted with `passphrase`: what the program
+        `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds no key
+        and no commitment. Export again after joining another factory.
 """
         raise NotImplementedError
     async def plan(self, factory: str) -> ExitPlan:
@@ -4337,22 +4495,25 @@ class Exit(ExitProtocol):
         inst = cls.__new__(cls)
         inst._handle = handle
         return inst
-    async def accept_restored_state(self, ) -> None:
+    async def export_package(self, passphrase: str) -> bytes:
         """
-        Takes a restored state for the newest although no LSP has confirmed that it is, so that it
-        can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
-        the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+        The ways out of all factories as one file, encrypted with `passphrase`: what the program
+        `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds no key
+        and no commitment. Export again after joining another factory.
 """
+        
+        _UniffiFfiConverterString.check_lower(passphrase)
         _uniffi_lowered_args = (
             self._uniffi_clone_handle(),
+            _UniffiFfiConverterString.lower(passphrase),
         )
-        _uniffi_lift_return = lambda val: None
+        _uniffi_lift_return = _UniffiFfiConverterBytes.lift
         _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
         return await _uniffi_rust_call_async(
-            _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state(*_uniffi_lowered_args),
-            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_void,
-            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_void,
-            _UniffiLib.ffi_superscalar_ffi_rust_future_free_void,
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_export_package(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
             _uniffi_lift_return,
             _uniffi_error_converter,
         )
@@ -4504,6 +4665,11 @@ class FactoriesProtocol(typing.Protocol):
         offer within the standard limits. What becomes of it are events.
 """
         raise NotImplementedError
+    async def join_with(self, request: JoinRequest) -> None:
+        """
+        `join` on other conditions than the standard ones.
+"""
+        raise NotImplementedError
     async def list(self, ) -> typing.List[FactoryInfo]:
         """
         All factories, those that came to nothing included.
@@ -4552,6 +4718,26 @@ class Factories(FactoriesProtocol):
         _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
         return await _uniffi_rust_call_async(
             _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_join(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_void,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
+    async def join_with(self, request: JoinRequest) -> None:
+        """
+        `join` on other conditions than the standard ones.
+"""
+        
+        _UniffiFfiConverterTypeJoinRequest.check_lower(request)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterTypeJoinRequest.lower(request),
+        )
+        _uniffi_lift_return = lambda val: None
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_join_with(*_uniffi_lowered_args),
             _UniffiLib.ffi_superscalar_ffi_rust_future_poll_void,
             _UniffiLib.ffi_superscalar_ffi_rust_future_complete_void,
             _UniffiLib.ffi_superscalar_ffi_rust_future_free_void,
@@ -5645,12 +5831,31 @@ def generate_mnemonic(words: WordCount) -> str:
         *_uniffi_lowered_args,
     )
     return _uniffi_lift_return(_uniffi_ffi_result)
+def standard_join_request(capacity_sat: int) -> JoinRequest:
+    """
+    The standard: the members are paid at expiry, ordinary payers can pay. To begin with where only
+    one condition is another.
+"""
+    
+    _UniffiFfiConverterUInt64.check_lower(capacity_sat)
+    _uniffi_lowered_args = (
+        _UniffiFfiConverterUInt64.lower(capacity_sat),
+    )
+    _uniffi_lift_return = _UniffiFfiConverterTypeJoinRequest.lift
+    _uniffi_error_converter = None
+    _uniffi_ffi_result = _uniffi_rust_call_with_error(
+        _uniffi_error_converter,
+        _UniffiLib.uniffi_superscalar_ffi_fn_func_standard_join_request,
+        *_uniffi_lowered_args,
+    )
+    return _uniffi_lift_return(_uniffi_ffi_result)
 
 __all__ = [
     "InternalError",
     "BackupState",
     "Action",
     "Event",
+    "Policy",
     "Direction",
     "PaymentStatus",
     "Begin",
@@ -5669,11 +5874,13 @@ __all__ = [
     "ExitPlan",
     "SeatInfo",
     "FactoryInfo",
+    "JoinRequest",
     "OnchainCoins",
     "Payment",
     "SendQuote",
     "Status",
     "generate_mnemonic",
+    "standard_join_request",
     "Exit",
     "ExitProtocol",
     "Factories",

@@ -13,12 +13,14 @@ from superscalar import (
     ExitMode,
     Network,
     PaymentStatus,
+    Policy,
     WalletBuilder,
     WalletError,
     WordCount,
     events,
     generate_mnemonic,
     running,
+    standard_join_request,
 )
 
 LIMIT_SECS = 120
@@ -81,6 +83,24 @@ async def test_a_first_payment_into_each_of_two_wallets(playground, tmp_path):
         assert it.inbound_msat > 0 and it.onchain_sat == it.onchain_pending_sat == 0
 
 
+async def test_other_conditions_than_the_standard_ones(playground, tmp_path):
+    wallets = []
+    for name in "a", "b":
+        seed = generate_mnemonic(WordCount.TWELVE)
+        wallets.append(await playground.wallet(tmp_path / name, seed))
+    for wallet in wallets:
+        await wallet.start()
+        request = standard_join_request(400_000)
+        assert request.policies == [Policy.MEMBERS_RECLAIM]
+        assert (request.capacity_sat, request.route_limit_blocks) == (400_000, 1_008)
+        request.policies = [Policy.LSP_RECLAIMS]
+        await wallet.factories().join_with(request)
+    built = await playground.call("create_factory", members=2, policy="lsp_reclaims")
+    for wallet in wallets:
+        await until(wallet, Event.FACTORY_ACTIVE, factory=built["factory"])
+        await wallet.stop()
+
+
 async def test_two_wallets_without_a_coin(playground, tmp_path):
     seeds = [generate_mnemonic(WordCount.TWELVE) for _ in range(2)]
     alice, bob = [
@@ -95,6 +115,8 @@ async def test_two_wallets_without_a_coin(playground, tmp_path):
     early = await refusal(alice.lightning().receive(1_000))
     assert (early.code, early.action) == ("no_active_channel", Action.JOIN_FACTORY)
     assert early.retryable and early.message
+    nothing = await refusal(alice.exit().export_package("passphrase"))
+    assert nothing.code == "nothing_to_export"
 
     # A factory of both.
     for wallet in alice, bob:
@@ -177,6 +199,15 @@ async def test_two_wallets_without_a_coin(playground, tmp_path):
     await until_true(connected)
     fees_msat += await pay(alice, bob, 5_000_000)
 
+    # The ways out as a file.
+    [info] = await bob.factories().list()
+    [seat] = info.seats
+    package = await bob.exit().export_package("passphrase")
+    opened = await playground.call("open_package", package=package.hex(), passphrase="passphrase")
+    assert opened["channels"] == [seat.channel]
+    empty = await refusal(bob.exit().export_package(""))
+    assert (empty.code, empty.action) == ("invalid_argument", Action.CORRECT_INPUT)
+
     # Leaving alone, with nobody there.
     await playground.call("kill_lsp")
     plan = await bob.exit().plan(factory)
@@ -190,6 +221,23 @@ async def test_two_wallets_without_a_coin(playground, tmp_path):
     await until(bob, Event.EXIT_STARTED, factory=factory)
     missing = await refusal(bob.exit().plan("00"))
     assert missing.code == "unknown_factory" and missing.fields["factory"] == "00"
+
+    async def out():
+        await playground.call("mine", blocks=1)
+        await bob.sync()
+        [leaving] = await bob.exit().status()
+        return leaving.stage == "done"
+
+    await until_true(out)
+    # What arrived is what the blocks say, and what the plan said.
+    swept = await playground.call("swept", channel=seat.channel, amount_sat=45_000)
+    assert swept["vsize"] <= 45_000 - swept["paid_sat"] <= 20 * swept["vsize"]
+    balance = await bob.balance()
+    assert balance.onchain_sat == swept["paid_sat"] == plan.arriving_sat
+    assert balance.onchain_pending_sat == balance.spendable_msat + balance.reserved_msat == 0
+    leaf = await until(bob, Event.EXIT_LEAF_CONFIRMED, factory=factory)
+    [left] = await bob.exit().status()
+    assert left.leaf_height == leaf.event.height < swept["height"]
     for wallet in alice, bob:
         await wallet.stop()
 

@@ -11,10 +11,11 @@ use std::io::BufRead;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use bitcoin::Amount;
+use bitcoin::{Amount, OutPoint, Transaction};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use superscalar_regtest::{RegtestNode, wait_until};
+use superscalar_sdk::{BuildRequest, Policy, package};
 use superscalar_tests::demo::outside::OutsideNode;
 use superscalar_tests::network::regtest_factory;
 use superscalar_tests::processes::LspProcess;
@@ -34,13 +35,21 @@ enum Request {
     /// Finds blocks.
     Mine { blocks: u32 },
     /// Builds a factory of as many members as wait for one, up to its funding in a block.
-    CreateFactory { members: u16 },
+    CreateFactory {
+        members: u16,
+        #[serde(default)]
+        policy: Policy,
+    },
     /// The outside node pays an invoice; answers when it has arrived.
     Pay { invoice: String },
     /// An invoice of the outside node.
     Invoice { amount_msat: u64 },
     /// Ends the LSP at once.
     KillLsp {},
+    /// The channels that an exit package in hex leads to.
+    OpenPackage { package: String, passphrase: String },
+    /// What brought the output of this amount of a channel's commitment home, as it is in a block.
+    Swept { channel: OutPoint, amount_sat: u64 },
 }
 
 struct Playground {
@@ -96,8 +105,8 @@ impl Playground {
                 self.chain.mine(blocks)?;
                 Ok(json!({ "height": self.chain.height()? }))
             }
-            Request::CreateFactory { members } => {
-                Ok(json!({ "factory": self.create_factory(members)? }))
+            Request::CreateFactory { members, policy } => {
+                Ok(json!({ "factory": self.create_factory(members, policy)? }))
             }
             Request::Pay { invoice } => Ok(json!({ "fee_msat": self.pay(&invoice)? })),
             Request::Invoice { amount_msat } => {
@@ -107,6 +116,20 @@ impl Playground {
                 self.lsp.kill();
                 Ok(json!({}))
             }
+            Request::OpenPackage {
+                package,
+                passphrase,
+            } => {
+                let sealed: Vec<u8> = bitcoin::hex::FromHex::from_hex(&package)?;
+                let package = package::open(&sealed, &passphrase)?;
+                let paths = package.paths().iter();
+                let channels = paths.map(|it| it.path.channel_outpoint().to_string());
+                Ok(json!({ "channels": channels.collect::<Vec<_>>() }))
+            }
+            Request::Swept {
+                channel,
+                amount_sat,
+            } => self.swept(channel, amount_sat),
         }
     }
 
@@ -144,12 +167,16 @@ impl Playground {
         })
     }
 
-    fn create_factory(&mut self, members: u16) -> Result<String> {
+    fn create_factory(&mut self, members: u16, policy: Policy) -> Result<String> {
         let Playground { chain, lsp, .. } = self;
         until("members to wait for a factory", || {
             Ok(lsp.waiting()?.len() >= usize::from(members))
         })?;
-        let factory = lsp.create_factory(&regtest_factory(members))?;
+        let request = BuildRequest {
+            policy,
+            ..regtest_factory(members)
+        };
+        let factory = lsp.create_factory(&request)?;
         until("its funding to be published", || {
             let info = lsp.factory(&factory)?;
             ensure!(info.ended.is_none(), "it ended: {:?}", info.ended);
@@ -157,6 +184,24 @@ impl Playground {
         })?;
         chain.mine(1)?;
         Ok(factory)
+    }
+
+    fn swept(&self, channel: OutPoint, amount_sat: u64) -> Result<Value> {
+        let spender = |outpoint| -> Result<(Transaction, u32)> {
+            let spend = self.chain.spender_of(outpoint)?.context("unspent")?;
+            let height = spend.height.context("not in a block")?;
+            let tx = self.chain.raw_tx(spend.txid)?.context("not there")?;
+            Ok((tx, height))
+        };
+        let (commitment, _) = spender(channel)?;
+        let mut outputs = commitment.output.iter();
+        let vout = outputs.position(|it| it.value.to_sat() == amount_sat);
+        let vout = vout.context("no output of this amount")? as u32;
+        let txid = commitment.compute_txid();
+        let (sweep, height) = spender(OutPoint { txid, vout })?;
+        ensure!(sweep.input.len() == 1, "it swept more than that");
+        let paid_sat: u64 = sweep.output.iter().map(|it| it.value.to_sat()).sum();
+        Ok(json!({ "paid_sat": paid_sat, "vsize": sweep.vsize(), "height": height }))
     }
 
     fn pay(&mut self, invoice: &str) -> Result<u64> {

@@ -10,10 +10,13 @@ use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_sdk::BuildRequest;
 use superscalar_sdk::hosting::FACTORY_MESSAGE_TYPE;
 use superscalar_tests::network::{TestNetwork, regtest_factory};
-use superscalar_tests::tap::{self, Side, Tap, cheating};
+use superscalar_tests::tap::{self, Rule, Side, Tap, cheating};
 
 /// Name, the change, and what the other side answers: code and field.
-type Attack = (&'static str, fn(&mut Message), RefusalCode, &'static str);
+type Attack = (&'static str, Change, RefusalCode, &'static str);
+
+/// What is changed in a message on its way.
+type Change = fn(&mut Message);
 
 fn stranger() -> PublicKey {
     SecretKey::from_slice(&[7; 32])
@@ -74,9 +77,6 @@ fn by_the_member() -> Vec<Attack> {
     ]
 }
 
-/// What is changed in a message on its way.
-type Change = fn(&mut Message);
-
 /// Terms that a member cannot tell from the others' terms. They are worthless: what is signed under
 /// them aggregates with nobody else's.
 #[rustfmt::skip]
@@ -96,22 +96,26 @@ fn unseen() -> Vec<(&'static str, Change)> {
     ]
 }
 
-/// Lets a ceremony of two fail, and gives what was refused and by whom.
-async fn attempt(
-    network: &TestNetwork,
-    tap: &Tap,
-    name: &str,
-    cheat: Side,
-    change: fn(&mut Message),
-) -> Vec<(Side, RefusalCode, String)> {
-    network.all_waiting(2).await;
-    let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
-    let earlier = [Side::Member, Side::Lsp].map(|who| tap.heard_of_factories(who).len());
+/// `who` says something else than its program would.
+fn changing(who: Side, change: Change) -> Rule {
     let cheats = move |mut message| {
         change(&mut message);
         vec![message]
     };
-    tap.set_rule(cheating(cheat, Box::new(cheats)));
+    cheating(who, Box::new(cheats))
+}
+
+/// Lets a ceremony of two fail, and gives what was refused and by whom.
+pub(crate) async fn attempt(
+    network: &TestNetwork,
+    tap: &Tap,
+    name: &str,
+    rule: Rule,
+) -> Vec<(Side, RefusalCode, String)> {
+    network.all_waiting(2).await;
+    let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
+    let earlier = [Side::Member, Side::Lsp].map(|who| tap.heard_of_factories(who).len());
+    tap.set_rule(rule);
     // What the LSP refuses it waits for until the round is over.
     let request = BuildRequest {
         round_seconds: 10,
@@ -147,7 +151,7 @@ async fn attempt(
 }
 
 /// Nothing of all that is left: the honest try stands, with the same coin.
-async fn honest(network: TestNetwork) {
+pub(crate) async fn honest(network: TestNetwork) {
     network.build(regtest_factory(2)).await;
     network.lsp_pays(0, 100_000_000).await;
     network.pay(0, 1, 10_000_000).await;
@@ -163,7 +167,7 @@ async fn all(cheat: Side, attacks: Vec<Attack>) {
         Side::Member => Side::Lsp,
     };
     for (name, change, code, field) in attacks {
-        let refusals = attempt(&network, &tap, name, cheat, change).await;
+        let refusals = attempt(&network, &tap, name, changing(cheat, change)).await;
         let mut answers = refusals.iter().filter(|it| it.0 == victim);
         let answer = answers.next().map(|it| (it.1, it.2.as_str()));
         assert_eq!(answer, Some((code, field)), "{name}");
@@ -187,7 +191,7 @@ async fn terms_that_differ_between_members_are_worth_nothing_to_the_lsp() {
     let tap = network.tap(0).await;
     for (name, change) in unseen() {
         let said = tap.said(Side::Lsp, FACTORY_MESSAGE_TYPE).len();
-        let refusals = attempt(&network, &tap, name, Side::Lsp, change).await;
+        let refusals = attempt(&network, &tap, name, changing(Side::Lsp, change)).await;
         // The LSP's own program finds that the member's signatures do not fit.
         let told = (Side::Lsp, RefusalCode::Signature, String::new());
         assert_eq!(refusals, [told], "{name}");
@@ -204,8 +208,8 @@ async fn terms_that_differ_between_members_are_worth_nothing_to_the_lsp() {
 async fn what_was_said_in_an_earlier_ceremony_counts_in_no_other() {
     let network = TestNetwork::start(2).await;
     let tap = network.tap(0).await;
-    let root: fn(&mut Message) = change!(RootPartial, |it| it.partial[31] ^= 1);
-    attempt(&network, &tap, "an attempt", Side::Member, root).await;
+    let root = changing(Side::Member, change!(RootPartial, |it| it.partial[31] ^= 1));
+    attempt(&network, &tap, "an attempt", root).await;
     let earlier = [Side::Member, Side::Lsp].map(|who| {
         let mut said = tap.heard_of_factories(who);
         said.retain(|it| {

@@ -4,5 +4,9 @@
 
 mod building;
 mod channel;
+mod funding;
 mod preimage;
+mod revocation;
 mod revoked;
+mod unreadable;
+mod withheld;

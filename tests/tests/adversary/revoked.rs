@@ -2,22 +2,36 @@
 //! takes all of the channel.
 
 use bitcoin::{OutPoint, Transaction};
-use superscalar_sdk::ExitMode;
+use superscalar_sdk::{BuildRequest, ExitMode};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
-use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath, left_of, value_of};
+use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath, left_of, left_of_all, value_of};
 
 const CAPACITY_SAT: u64 = 500_000;
 /// What each party's own output of its commitment waits for.
 const MEMBER_DELAY_BLOCKS: u32 = 144;
 const LSP_DELAY_BLOCKS: u32 = 720;
+const HTLC_SAT: u64 = 40_000;
+/// BOLT3 weights at the pinned 2,500 sat per 1000 weight units: an HTLC in a commitment, and its
+/// second stage.
+const HTLC_FEE_SAT: u64 = 172 * 2_500 / 1_000;
+const HTLC_SUCCESS_FEE_SAT: u64 = 703 * 2_500 / 1_000;
 
 /// Mines until the channel's commitment is in a block; what it is.
 async fn commitment(network: &TestNetwork, path: &ExitPath) -> Transaction {
+    commitment_beside(network, path, &[0]).await
+}
+
+/// The same with these members following.
+async fn commitment_beside(
+    network: &TestNetwork,
+    path: &ExitPath,
+    followers: &[usize],
+) -> Transaction {
     for step in &path.steps {
-        network.confirm(step.txid, &[0]).await;
+        network.confirm(step.txid, followers).await;
     }
     let txid = network.spent(path.channel).await;
-    network.confirm(txid, &[0]).await;
+    network.confirm(txid, followers).await;
     network.chain.raw_tx(txid).unwrap().unwrap()
 }
 
@@ -110,5 +124,124 @@ async fn an_lsp_that_publishes_a_revoked_balance_loses_the_whole_channel() {
             arrived == left_of(&network.chain, &old)
         })
         .await;
+    network.stop().await;
+}
+
+/// Both in one leaf, so that both commitments are in one block.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_members_that_publish_revoked_balances_at_once_lose_both_channels() {
+    const CHEATERS: [usize; 2] = [0, 1];
+    let mut network = TestNetwork::start(3).await;
+    let request = BuildRequest {
+        shape: Some(vec![3]),
+        ..regtest_factory(3)
+    };
+    let factory = network.build(request).await;
+    for cheater in CHEATERS {
+        network.lsp_pays(cheater, 200_000_000).await;
+    }
+    network.settle().await;
+    let rich = [network.save(0).await, network.save(1).await];
+    network.reconnected().await;
+    for cheater in CHEATERS {
+        network.pay(cheater, 2, 150_000_000).await;
+    }
+    network.settle().await;
+    let paths = network.paths(&factory).await;
+    let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
+
+    for cheater in CHEATERS {
+        network.members[cheater].wire.to_lsp.hold();
+        network.members[cheater].wire.to_member.hold();
+        network.rewind(cheater, &rich[cheater]).await;
+        assert_eq!(network.balance_msat(cheater), 200_000_000);
+        network.leave(cheater, &factory).await;
+    }
+    let mut old = Vec::new();
+    for path in &paths[..2] {
+        let commitment = commitment_beside(&network, path, &CHEATERS).await;
+        let mut amounts = commitment.output.iter().map(|it| it.value.to_sat());
+        assert!(amounts.any(|amount| amount == 200_000), "the revoked one");
+        assert_eq!(value_of(&commitment), CAPACITY_SAT - COMMITMENT_FEE_SAT);
+        old.push(commitment);
+    }
+    let heights = [0, 1].map(|it| network.chain.confirmed_at(old[it].compute_txid()).unwrap());
+    assert_eq!(heights[0], heights[1], "at once");
+
+    for commitment in &old {
+        assert_taken(&network, commitment, MEMBER_DELAY_BLOCKS).await;
+    }
+    network
+        .wait("the LSP to have it all", async || {
+            network.block(&CHEATERS).await;
+            let coins = network.lsp().onchain().balance().unwrap();
+            coins.spendable_sat == coins_sat + left_of_all(&network.chain, &old)
+        })
+        .await;
+    network.chain.mine(MEMBER_DELAY_BLOCKS).unwrap();
+    network.follow(&[0, 1, 2]).await;
+    for cheater in CHEATERS {
+        assert_eq!(network.wallet(cheater).balance().unwrap().onchain_sat, 0);
+    }
+    // Whose leaf it was as well has lost nothing.
+    assert_eq!(network.balance_msat(2), 300_000_000);
+    network.stop().await;
+}
+
+/// What it claims with a preimage in the revoked state is revoked with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_publishes_a_revoked_state_with_a_payment_in_it_loses_that_as_well() {
+    let mut network = TestNetwork::start(2).await;
+    let factory = network.build(regtest_factory(2)).await;
+    network.lsp_pays(0, 200_000_000).await;
+    network.settle().await;
+    let wire = &network.members[0].wire;
+    wire.to_member.hold();
+    let member = network.wallet(0).lightning();
+    let invoice = member.receive(Some(HTLC_SAT * 1_000), "", 3_600).await;
+    let lsp = network.lsp().lightning();
+    let id = lsp.send(&invoice.unwrap(), None).await.unwrap();
+    network.until_an_htlc_stands(0).await;
+    wire.to_member.pass();
+    network.settled(network.wallet(0), &id).await;
+    // The preimage is given, and has not arrived.
+    let rich = network.save(0).await;
+    network.members[0].wire.to_lsp.pass();
+    network.reconnected().await;
+    network.settle().await;
+    network.pay(0, 1, 150_000_000).await;
+    network.settle().await;
+    let path = ExitPath::of(network.wallet(0), &factory).await;
+    let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
+
+    network.members[0].wire.to_lsp.hold();
+    network.members[0].wire.to_member.hold();
+    network.rewind(0, &rich).await;
+    network.leave(0, &factory).await;
+    let old = commitment(&network, &path).await;
+    let fee_sat = COMMITMENT_FEE_SAT + HTLC_FEE_SAT;
+    assert_eq!(value_of(&old), CAPACITY_SAT - fee_sat);
+    let vout_of = |amount_sat: u64| {
+        let mut amounts = old.output.iter().map(|output| output.value.to_sat());
+        amounts.position(|amount| amount == amount_sat).unwrap() as u32
+    };
+    vout_of(200_000);
+    let htlc = OutPoint::new(old.compute_txid(), vout_of(HTLC_SAT));
+    assert_taken(&network, &old, MEMBER_DELAY_BLOCKS).await;
+    // It was there first with the preimage, and has to wait for its own delay; the LSP has not.
+    let (claim, height) = network.confirmed_spender(htlc);
+    assert_eq!(value_of(&claim), HTLC_SAT - HTLC_SUCCESS_FEE_SAT);
+    assert_taken(&network, &claim, MEMBER_DELAY_BLOCKS).await;
+    assert!(network.chain.height().unwrap() < height + MEMBER_DELAY_BLOCKS);
+    network
+        .wait("the LSP to have it all", async || {
+            network.block(&[0]).await;
+            let coins = network.lsp().onchain().balance().unwrap();
+            coins.spendable_sat == coins_sat + left_of(&network.chain, &old)
+        })
+        .await;
+    network.chain.mine(MEMBER_DELAY_BLOCKS).unwrap();
+    network.follow(&[0]).await;
+    assert_eq!(network.wallet(0).balance().unwrap().onchain_sat, 0);
     network.stop().await;
 }

@@ -12,9 +12,9 @@ use superscalar_tests::trail::Closed;
 /// Delay of the LSP's stock, and of everybody's own commitment output, under regtest's delays.
 const STOCK_BLOCKS: u32 = 144;
 /// What a wallet keeps free before T beside its slowest exit: six steps of six blocks.
-const SAFETY_BLOCKS: u32 = 36;
+pub(super) const SAFETY_BLOCKS: u32 = 36;
 
-fn request(members: u16, shape: &[u8]) -> BuildRequest {
+pub(super) fn request(members: u16, shape: &[u8]) -> BuildRequest {
     BuildRequest {
         policy: Policy::LspReclaims,
         shape: Some(shape.to_vec()),
@@ -39,7 +39,7 @@ async fn until_wallets_leave(end: &Ending) -> u32 {
 }
 
 /// Whether a member's exit has begun by itself, for the deadline's sake.
-async fn leaves(network: &TestNetwork, member: usize, expiry: u32) -> bool {
+pub(super) async fn leaves(network: &TestNetwork, member: usize, expiry: u32) -> bool {
     let exits = network.wallet(member).exit().status().await.unwrap();
     let by_itself = |reason: &str| reason.ends_with(&format!("at height {expiry}"));
     assert!(

@@ -2,11 +2,14 @@
 //! and whoever cheats ends with no more than was its own.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod conservative;
 mod layers;
 mod lsp_cheats;
 mod lsp_late;
 mod lsp_reclaims;
 mod members_reclaim;
+mod pending;
+mod reorg;
 
 use superscalar_sdk::{BuildRequest, Preset};
 use superscalar_tests::network::regtest_factory;

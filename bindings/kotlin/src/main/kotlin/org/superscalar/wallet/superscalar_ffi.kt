@@ -684,6 +684,8 @@ internal object IntegrityCheckingUniffiLib {
     internal fun ensureInitialized() = Unit
     external fun uniffi_superscalar_ffi_checksum_func_generate_mnemonic(
     ): Int
+    external fun uniffi_superscalar_ffi_checksum_func_standard_join_request(
+    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_build(
@@ -696,7 +698,7 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_storage_dir(
     ): Int
-    external fun uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state(
+    external fun uniffi_superscalar_ffi_checksum_method_exit_export_package(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_exit_plan(
     ): Int
@@ -707,6 +709,8 @@ internal object IntegrityCheckingUniffiLib {
     external fun uniffi_superscalar_ffi_checksum_method_exit_status(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_factories_join(
+    ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_factories_join_with(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_factories_list(
     ): Int
@@ -800,7 +804,7 @@ internal object UniffiLib {
     ): Long
     external fun uniffi_superscalar_ffi_fn_free_exit(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Unit
-    external fun uniffi_superscalar_ffi_fn_method_exit_accept_restored_state(`ptr`: Long,
+    external fun uniffi_superscalar_ffi_fn_method_exit_export_package(`ptr`: Long,`passphrase`: RustBuffer.ByValue,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_exit_plan(`ptr`: Long,`factory`: RustBuffer.ByValue,
     ): Long
@@ -815,6 +819,8 @@ internal object UniffiLib {
     external fun uniffi_superscalar_ffi_fn_free_factories(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Unit
     external fun uniffi_superscalar_ffi_fn_method_factories_join(`ptr`: Long,`capacitySat`: Long,
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_factories_join_with(`ptr`: Long,`request`: RustBuffer.ByValue,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_factories_list(`ptr`: Long,
     ): Long
@@ -877,6 +883,8 @@ internal object UniffiLib {
     external fun uniffi_superscalar_ffi_fn_method_wallet_wait_for_event(`ptr`: Long,`cursor`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_func_generate_mnemonic(`words`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus, 
+    ): RustBuffer.ByValue
+    external fun uniffi_superscalar_ffi_fn_func_standard_join_request(`capacitySat`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): RustBuffer.ByValue
     external fun ffi_superscalar_ffi_rustbuffer_alloc(`size`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): RustBuffer.ByValue
@@ -1000,6 +1008,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_func_generate_mnemonic() and 0xFFFF) != 10309) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
+    if ((lib.uniffi_superscalar_ffi_checksum_func_standard_join_request() and 0xFFFF) != 64851) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
     if ((lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory() and 0xFFFF) != 27652) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
@@ -1018,7 +1029,7 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_storage_dir() and 0xFFFF) != 11974) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state() and 0xFFFF) != 9854) {
+    if ((lib.uniffi_superscalar_ffi_checksum_method_exit_export_package() and 0xFFFF) != 8172) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_exit_plan() and 0xFFFF) != 12129) {
@@ -1034,6 +1045,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_factories_join() and 0xFFFF) != 20969) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_factories_join_with() and 0xFFFF) != 18040) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_factories_list() and 0xFFFF) != 21703) {
@@ -1434,6 +1448,25 @@ public object FfiConverterString: FfiConverter<String, RustBuffer.ByValue> {
     }
 }
 
+/**
+ * @suppress
+ */
+public object FfiConverterByteArray: FfiConverterRustBuffer<ByteArray> {
+    override fun read(buf: ByteBuffer): ByteArray {
+        val len = buf.getInt()
+        val byteArr = ByteArray(len)
+        buf.get(byteArr)
+        return byteArr
+    }
+    override fun allocationSize(value: ByteArray): ULong {
+        return 4UL + value.size.toULong()
+    }
+    override fun write(value: ByteArray, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        buf.put(value)
+    }
+}
+
 
 // This template implements a class for working with a Rust struct via a handle
 // to the live Rust struct on the other side of the FFI.
@@ -1539,11 +1572,11 @@ public object FfiConverterString: FfiConverter<String, RustBuffer.ByValue> {
 public interface ExitInterface {
     
     /**
-     * Takes a restored state for the newest although no LSP has confirmed that it is, so that it
-     * can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
-     * the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+     * The ways out of all factories as one file, encrypted with `passphrase`: what the program
+     * `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds no key
+     * and no commitment. Export again after joining another factory.
      */
-    suspend fun `acceptRestoredState`()
+    suspend fun `exportPackage`(`passphrase`: kotlin.String): kotlin.ByteArray
     
     /**
      * What leaving this factory costs, how long it takes and what arrives.
@@ -1677,26 +1710,26 @@ open class Exit: Disposable, AutoCloseable, ExitInterface
 
     
     /**
-     * Takes a restored state for the newest although no LSP has confirmed that it is, so that it
-     * can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
-     * the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+     * The ways out of all factories as one file, encrypted with `passphrase`: what the program
+     * `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds no key
+     * and no commitment. Export again after joining another factory.
      */
     @Throws(WalletException::class)
     @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
-    override suspend fun `acceptRestoredState`() {
+    override suspend fun `exportPackage`(`passphrase`: kotlin.String) : kotlin.ByteArray {
         return uniffiRustCallAsync(
         callWithHandle { uniffiHandle ->
-            UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state(
+            UniffiLib.uniffi_superscalar_ffi_fn_method_exit_export_package(
                 uniffiHandle,
                 
+        FfiConverterString.lower(`passphrase`),
             )
         },
-        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_void(future, callback, continuation) },
-        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_void(future, continuation) },
-        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_void(future) },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
         // lift function
-        { },
-        
+        { FfiConverterByteArray.lift(it) },
         // Error FFI converter
         WalletException.ErrorHandler,
     )
@@ -1951,6 +1984,11 @@ public interface FactoriesInterface {
     suspend fun `join`(`capacitySat`: kotlin.ULong)
     
     /**
+     * `join` on other conditions than the standard ones.
+     */
+    suspend fun `joinWith`(`request`: JoinRequest)
+    
+    /**
      * All factories, those that came to nothing included.
      */
     suspend fun `list`(): List<FactoryInfo>
@@ -2076,6 +2114,32 @@ open class Factories: Disposable, AutoCloseable, FactoriesInterface
                 uniffiHandle,
                 
         FfiConverterULong.lower(`capacitySat`),
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_void(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_void(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_void(future) },
+        // lift function
+        { },
+        
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
+     * `join` on other conditions than the standard ones.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `joinWith`(`request`: JoinRequest) {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_factories_join_with(
+                uniffiHandle,
+                
+        FfiConverterTypeJoinRequest.lower(`request`),
             )
         },
         { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_void(future, callback, continuation) },
@@ -4643,6 +4707,62 @@ public object FfiConverterTypeFactoryInfo: FfiConverterRustBuffer<FactoryInfo> {
 
 
 /**
+ * What a wallet wants of a place in a factory, and what it accepts.
+ */
+data class JoinRequest (
+    /**
+     * Least capacity of the channel in satoshi; 0 leaves it to the LSP.
+     */
+    val `capacitySat`: kotlin.ULong
+    , 
+    /**
+     * Who may be paid at expiry if nobody does anything.
+     */
+    val `policies`: List<Policy>
+    , 
+    /**
+     * Blocks of CLTV that those who pay this wallet allow a route in total. Ordinary LDK payers
+     * allow 1,008, LND and CLN 2,016, the most there can be.
+     */
+    val `routeLimitBlocks`: kotlin.UInt
+    
+){
+    
+
+    
+
+    
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeJoinRequest: FfiConverterRustBuffer<JoinRequest> {
+    override fun read(buf: ByteBuffer): JoinRequest {
+        return JoinRequest(
+            FfiConverterULong.read(buf),
+            FfiConverterSequenceTypePolicy.read(buf),
+            FfiConverterUInt.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: JoinRequest) = (
+            FfiConverterULong.allocationSize(value.`capacitySat`) +
+            FfiConverterSequenceTypePolicy.allocationSize(value.`policies`) +
+            FfiConverterUInt.allocationSize(value.`routeLimitBlocks`)
+    )
+
+    override fun write(value: JoinRequest, buf: ByteBuffer) {
+            FfiConverterULong.write(value.`capacitySat`, buf)
+            FfiConverterSequenceTypePolicy.write(value.`policies`, buf)
+            FfiConverterUInt.write(value.`routeLimitBlocks`, buf)
+    }
+}
+
+
+
+/**
  * Coins by what can be done with them, in satoshi.
  */
 data class OnchainCoins (
@@ -6241,6 +6361,49 @@ public object FfiConverterTypePaymentStatus: FfiConverterRustBuffer<PaymentStatu
 
 
 
+/**
+ * Who is paid at expiry if nobody does anything.
+ */
+
+enum class Policy {
+    
+    /**
+     * The members, by distributions.
+     */
+    MEMBERS_RECLAIM,
+    /**
+     * The LSP: the wallet leaves by itself in time, and has to be running then.
+     */
+    LSP_RECLAIMS;
+
+    
+
+
+    companion object
+}
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypePolicy: FfiConverterRustBuffer<Policy> {
+    override fun read(buf: ByteBuffer) = try {
+        Policy.values()[buf.getInt() - 1]
+    } catch (e: IndexOutOfBoundsException) {
+        throw RuntimeException("invalid enum value, something is very wrong!!", e)
+    }
+
+    override fun allocationSize(value: Policy) = 4UL
+
+    override fun write(value: Policy, buf: ByteBuffer) {
+        buf.putInt(value.ordinal + 1)
+    }
+}
+
+
+
+
+
 
 
 /**
@@ -6659,6 +6822,34 @@ public object FfiConverterSequenceTypeStoredEvent: FfiConverterRustBuffer<List<S
 /**
  * @suppress
  */
+public object FfiConverterSequenceTypePolicy: FfiConverterRustBuffer<List<Policy>> {
+    override fun read(buf: ByteBuffer): List<Policy> {
+        val len = buf.getInt()
+        return List<Policy>(len) {
+            FfiConverterTypePolicy.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<Policy>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypePolicy.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<Policy>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypePolicy.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
 public object FfiConverterMapStringString: FfiConverterRustBuffer<Map<kotlin.String, kotlin.String>> {
     override fun read(buf: ByteBuffer): Map<kotlin.String, kotlin.String> {
         val len = buf.getInt()
@@ -6710,6 +6901,21 @@ public object FfiConverterMapStringString: FfiConverterRustBuffer<Map<kotlin.Str
     
         
         FfiConverterTypeWordCount.lower(`words`),_status)
+}
+    )
+    }
+    
+
+        /**
+         * The standard: the members are paid at expiry, ordinary payers can pay. To begin with where only
+         * one condition is another.
+         */ fun `standardJoinRequest`(`capacitySat`: kotlin.ULong): JoinRequest {
+            return FfiConverterTypeJoinRequest.lift(
+    uniffiRustCall() { _status ->
+    UniffiLib.uniffi_superscalar_ffi_fn_func_standard_join_request(
+    
+        
+        FfiConverterULong.lower(`capacitySat`),_status)
 }
     )
     }

@@ -5,6 +5,7 @@ import kotlinx.serialization.json.Json
 import kotlinx.serialization.json.JsonElement
 import kotlinx.serialization.json.JsonObject
 import kotlinx.serialization.json.JsonPrimitive
+import kotlinx.serialization.json.jsonArray
 import kotlinx.serialization.json.jsonObject
 import kotlinx.serialization.json.jsonPrimitive
 
@@ -31,7 +32,8 @@ class Playground : AutoCloseable {
     }
 
     /** Builds a factory, up to its funding in a block; gives its name. */
-    fun createFactory(members: Int) = call("create_factory", "members" to JsonPrimitive(members)).text("factory")
+    fun createFactory(members: Int, policy: String = "members_reclaim") =
+        call("create_factory", "members" to JsonPrimitive(members), "policy" to JsonPrimitive(policy)).text("factory")
 
     /** The outside node pays an invoice; returns when it has arrived. */
     fun pay(invoice: String) {
@@ -44,6 +46,24 @@ class Playground : AutoCloseable {
     /** Ends the LSP at once. */
     fun killLsp() {
         call("kill_lsp")
+    }
+
+    /** Finds a block. */
+    fun mine() {
+        call("mine", "blocks" to JsonPrimitive(1))
+    }
+
+    /** The channels that an exit package leads to. */
+    fun openPackage(sealed: ByteArray, passphrase: String): List<String> {
+        val hex = JsonPrimitive(sealed.toHexString())
+        val opened = call("open_package", "package" to hex, "passphrase" to JsonPrimitive(passphrase))
+        return opened.getValue("channels").jsonArray.map { it.jsonPrimitive.content }
+    }
+
+    /** What was paid, from a block, by the sweep of this output of a channel's commitment. */
+    fun sweptSat(channel: String, amountSat: ULong): ULong {
+        val amount = JsonPrimitive(amountSat.toLong())
+        return call("swept", "channel" to JsonPrimitive(channel), "amount_sat" to amount).text("paid_sat").toULong()
     }
 
     /** A wallet of this seed in this directory, not yet started. */

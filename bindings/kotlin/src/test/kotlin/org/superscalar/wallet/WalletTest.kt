@@ -66,9 +66,14 @@ class WalletTest {
         assertEquals("no_active_channel" to Action.JOIN_FACTORY, early.code to early.action)
         assertTrue(early.retryable && early.message.isNotEmpty())
 
-        // A factory of both.
-        for (wallet in listOf(alice, bob)) wallet.factories().join(500_000u)
-        val factory = playground.createFactory(members = 2)
+        assertEquals("nothing_to_export", refusal { alice.exit().exportPackage("passphrase") }.code)
+
+        // A factory of both, on other conditions than the standard ones.
+        val standard = standardJoinRequest(500_000u)
+        assertEquals(listOf(Policy.MEMBERS_RECLAIM) to 1_008u, standard.policies to standard.routeLimitBlocks)
+        val request = standard.copy(policies = listOf(Policy.LSP_RECLAIMS))
+        for (wallet in listOf(alice, bob)) wallet.factories().joinWith(request)
+        val factory = playground.createFactory(members = 2, policy = "lsp_reclaims")
         for (wallet in listOf(alice, bob)) {
             val joined = wallet.until<Event.FactoryJoined> { it.factory == factory }
             val active = wallet.until<Event.FactoryActive> { it.factory == factory }
@@ -143,6 +148,12 @@ class WalletTest {
         untilTrue { alice.status().lspConnected && alice.balance().spendableMsat > 0u }
         alice.pays(bob, 5_000_000u)
 
+        // The ways out as a file.
+        val channel = checkNotNull(bob.factories().list().single().seats.single().channel)
+        val sealed = bob.exit().exportPackage("passphrase")
+        assertEquals(listOf(channel), playground.openPackage(sealed, "passphrase"))
+        assertEquals("invalid_argument", refusal { bob.exit().exportPackage("") }.code)
+
         // Leaving alone, with nobody there.
         playground.killLsp()
         val plan = bob.exit().plan(factory)
@@ -157,6 +168,16 @@ class WalletTest {
         bob.until<Event.ExitStarted> { it.factory == factory }
         val missing = refusal { bob.exit().plan("00") }
         assertEquals("unknown_factory" to "00", missing.code to missing.fields["factory"])
+        untilTrue {
+            playground.mine()
+            bob.sync()
+            bob.exit().status().single().stage == "done"
+        }
+        // What arrived is what the blocks say, and what the plan said.
+        val balance = bob.balance()
+        assertEquals(playground.sweptSat(channel, 45_000uL), balance.onchainSat)
+        assertEquals(plan.arrivingSat to 0uL, balance.onchainSat to balance.onchainPendingSat)
+        assertEquals(0uL, bob.heldMsat())
         for (wallet in listOf(alice, bob)) wallet.stop()
     }
 

@@ -1,243 +1,10 @@
-//! Leaving while blocks cost more than the tree pays: own coins, spent through the anchors, bring
-//! each transaction in as a package. On a bitcoind whose mempool is full, amounts to the satoshi.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! Blocks are dear from the first transaction on.
 
-use bitcoin::absolute::LockTime;
-use bitcoin::key::{Keypair, Secp256k1, TapTweak};
-use bitcoin::secp256k1::Message;
-use bitcoin::sighash::{Prevouts, SighashCache, TapSighashType};
-use bitcoin::taproot::Signature;
-use bitcoin::transaction::Version;
-use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, TxIn, TxOut, Txid, Witness};
+use bitcoin::{Transaction, Txid};
 use superscalar_regtest::{Displaced, RegtestNode};
-use superscalar_sdk::{BuildRequest, ExitInfo, SpeedUp, SpeedUpLimit};
-use superscalar_tests::network::{TestNetwork, regtest_factory};
-use superscalar_tests::trail::{ExitPath, PathTx};
+use superscalar_sdk::{SpeedUp, SpeedUpLimit};
 
-/// What the tree pays, in sat/vB: the least a member accepts.
-const TREE_SAT_PER_VB: u32 = 5;
-/// The member's balance in its channel.
-const BALANCE_MSAT: u64 = 200_000_000;
-/// `FeeCaps::default()` of that balance.
-const CAP_PER_TRANSACTION_SAT: u64 = 20_000;
-const CAP_PER_EXIT_SAT: u64 = 50_000;
-const ANCHOR_SAT: u64 = 240;
-
-/// A factory of two leaves whose LSP is gone, in a mempool that takes nothing the tree pays.
-struct Rush {
-    network: TestNetwork,
-    factory: String,
-    path: ExitPath,
-}
-
-impl Rush {
-    /// Member 0 owns these coins.
-    async fn begin(coins_sat: &[u64]) -> Rush {
-        superscalar_tests::log_to_stderr();
-        let chain = RegtestNode::with_args(&["-maxmempool=5"]).unwrap();
-        let mut network = TestNetwork::start_on(chain, 2).await;
-        let request = BuildRequest {
-            shape: Some(vec![2, 1]),
-            tree_feerate: TREE_SAT_PER_VB,
-            ..regtest_factory(2)
-        };
-        let factory = network.build(request).await;
-        network.lsp_pays(0, BALANCE_MSAT).await;
-        network.quiet().await;
-        network.lose_lsp().await;
-        let path = ExitPath::of(network.wallet(0), &factory).await;
-        let rush = Rush {
-            network,
-            factory,
-            path,
-        };
-        for coin in coins_sat {
-            rush.give(0, *coin);
-        }
-        // Above what the tree pays, below what a commitment pays.
-        let minimum = FeeRate::from_sat_per_kwu(5_500 / 4);
-        rush.network.chain.congest(minimum).unwrap();
-        let now = rush.minimum();
-        assert!(now > FeeRate::from_sat_per_vb(u64::from(TREE_SAT_PER_VB)).unwrap());
-        assert!(now < FeeRate::from_sat_per_vb(10).unwrap(), "{now}");
-        rush.network.follow(&[0]).await;
-        rush
-    }
-
-    fn give(&self, member: usize, sat: u64) {
-        let address = self.network.wallet(member).onchain().address().unwrap();
-        let address: bitcoin::Address<_> = address.parse().unwrap();
-        let script = address.assume_checked().script_pubkey();
-        let chain = &self.network.chain;
-        chain.fund(&script, Amount::from_sat(sat)).unwrap();
-    }
-
-    fn minimum(&self) -> FeeRate {
-        self.network.chain.mempool_minimum().unwrap()
-    }
-
-    async fn exit(&self) -> ExitInfo {
-        self.network.exit(0).await
-    }
-
-    fn anchor(&self, step: &PathTx) -> OutPoint {
-        OutPoint::new(step.txid, step.info.outputs_sat.len() as u32 - 1)
-    }
-
-    /// Mines nobody's transactions until `step` may be in the next block.
-    async fn until_due(&self, step: &PathTx, parent_height: u32) {
-        let allowed = parent_height + step.info.delay_blocks.max(1);
-        while self.network.chain.height().unwrap() + 1 < allowed {
-            self.empty_block(&[0]).await;
-        }
-    }
-
-    async fn empty_block(&self, followers: &[usize]) {
-        self.network.chain.mine_empty(1).unwrap();
-        self.network.follow(followers).await;
-    }
-
-    /// The child on a transaction's anchor.
-    fn child(&self, step: &PathTx) -> Transaction {
-        let spend = self.network.chain.spender_of(self.anchor(step)).unwrap();
-        let spend = spend.unwrap_or_else(|| panic!("no child on the {}", step.role));
-        let raw = self.network.chain.raw_tx(spend.txid).unwrap();
-        raw.unwrap()
-    }
-
-    /// What own coins lose by a child: what it spends beside the anchor, minus what comes back.
-    fn cost_sat(&self, child: &Transaction) -> u64 {
-        let spent = child.input[1..].iter();
-        let spent: u64 = spent
-            .map(|input| self.network.value_sat(input.previous_output))
-            .sum();
-        spent - child.output[0].value.to_sat()
-    }
-
-    /// Somebody else's child, which takes the place of the one that is there.
-    fn rival(&self, step: &PathTx, fee_sat: u64) -> Transaction {
-        let child = self.unpublished_rival(step, fee_sat);
-        self.network.chain.submit(&child).unwrap();
-        child
-    }
-
-    /// A child of somebody else, with a coin in a block of its own.
-    fn unpublished_rival(&self, step: &PathTx, fee_sat: u64) -> Transaction {
-        const COIN_SAT: u64 = 100_000;
-        let secp = Secp256k1::new();
-        let key = Keypair::from_seckey_slice(&secp, &[0x77; 32]).unwrap();
-        let key = key.tap_tweak(&secp, None).to_keypair();
-        let (output_key, _) = key.x_only_public_key();
-        let script = ScriptBuf::new_p2tr_tweaked(output_key.dangerous_assume_tweaked());
-        let coin = TxOut {
-            value: Amount::from_sat(COIN_SAT),
-            script_pubkey: script.clone(),
-        };
-        let chain = &self.network.chain;
-        let outpoint = chain.fund(&script, coin.value).unwrap();
-        let input = |previous_output| TxIn {
-            previous_output,
-            ..TxIn::default()
-        };
-        let mut child = Transaction {
-            version: Version(3),
-            lock_time: LockTime::ZERO,
-            input: vec![input(self.anchor(step)), input(outpoint)],
-            output: vec![TxOut {
-                value: Amount::from_sat(COIN_SAT + ANCHOR_SAT - fee_sat),
-                script_pubkey: script,
-            }],
-        };
-        let anchor = superscalar_factory::scripts::anchor();
-        let sighash = SighashCache::new(&child)
-            .taproot_key_spend_signature_hash(
-                1,
-                &Prevouts::All(&[&anchor, &coin]),
-                TapSighashType::Default,
-            )
-            .unwrap();
-        let signature = secp.sign_schnorr(&Message::from(sighash), &key);
-        child.input[1].witness = Witness::p2tr_key_spend(&Signature {
-            signature,
-            sighash_type: TapSighashType::Default,
-        });
-        child
-    }
-
-    /// Checks a package in the mempool against the rules; gives the child and what it costs.
-    fn check_package(&self, step: &PathTx) -> (Transaction, u64) {
-        let mempool = self.network.chain.mempool().unwrap();
-        assert!(mempool.contains(&step.txid), "the {} is not in", step.role);
-        let child = self.child(step);
-        assert!(mempool.contains(&child.compute_txid()));
-        assert_eq!(child.version.0, 3);
-        assert!(child.vsize() <= 1_000);
-        assert_eq!(child.output.len(), 1);
-        assert_eq!(child.input[0].previous_output, self.anchor(step));
-        let cost = self.cost_sat(&child);
-        let vsize = step.info.vsize + child.vsize() as u64;
-        let paid = step.info.fee_sat + cost + ANCHOR_SAT;
-        let least = self.minimum().fee_vb(vsize).unwrap();
-        assert!(paid >= least.to_sat(), "{paid} sat for {vsize} vB");
-        assert!(cost <= CAP_PER_TRANSACTION_SAT);
-        (child, cost)
-    }
-
-    /// A block with exactly a package.
-    async fn mine_package(&self, step: &PathTx, child: &Transaction, followers: &[usize]) -> u32 {
-        let parent = self.network.chain.raw_tx(step.txid).unwrap().unwrap();
-        let package = [parent, child.clone()];
-        self.network.chain.mine_with(&package).unwrap();
-        self.network.follow(followers).await;
-        self.network.check_tree_body(step);
-        self.network.chain.height().unwrap()
-    }
-
-    /// From a confirmed leaf to the wallet: nothing but the sweep's fee is lost.
-    async fn close(&self, coins_sat: u64) {
-        let network = &self.network;
-        let commitment = network.spent(self.path.channel).await;
-        let height = network.confirm(commitment, &[0]).await;
-        let (own, delay) = network.commitment(&self.path, commitment, height, BALANCE_MSAT);
-        while network.chain.height().unwrap() + 1 < height + delay {
-            network.block(&[0]).await;
-        }
-        let sweep = network.spent(own).await;
-        network.confirm(sweep, &[0]).await;
-        network
-            .wait("the exit to be done", async || {
-                self.exit().await.stage == "done"
-            })
-            .await;
-        let own_sat = network.value_sat(own);
-        assert_eq!(own_sat, BALANCE_MSAT / 1_000);
-        let coins = network.wallet(0).onchain().balance().unwrap();
-        let swept = own_sat - network.fee_sat(sweep);
-        assert_eq!(coins.spendable_sat, coins_sat + swept);
-        assert_eq!((coins.reserved_sat, coins.pending_sat), (0, 0));
-    }
-
-    /// Days go by, and the mempool takes what the tree pays.
-    async fn calm(&self) {
-        let chain = &self.network.chain;
-        chain.mine(8).unwrap();
-        let best = chain.call("getblockheader", serde_json::json!([chain.tip().unwrap()]));
-        let time = best.unwrap()["time"].as_u64().unwrap();
-        let later = serde_json::json!([time + 4 * 86_400]);
-        chain.call("setmocktime", later).unwrap();
-        let tree = FeeRate::from_sat_per_vb(u64::from(TREE_SAT_PER_VB)).unwrap();
-        assert!(self.minimum() < tree, "{}", self.minimum());
-        chain.mine(1).unwrap();
-        self.network.follow(&[0]).await;
-    }
-}
-
-fn coins_at(exit: &ExitInfo) -> SpeedUpLimit {
-    match &exit.speed_up {
-        SpeedUp::Limited { limit } => *limit,
-        other => panic!("not limited: {other:?}"),
-    }
-}
+use super::rush::{ANCHOR_SAT, CAP_PER_EXIT_SAT, CAP_PER_TRANSACTION_SAT, Rush, coins_at};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_a_coin_an_exit_completes_while_the_mempool_refuses_the_tree() {
@@ -548,4 +315,36 @@ async fn a_reorg_that_puts_somebody_elses_child_in_place_of_ours_gives_the_coin_
         parent_height = rush.mine_package(step, &child, &[0]).await;
     }
     rush.close(COIN_SAT - paid).await;
+}
+
+/// Because too little is there to arrive at all, and because own coins would lose more than arrives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_says_when_leaving_is_not_worth_it() {
+    let mut rush = Rush::beforehand().await;
+    let plan = async |rush: &Rush, member: usize| {
+        let exit = rush.network.wallet(member).exit();
+        exit.plan(&rush.factory).await.unwrap()
+    };
+    rush.network.lsp_pays(1, 300_000).await;
+    rush.network.quiet().await;
+    let dust = plan(&rush, 1).await;
+    assert_eq!((dust.balance_sat, dust.arriving_sat), (300, 0));
+    assert!(!dust.worth_it && dust.own_fees_sat == 0, "{dust:?}");
+
+    rush.network.lsp_pays(1, 4_700_000).await;
+    rush.network.quiet().await;
+    let cheap = plan(&rush, 1).await;
+    assert_eq!((cheap.balance_sat, cheap.own_fees_sat), (5_000, 0));
+    assert!(cheap.worth_it && cheap.arriving_sat > 0, "{cheap:?}");
+    rush.alone(&[]).await;
+    rush.dear().await;
+    rush.network.follow(&[1]).await;
+    let dear = plan(&rush, 1).await;
+    assert_eq!(dear.balance_sat, 5_000);
+    assert!(dear.own_fees_sat > dear.arriving_sat, "{dear:?}");
+    assert!(!dear.worth_it, "{dear:?}");
+    // Others have more to bring home by the same way.
+    let other = plan(&rush, 0).await;
+    assert_eq!(other.own_fees_sat, dear.own_fees_sat);
+    assert!(other.worth_it, "{other:?}");
 }

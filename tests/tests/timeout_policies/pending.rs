@@ -1,0 +1,111 @@
+//! `LspReclaims` with a payment that is still pending when the wallets have to leave.
+
+use bitcoin::OutPoint;
+use superscalar_sdk::PaymentStatus;
+use superscalar_tests::ends::Ending;
+use superscalar_tests::tap::{Message, Side, UPDATE_ADD_HTLC};
+use superscalar_tests::trail::left_of;
+use superscalar_tests::wire::ADD_AND_COMMIT_BYTES;
+
+use super::lsp_reclaims::{SAFETY_BLOCKS, leaves, request};
+
+const HTLC_SAT: u64 = 40_000;
+/// What is offered for it: base 1,000 msat and 100 ppm.
+const OFFERED_SAT: u64 = HTLC_SAT + 1 + HTLC_SAT / 10_000;
+/// BOLT3 weights at the pinned 2,500 sat per 1000 weight units.
+const COMMITMENT_FEE_SAT: u64 = (724 + 172) * 2_500 / 1_000;
+const HTLC_TIMEOUT_FEE_SAT: u64 = 663 * 2_500 / 1_000;
+const BALANCE_SAT: u64 = 100_000;
+/// How much further away a payment expires than it needs to: one to three times so many blocks, as
+/// LDK's dice fall.
+const LEAST_SHADOW_BLOCKS: u32 = 40;
+const LSP_SAT: u64 = 500_000 - BALANCE_SAT - COMMITMENT_FEE_SAT;
+
+/// When an offered HTLC expires (BOLT2): after channel id, HTLC id, amount and hash.
+fn expiry_of(offer: &Message) -> u32 {
+    const AT: usize = 32 + 8 + 8 + 32;
+    u32::from_be_bytes(offer.body[AT..AT + 4].try_into().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payment_pending_at_the_deadline_is_back_before_t() {
+    let mut end = Ending::start(request(2, &[2, 1]), &[100_000, 0]).await;
+    let everyone = end.everyone();
+    let network = &end.network;
+    let tap = network.tap(0).await;
+    network.reconnected().await;
+    let offers = || tap.heard(Side::Member, UPDATE_ADD_HTLC);
+    let infos = network.wallet(0).factories().list().await.unwrap();
+    let exit_delay = infos[0].exit_delay_blocks;
+    let last = end.expiry - exit_delay;
+    let deadline = last - SAFETY_BLOCKS;
+    // The LSP's delta, and the payee's final one as LDK rounds it.
+    let least = exit_delay + 48 + exit_delay + 42 + 3 + LEAST_SHADOW_BLOCKS;
+    network.rest_to(last - 10 - least, &everyone).await;
+
+    // The payee's wire stands still: the LSP forwards, and nothing comes back. What would expire
+    // too late it refuses.
+    let wire = &network.members[1].wire;
+    wire.to_member.hold();
+    let payee = network.wallet(1).lightning();
+    let payer = network.wallet(0).lightning();
+    let id = loop {
+        let invoice = payee.receive(Some(HTLC_SAT * 1_000), "", 3_600).await;
+        let id = payer.send(&invoice.unwrap(), None).await.unwrap();
+        let is_forwarded = || wire.to_member.held_bytes() >= ADD_AND_COMMIT_BYTES;
+        let has_failed = || {
+            let told = payer.payment(&id).unwrap().unwrap();
+            told.status == PaymentStatus::Failed
+        };
+        network
+            .wait("the LSP to forward or refuse", async || {
+                is_forwarded() || has_failed()
+            })
+            .await;
+        if is_forwarded() {
+            break id;
+        }
+        assert!(expiry_of(offers().last().unwrap()) > last);
+        network.settle().await;
+    };
+    let expiry = expiry_of(offers().last().unwrap());
+    assert!(deadline < expiry && expiry <= last, "{expiry}");
+    end.network.lose_lsp().await;
+
+    let network = &end.network;
+    network.rest_to(deadline - 1, &everyone).await;
+    let exits = network.wallet(0).exit().status().await.unwrap();
+    assert_eq!(exits, [], "one block too early");
+    network.block(&everyone).await;
+    assert!(leaves(network, 0, end.expiry).await);
+    let path = &end.paths[0];
+    network.confirm_promptly(path, &everyone).await;
+    let commitment = network.spent(path.channel).await;
+    network.confirm(commitment, &everyone).await;
+    let commitment = network.chain.raw_tx(commitment).unwrap().unwrap();
+    let vout_of = |amount_sat: u64| {
+        let mut amounts = commitment.output.iter().map(|it| it.value.to_sat());
+        amounts.position(|amount| amount == amount_sat).unwrap() as u32
+    };
+    vout_of(BALANCE_SAT - OFFERED_SAT);
+    vout_of(LSP_SAT);
+    let offered = OutPoint::new(commitment.compute_txid(), vout_of(OFFERED_SAT));
+    network.mined_spend(offered, &everyone).await;
+    let (timeout, height) = network.confirmed_spender(offered);
+    assert_eq!(timeout.lock_time.to_consensus_u32(), expiry);
+    assert_eq!(height, expiry + 1);
+    assert!(height < end.expiry);
+    let back_sat = timeout.output[0].value.to_sat();
+    assert_eq!(back_sat, OFFERED_SAT - HTLC_TIMEOUT_FEE_SAT);
+    network
+        .wait("the exit to be done", async || {
+            network.block(&everyone).await;
+            network.exit(0).await.stage == "done"
+        })
+        .await;
+    let home_sat = network.wallet(0).balance().unwrap().onchain_sat;
+    assert_eq!(home_sat, left_of(&network.chain, &commitment) - LSP_SAT);
+    let told = payer.payment(&id).unwrap().unwrap();
+    assert_eq!(told.status, PaymentStatus::Failed);
+    end.network.stop().await;
+}
