@@ -1,14 +1,15 @@
-# The commands everybody uses. Each works on a fresh machine; `setup` is part of those that need it.
+# The commands everybody uses. Each works on a fresh machine that has make and cargo: what else it
+# needs it installs (as root on Debian) or names.
 
 CARGO ?= cargo
 
 # Where the programs stand when the whole workspace is built in one go, which resolves every
 # dependency's features once: tests and demo then need no second build of them.
 BIN_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
-PROGRAMS = -p lsp-node -p wallet-cli -p exit-runner -p outside-node
+PROGRAMS = -p lsp-node -p wallet-cli -p exit-runner -p outside-node -p superscalar-regtest
 export SUPERSCALAR_BIN_DIR = $(BIN_DIR)
 
-.PHONY: help demo test soak mutants bindings lint bench setup bitcoind
+.PHONY: help demo test soak mutants bindings lint bench setup tools bitcoind
 
 help:
 	@echo "make demo    a factory, payments and an exit on a real regtest chain"
@@ -38,25 +39,27 @@ bindings: bitcoind
 # FIRST is the first seed: another one for every night. A failing seed prints how to see it again.
 soak: MINUTES ?= 10
 soak: FIRST ?= 0
-soak:
+soak: tools
 	$(CARGO) run --locked -p superscalar-simulation -- --minutes $(MINUTES) --first $(FIRST)
 
 # Each deliberate fault of xtask/mutations.toml must be caught by a test.
 mutants: bitcoind
 	$(CARGO) xtask mutate
 
-lint:
+lint: tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --workspace --no-deps --locked
 
-bench:
+bench: bitcoind
 	$(CARGO) xtask bench
 
 setup:
 	scripts/setup
 
-# Incomplete packages matter only where no bitcoind stands yet: the second line decides.
-bitcoind:
+# Incomplete packages need not matter here: what cannot do without one says so.
+tools:
 	-@scripts/setup
+
+bitcoind: tools
 	@$(CARGO) xtask bitcoind

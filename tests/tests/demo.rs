@@ -20,8 +20,13 @@ use superscalar_tests::demo::{show, steps};
 fn the_demo_tells_the_truth_to_the_satoshi() {
     let mut progress = Progress::new(Arc::new(AtomicBool::new(false)));
     let (network, report) = steps::run(&mut progress).unwrap();
+    // Under three minutes once the programs, which the first step finds, are built.
+    let took: Duration = report.steps[1..].iter().map(|step| step.took).sum();
+    assert!(took < Duration::from_secs(180), "{took:?}");
     let audit = &report.audit;
     assert_eq!(audit.transactions.len(), 7, "funding, path, close, sweep");
+    let coins = (audit.coins_before, report.published.staying_coins);
+    assert_eq!(coins, (Amount::ZERO, Amount::ZERO), "of all four members");
     assert_eq!(audit.paid_by(Payer::Member), audit.sweep_fee);
     // Alice was paid 150,000 and 5,000 and paid 40,000.123 sat and a fee.
     let fee_msat = report.books.payments[1].fee_msat;
@@ -45,7 +50,7 @@ fn the_demo_tells_the_truth_to_the_satoshi() {
     assert!(drawn.contains("channel Alice") && drawn.contains("sweep to Alice"));
 
     type Change = fn(&mut Published);
-    let changes: [Change; 8] = [
+    let changes: [Change; 15] = [
         |it| it.funding_amount += Amount::ONE_SAT,
         |it| it.lsp_coins_after -= Amount::ONE_SAT,
         |it| it.path[0].fee += Amount::ONE_SAT,
@@ -54,6 +59,13 @@ fn the_demo_tells_the_truth_to_the_satoshi() {
         |it| it.member_msat -= 1_000,
         |it| it.member_coins_before += Amount::ONE_SAT,
         |it| it.member_coins_after += Amount::ONE_SAT,
+        |it| it.staying_coins += Amount::ONE_SAT,
+        |it| it.reserve_msat += 1,
+        |it| it.reserve_msat -= 1,
+        |it| it.path[1].delay += 1,
+        |it| it.path[3].delay -= 1,
+        |it| it.to_self_delay += 1,
+        |it| it.to_self_delay -= 1,
     ];
     for (index, change) in changes.into_iter().enumerate() {
         let mut published = report.published.clone();

@@ -21,8 +21,8 @@ enum Chore {
     Bitcoind,
     /// Plant deliberate faults one by one, and show which test catches each.
     Mutate {
-        /// Only those whose name contains this.
-        only: Option<String>,
+        /// Only those of these rooms, or with these words in their names.
+        only: Vec<String>,
     },
     /// Install the system packages the build and bitcoind need (as root), or name them.
     Setup,
@@ -35,10 +35,9 @@ fn main() -> Result<()> {
             println!("{}", superscalar_regtest::locate_bitcoind()?.display());
             Ok(())
         }
-        Chore::Mutate { only } => mutate::run(
-            &Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
-            only.as_deref(),
-        ),
+        Chore::Mutate { only } => {
+            mutate::run(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &only)
+        }
         Chore::Setup => setup(),
     }
 }

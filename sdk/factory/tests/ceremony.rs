@@ -6,7 +6,7 @@ use bitcoin::secp256k1::schnorr;
 use superscalar_factory::coordinator::Coordinator;
 use superscalar_factory::effect::{Effect, Event};
 use superscalar_factory::journal::Record;
-use superscalar_factory::member::Member;
+use superscalar_factory::member::{Input, Member};
 use superscalar_factory::message::Message;
 use superscalar_factory::signing::verify;
 use world::{Party, TIP, World, bytes, plan};
@@ -69,6 +69,36 @@ fn the_root_is_signed_last() {
         .rposition(|(_, m)| matches!(m, Message::RootPartial(_)))
         .unwrap();
     assert!(last_root_partial < first(|m| matches!(m, Message::RootSig(_))));
+}
+
+/// The same: when everything else is said, the root is signed by those whose channel is held, and by
+/// nobody else, whatever happens meanwhile.
+#[test]
+fn the_root_is_signed_only_when_the_channel_is_held() {
+    let mut world = World::new(4);
+    world.start();
+    while let Some((from, to, message)) = world.inbox.pop_front() {
+        world.hand_over(from, to, message);
+    }
+    let signed = |world: &World| -> Vec<Party> {
+        let log = world.log.iter();
+        let partials = log.filter(|(_, message)| matches!(message, Message::RootPartial(_)));
+        partials.map(|(from, _)| *from).collect()
+    };
+    assert_eq!(world.opening.len(), 4);
+    let mut expected = Vec::new();
+    while let Some(slot) = world.opening.pop_front() {
+        for input in [Input::Connected, Input::Height(TIP + 1)] {
+            let effects = world.members.get_mut(&slot).unwrap().handle(input);
+            world.act(Party::Member(slot), effects);
+        }
+        assert_eq!(signed(&world), expected);
+        world.open(slot);
+        expected.push(Party::Member(slot));
+        assert_eq!(signed(&world), expected);
+    }
+    world.deliver();
+    assert_eq!(world.broadcast.len(), 1);
 }
 
 /// Acceptance "Silence": rebuilt after the timeout with the others, no coin locked.

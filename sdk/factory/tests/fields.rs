@@ -1,6 +1,6 @@
-//! Every field of the terms, changed at random by the LSP for one member: either the member
-//! refuses and names the field, or the change concerns others only, and then what the member signs
-//! fits nobody else's signatures. No field can be added without a row here.
+//! Every field of the terms of any factory, changed at random by the LSP for one member: either the
+//! member refuses and names the field, or the change concerns others only, and then what the member
+//! signs fits nobody else's signatures. No field can be added without a row here.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -15,6 +15,7 @@ use bitcoin::{Amount, Network, OutPoint, TxOut};
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use superscalar_factory::codec::Decode as _;
+use superscalar_factory::coordinator::FactoryPlan;
 use superscalar_factory::effect::{Effect, Event};
 use superscalar_factory::member::{self, JoinSecrets, Member, WalletLimits};
 use superscalar_factory::message::{Attempt, Message, RefusalCode, TermsMessage};
@@ -25,8 +26,6 @@ use superscalar_factory::terms::{
 use superscalar_factory::timing::Timing;
 use superscalar_factory::tree::PathFacts;
 use world::{Party, World, key, payout};
-
-const VICTIM: u16 = 1;
 
 /// The names of all fields of these structs, which the compiler compares with their declarations.
 macro_rules! fields {
@@ -114,6 +113,9 @@ enum Meets {
     NoSignature,
     /// Either, as the value may be impossible in itself.
     Both(&'static [&'static str]),
+    /// What others are paid by distributions, of which there are none: only the impossible is
+    /// noticed.
+    Unused(&'static [&'static str]),
 }
 
 fn rows() -> Vec<&'static str> {
@@ -135,11 +137,12 @@ macro_rules! other {
 
 /// Changes `field` to some other value. A row that is missing fails the test that counts them.
 fn change(field: &str, rng: &mut StdRng, t: &mut TermsMessage) -> Option<Meets> {
-    use Meets::{Both, NoSignature, Refusal};
+    use Meets::{Both, NoSignature, Refusal, Unused};
     use RefusalCode::{Nonce, Terms, Unknown};
+    let own = usize::from(t.facts.slot);
+    let own_outputs = own_outputs(t);
     let (header, facts) = (&mut t.header, &mut t.facts);
     let timing = Refusal(Terms, &["timing"]);
-    let own = usize::from(VICTIM);
     let someone = key("someone", rng.r#gen());
     Some(match field {
         "attempt.instance" => {
@@ -232,7 +235,10 @@ fn change(field: &str, rng: &mut StdRng, t: &mut TermsMessage) -> Option<Meets> 
             Refusal(Terms, &["tree_feerate"])
         }
         "header.policy" => {
-            header.policy = TimeoutPolicy::LspReclaims;
+            header.policy = match header.policy {
+                TimeoutPolicy::LspReclaims => TimeoutPolicy::MembersReclaim,
+                _ => TimeoutPolicy::LspReclaims,
+            };
             Refusal(Terms, &["policy"])
         }
         "facts.keys" => {
@@ -341,17 +347,17 @@ fn change(field: &str, rng: &mut StdRng, t: &mut TermsMessage) -> Option<Meets> 
             }
         },
         "facts.leaf_outputs.value" => {
-            let at = rng.gen_range(0..4);
+            let at = rng.gen_range(0..facts.leaf_outputs.len());
             facts.leaf_outputs[at].value = amount(rng);
-            match at % 2 == own {
+            match own_outputs.contains(&at) {
                 true => Refusal(Terms, &["leaf_outputs"]),
                 false => Both(&["leaf_outputs", "payouts", "siblings"]),
             }
         }
         "facts.leaf_outputs.script_pubkey" => {
-            let at = rng.gen_range(0..4);
+            let at = rng.gen_range(0..facts.leaf_outputs.len());
             facts.leaf_outputs[at].script_pubkey = payout(rng.gen_range(100..u64::MAX));
-            match at % 2 == own {
+            match own_outputs.contains(&at) {
                 true => Refusal(Terms, &["leaf_outputs"]),
                 false => NoSignature,
             }
@@ -359,17 +365,19 @@ fn change(field: &str, rng: &mut StdRng, t: &mut TermsMessage) -> Option<Meets> 
         "facts.payouts.value" => {
             let at = rng.gen_range(0..facts.payouts.len());
             facts.payouts[at].value = amount(rng);
-            match at == own {
-                true => Refusal(Terms, &["payouts"]),
-                false => Both(&["payouts"]),
+            match (at == own, header.policy) {
+                (true, _) => Refusal(Terms, &["payouts"]),
+                (_, TimeoutPolicy::LspReclaims) => Unused(&["payouts"]),
+                _ => Both(&["payouts"]),
             }
         }
         "facts.payouts.script_pubkey" => {
             let at = rng.gen_range(0..facts.payouts.len());
             facts.payouts[at].script_pubkey = payout(rng.gen_range(100..u64::MAX));
-            match at == own {
-                true => Refusal(Terms, &["payouts"]),
-                false => NoSignature,
+            match (at == own, header.policy) {
+                (true, _) => Refusal(Terms, &["payouts"]),
+                (_, TimeoutPolicy::LspReclaims) => Unused(&[]),
+                _ => NoSignature,
             }
         }
         "funding.txid" => {
@@ -403,6 +411,15 @@ fn change(field: &str, rng: &mut StdRng, t: &mut TermsMessage) -> Option<Meets> 
     })
 }
 
+/// Which outputs of the leaf are the member's: its channel and its stock.
+fn own_outputs(t: &TermsMessage) -> [usize; 2] {
+    let topology = t.header.shape.topology(t.facts.keys.len()).unwrap();
+    let leaf = topology.path(t.facts.slot).pop().unwrap();
+    let slots = &topology.node(leaf).slots;
+    let channel = usize::from(t.facts.slot - slots.start);
+    [channel, slots.len() + channel]
+}
+
 /// Any amount of any size, never the ones of the plan.
 fn amount(rng: &mut StdRng) -> Amount {
     let bits = rng.gen_range(1..51);
@@ -412,7 +429,7 @@ fn amount(rng: &mut StdRng) -> Amount {
 
 #[test]
 fn every_field_of_the_terms_has_a_row() {
-    let (_, honest) = asked();
+    let (_, honest) = asked(world::plan(4), 1);
     let mut changed = BTreeSet::new();
     for field in rows() {
         for seed in 0..8 {
@@ -442,7 +459,7 @@ fn every_delay_of_an_invitation_has_bounds() {
     plan.expiry = world::TIP + 5_808;
     let mut world = World::with(plan);
     world.start();
-    let to_victim = |_, to, m: &Message| to == Party::Member(VICTIM) && m.number() == 2;
+    let to_victim = |_, to, m: &Message| to == Party::Member(1) && m.number() == 2;
     let Some(Message::Invite(honest)) = world.deliver_until(to_victim) else {
         panic!("no invitation")
     };
@@ -500,15 +517,45 @@ fn set(timing: &mut Timing, field: &str, greatest: bool) {
     }
 }
 
-/// A world in which the victim is about to be told the terms.
-fn asked() -> (World, TermsMessage) {
-    let mut world = World::new(4);
+/// A world in which this member is about to be told the terms.
+fn asked(plan: FactoryPlan, victim: u16) -> (World, TermsMessage) {
+    let mut world = World::with(plan);
     world.start();
-    let to_victim = |_, to, m: &Message| to == Party::Member(VICTIM) && m.number() == 5;
+    let to_victim = |_, to, m: &Message| to == Party::Member(victim) && m.number() == 5;
     match world.deliver_until(to_victim) {
         Some(Message::Terms(terms)) => (world, terms),
         other => panic!("no terms: {other:?}"),
     }
+}
+
+/// Factories of 2 to 9 members on two or three layers, under either policy, each member with a
+/// place of another size, and which of them is lied to.
+fn factories() -> impl Strategy<Value = (FactoryPlan, u16)> {
+    let shape = (prop::collection::vec(2u8..=3, 1..=2), 1u8..=3);
+    let shape = shape.prop_map(|(arity, members_per_leaf)| Shape {
+        arity,
+        members_per_leaf,
+    });
+    let sized = shape.prop_flat_map(|shape| {
+        let leaves: u16 = shape.arity.iter().copied().map(u16::from).product();
+        let leaf = u16::from(shape.members_per_leaf);
+        // More than one leaf carries, or the tree would have one layer.
+        let members = (leaf + 1).max(2)..=(leaves * leaf).min(9);
+        (Just(shape), members)
+    });
+    let policies = [TimeoutPolicy::MembersReclaim, TimeoutPolicy::LspReclaims];
+    let policy = prop::sample::select(policies.to_vec());
+    (sized, policy, any::<prop::sample::Index>()).prop_map(|((shape, members), policy, victim)| {
+        let mut plan = world::plan(members);
+        plan.timing = Timing::regtest(shape.layers());
+        (plan.shape, plan.policy) = (shape, policy);
+        for (seat, more) in plan.seats.iter_mut().zip((0..).step_by(10_000)) {
+            seat.capacity += Amount::from_sat(more);
+            seat.stock += Amount::from_sat(more);
+        }
+        let victim = victim.index(plan.seats.len()) as u16;
+        (plan, victim)
+    })
 }
 
 proptest! {
@@ -522,11 +569,12 @@ proptest! {
     fn a_changed_field_is_refused_or_gives_no_signature(
         field in prop::sample::select(rows()),
         seed in any::<u64>(),
+        (plan, victim) in factories(),
     ) {
-        let (mut world, honest) = asked();
+        let (mut world, honest) = asked(plan, victim);
         let mut terms = honest.clone();
         let meets = change(field, &mut StdRng::seed_from_u64(seed), &mut terms).unwrap();
-        let member = world.members.get_mut(&VICTIM).unwrap();
+        let member = world.members.get_mut(&victim).unwrap();
         let effects = member.handle(member::Input::Message(terms.into()));
         let refused = effects.iter().find_map(|effect| match effect {
             Effect::Emit(Event::Refused { code, field, .. }) => Some((*code, field.clone())),
@@ -534,7 +582,7 @@ proptest! {
         });
         let (code, fields) = match &meets {
             Meets::Refusal(code, fields) => (*code, *fields),
-            Meets::Both(fields) => (RefusalCode::Terms, *fields),
+            Meets::Both(fields) | Meets::Unused(fields) => (RefusalCode::Terms, *fields),
             Meets::NoSignature => (RefusalCode::Terms, &[][..]),
         };
         match refused {
@@ -547,8 +595,12 @@ proptest! {
                 prop_assert!(!matches!(meets, Meets::Refusal(..)), "{} is accepted", field);
                 // It signs. The Terms that are still to come are passed over: they are others.
                 world.inbox.pop_front();
-                world.act(Party::Member(VICTIM), effects);
+                world.act(Party::Member(victim), effects);
                 world.deliver();
+                if matches!(meets, Meets::Unused(_)) {
+                    prop_assert_eq!(world.broadcast.len(), 1, "{} is used", field);
+                    return Ok(());
+                }
                 prop_assert!(world.broadcast.is_empty());
                 let lsp = world.lsp.as_ref().unwrap();
                 prop_assert_eq!(lsp.ended(), Some(RefusalCode::Signature), "{}", field);

@@ -104,8 +104,9 @@ fn sigkill_of_the_owner_takes_the_node_along() {
             .trim()
             .to_owned()
     };
-    let datadir = PathBuf::from(value_of("datadir"));
-    let port: u16 = value_of("rpc_port").parse().unwrap();
+    let datadir = PathBuf::from(value_of("BITCOIND_DATADIR="));
+    let address: std::net::SocketAddr = value_of("BITCOIND=").parse().unwrap();
+    let port = address.port();
     assert!(datadir.exists() && TcpStream::connect(("127.0.0.1", port)).is_ok());
 
     owner.kill().unwrap(); // SIGKILL: no destructor runs

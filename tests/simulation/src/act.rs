@@ -75,7 +75,8 @@ impl World {
                 let same = known.matches(&channel);
                 ensure(same, Invariant::NoEquivocation, || {
                     format!("{who} agrees to two channels in slot {}", place.1)
-                })
+                })?;
+                self.wrote(who, &attempt)
             }
             Effect::Open(slot) => {
                 self.open_channel((slot.attempt, slot.slot));
@@ -88,10 +89,7 @@ impl World {
                 }
                 Ok(())
             }
-            Effect::Discard(slot) => {
-                self.close(who, (slot.attempt, slot.slot));
-                Ok(())
-            }
+            Effect::Discard(slot) => self.discard(who, (slot.attempt, slot.slot)),
             Effect::Watch(outpoint) => {
                 if let Some(live) = &mut self.party_mut(who).live {
                     live.watched.entry(attempt).or_insert((outpoint.txid, None));
@@ -114,7 +112,6 @@ impl World {
             Invariant::CrashAnywhere,
             || format!("{who} cannot read back {record:?}"),
         )?;
-        let matters = matches!(record, Record::MemberRootSig(_) | Record::Activated(_));
         let root = matches!(record, Record::LspRoot(_));
         let kind = kind(&record);
         self.note(format_args!("{who} writes {kind} of {}", name(&attempt)));
@@ -133,10 +130,31 @@ impl World {
         if root && self.bug == Some(Bug::FundingBeforeAcks) {
             self.publish_at_once(attempt)?;
         }
+        self.wrote(who, &attempt)
+    }
+
+    /// Something of an attempt has just reached a party's disk: a wallet's money is safe with what
+    /// is there now.
+    pub(crate) fn wrote(&mut self, who: Who, attempt: &Attempt) -> Result<(), Violation> {
         match who {
-            Who::Wallet(number) if matters => self.check_money(number, &attempt, true),
-            _ => Ok(()),
+            Who::Wallet(number) => self.check_money(number, attempt),
+            Who::Lsp => Ok(()),
         }
+    }
+
+    /// A channel is given up: of what it holds nothing is ever published.
+    fn discard(&mut self, who: Who, place: Place) -> Result<(), Violation> {
+        if let Who::Wallet(number) = who
+            && self.party(who).is_honest()
+        {
+            let counted = self.counts_on(number, &place.0);
+            ensure(!counted, Invariant::Recoverability, || {
+                let name = name(&place.0);
+                format!("{who} gives its channel in {name} up, which exists")
+            })?;
+        }
+        self.close(who, place);
+        Ok(())
     }
 
     fn publish_at_once(&mut self, attempt: Attempt) -> Result<(), Violation> {

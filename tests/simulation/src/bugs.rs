@@ -37,6 +37,8 @@ pub enum Bug {
     ExitTooEarly,
     /// A member sends its exit's first transaction without writing down that it leaves.
     ExitNotWritten,
+    /// A member stays in a factory of which the LSP may take all that is not on chain at its end.
+    StaysToTheEnd,
 }
 
 impl Bug {

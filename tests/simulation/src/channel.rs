@@ -182,6 +182,14 @@ impl Channel {
         }
     }
 
+    /// How many HTLCs of the commitment have a preimage that is known.
+    pub(crate) fn claimable(&self) -> usize {
+        let htlcs = self.balances.htlcs.iter();
+        htlcs
+            .filter(|htlc| self.preimages.contains_key(&htlc.hash))
+            .count()
+    }
+
     /// Whether the other end says it is the same channel.
     pub(crate) fn matches(&self, other: &SlotChannel) -> bool {
         self.agreed.outpoint == other.outpoint

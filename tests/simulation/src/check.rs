@@ -11,16 +11,38 @@ use crate::invariants::{Invariant, Violation, ensure};
 use crate::leave::is_activated;
 use crate::observer::name;
 use crate::party::{Kept, Place, Who};
-use crate::recover::{self, Holding};
+use crate::recover::{self, Holding, Way};
 use crate::world::World;
 
+/// All that a check of a member's money depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Checked {
+    /// The member's life, and the records in its journal.
+    journal: (u32, usize),
+    /// Version of the chain.
+    chain: u64,
+    /// The commitment's number, and how many of its HTLCs can be claimed.
+    channel: Option<(u64, usize)>,
+    /// What a distribution pays.
+    paid_out: Option<Amount>,
+}
+
+impl Checked {
+    /// Whether nothing has changed but the channel.
+    fn same_path(&self, other: &Checked) -> bool {
+        self.journal == other.journal && self.chain == other.chain
+    }
+}
+
 impl World {
-    /// Everybody's money, from what is on disk.
+    /// Everybody's money, from what is on disk, whatever was seen of it before.
     pub(crate) fn check_everybody(&mut self) -> Result<(), Violation> {
+        self.checked.clear();
         for number in 0..self.wallets.len() as u16 {
             let disk = &self.party(Who::Wallet(number)).disk;
             for attempt in disk.journals.keys().copied().collect::<Vec<_>>() {
-                self.check_money(number, &attempt, true)?;
+                self.check_money(number, &attempt)?;
+                self.check_left_in_time(number, &attempt)?;
             }
         }
         Ok(())
@@ -55,14 +77,9 @@ impl World {
             || (published && records.iter().any(signed) && !records.iter().any(ended))
     }
 
-    /// Whether a member can bring its balance home, alone, from its disk. Unless `afresh`, nothing
-    /// is done if neither chain nor channel have changed since the last time.
-    pub(crate) fn check_money(
-        &mut self,
-        number: u16,
-        attempt: &Attempt,
-        afresh: bool,
-    ) -> Result<(), Violation> {
+    /// Whether a member can bring its balance home, alone, from its disk: with its channel, and by
+    /// what a distribution pays. What was seen and has not changed is not looked at again.
+    pub(crate) fn check_money(&mut self, number: u16, attempt: &Attempt) -> Result<(), Violation> {
         let who = Who::Wallet(number);
         if !self.party(who).is_honest() || !self.counts_on(number, attempt) {
             return Ok(());
@@ -72,23 +89,26 @@ impl World {
             return Err(lost(number, attempt, "has lost its join"));
         };
         let (header, place) = (joined.invite.header.clone(), (*attempt, joined.invite.slot));
-        let tip = self.chain.tip();
-        let exit_delay = header.timing.exit_delay(header.shape.layers());
-        if header.policy == TimeoutPolicy::LspReclaims && tip + exit_delay > header.expiry {
-            // Whoever stays that long has been warned and forced out before.
-            return Ok(());
-        }
-        let disk = &self.party(who).disk;
-        let channel = disk.channels.get(&place);
+        let party = self.party(who);
+        let channel = party.disk.channels.get(&place);
         if channel.is_some_and(|channel| channel.stage == Stage::Over) {
             return Ok(());
         }
-        let state = (
-            self.chain.version,
-            channel.map_or(0, |channel| channel.balances.number),
-        );
-        if !afresh && self.checked.get(&place) == Some(&state) {
+        let mut now = Checked {
+            journal: (party.life, party.records(attempt).len()),
+            chain: self.chain.version,
+            channel: channel.map(|it| (it.balances.number, it.claimable())),
+            paid_out: None,
+        };
+        let last = self.checked.get(&place).copied();
+        if last.is_some_and(|last| last.channel == now.channel && last.same_path(&now)) {
             return Ok(());
+        }
+        if last.is_none_or(|last| last.journal != now.journal)
+            && let Some(live) = &mut self.party_mut(who).live
+        {
+            // More has been written: read it again.
+            live.kept.remove(&place);
         }
         self.keep_path(who, place)?;
         let fresh = match self.party(who).is_live() {
@@ -125,29 +145,49 @@ impl World {
             Some(channel) => recover::due(&channel.balances, &kept.path),
             None => Amount::ZERO,
         };
-        let mut ways = vec![(Goal::Leave, due)];
-        if afresh && header.policy == TimeoutPolicy::MembersReclaim {
-            ways.push((Goal::Reclaim, due));
-        }
-        for (goal, due) in ways {
+        let alone = |goal| {
             let alone = recover::alone(&self.chain, unconfirmed, &holding, goal);
-            let recovered = alone.map_err(|error| {
-                lost(
-                    number,
-                    attempt,
-                    &format!("cannot leave ({goal:?}): {error}"),
-                )
-            })?;
-            ensure(recovered.balance >= due, Invariant::Recoverability, || {
-                format!(
-                    "wallet {number} gets {} of {due} out of {}",
-                    recovered.balance,
-                    name(attempt)
-                )
-            })?;
+            alone.map_err(|error| {
+                let what = format!("cannot leave ({goal:?}): {error}");
+                lost(number, attempt, &what)
+            })
+        };
+        let enough = |paid: Amount| {
+            ensure(paid >= due, Invariant::Recoverability, || {
+                let name = name(attempt);
+                format!("wallet {number} gets {paid} of {due} out of {name}")
+            })
+        };
+        let left = alone(Goal::Leave)?;
+        enough(left.balance)?;
+        match header.policy {
+            TimeoutPolicy::MembersReclaim => {
+                // A distribution pays the same whatever is in the channel.
+                let known = last.filter(|last| last.same_path(&now));
+                now.paid_out = known.and_then(|last| last.paid_out);
+                if now.paid_out.is_none() {
+                    let reclaimed = alone(Goal::Reclaim)?;
+                    enough(reclaimed.balance)?;
+                    let distributed = reclaimed.way == Way::Distribution;
+                    now.paid_out = distributed.then_some(reclaimed.balance);
+                }
+                now.paid_out.map_or(Ok(()), enough)?;
+            }
+            _ => {
+                let exit_delay = header.timing.exit_delay(header.shape.layers());
+                let early = self.chain.tip() + exit_delay <= header.expiry;
+                ensure(
+                    !early || left.settled_at <= header.expiry,
+                    Invariant::Recoverability,
+                    || {
+                        let (name, at) = (name(attempt), left.settled_at);
+                        format!("wallet {number} would be out of {name} only at {at}")
+                    },
+                )?;
+            }
         }
         self.counts.recoveries += 1;
-        self.checked.insert(place, state);
+        self.checked.insert(place, now);
         Ok(())
     }
 

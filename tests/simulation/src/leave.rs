@@ -24,6 +24,13 @@ use crate::world::World;
 /// No reorg of this world reaches deeper.
 const BURIED_BLOCKS: u32 = 12;
 
+/// Blocks of the time in which a member may leave that it has seen.
+#[derive(Debug, Default)]
+pub(crate) struct Chances {
+    last: u32,
+    blocks: u32,
+}
+
 /// What follows a leaf on chain.
 #[derive(Debug)]
 pub(crate) struct Homeward {
@@ -47,6 +54,7 @@ impl World {
             let disk = &mut self.party_mut(Who::Wallet(number)).disk;
             disk.exits.insert(attempt, goal);
         }
+        self.wrote(Who::Wallet(number), &attempt)?;
         self.burn(Who::Wallet(number))?;
         match self.party(Who::Wallet(number)).is_live() {
             true => self.step_exit(number, attempt, Some(goal)),
@@ -89,8 +97,74 @@ impl World {
             if !self.party(Who::Wallet(number)).is_live() {
                 return Ok(());
             }
+            self.count_chance(number, attempt);
+            self.check_left_in_time(number, &attempt)?;
         }
         Ok(())
+    }
+
+    /// Counts a block in which a member could go on leaving a factory that the LSP reclaims.
+    fn count_chance(&mut self, number: u16, attempt: Attempt) {
+        let tip = self.chain.tip();
+        let party = self.party(Who::Wallet(number));
+        let Some(Role::Member(member)) = party.role(&attempt) else {
+            return;
+        };
+        let header = &member.invite().header;
+        let in_time = header
+            .leave_by()
+            .is_some_and(|height| (height..=header.expiry).contains(&tip));
+        if !in_time || !party.records(&attempt).iter().any(is_activated) {
+            return;
+        }
+        let place = (attempt, member.slot().slot);
+        let chances = self.chances.entry(place).or_default();
+        if chances.last < tip {
+            chances.last = tip;
+            chances.blocks += 1;
+        }
+    }
+
+    /// What a reorg or a mempool that forgets has undone of an exit takes blocks to do again.
+    pub(crate) fn lose_chances(&mut self, blocks: u32) {
+        for chances in self.chances.values_mut() {
+            chances.blocks = chances.blocks.saturating_sub(blocks);
+        }
+    }
+
+    /// Under `LspReclaims` a member's leaf is on chain by T, if it had as many blocks for that as
+    /// the terms promise, and something to bring home.
+    pub(crate) fn check_left_in_time(
+        &self,
+        number: u16,
+        attempt: &Attempt,
+    ) -> Result<(), Violation> {
+        let party = self.party(Who::Wallet(number));
+        let Some(Record::MemberJoined(joined)) = party.records(attempt).first() else {
+            return Ok(());
+        };
+        let (header, place) = (&joined.invite.header, (*attempt, joined.invite.slot));
+        let over = header.leave_by().is_some() && self.chain.tip() > header.expiry;
+        let Some(channel) = party.disk.channels.get(&place).filter(|_| over) else {
+            return Ok(());
+        };
+        let needed = header.timing.exit_delay(header.shape.layers());
+        let had = self.chances.get(&place).map_or(0, |it| it.blocks);
+        let nothing = recover::due_at(&channel.balances, header.tree_feerate) == Amount::ZERO;
+        if !party.is_honest() || nothing || had < needed {
+            return Ok(());
+        }
+        let leaf = self.chain.height_of(&channel.agreed.outpoint.txid);
+        ensure(
+            leaf.is_some_and(|height| height <= header.expiry),
+            Invariant::Recoverability,
+            || {
+                let (name, expiry) = (name(attempt), header.expiry);
+                format!(
+                    "wallet {number} is not out of {name} at {expiry}, after {had} blocks: {leaf:?}"
+                )
+            },
+        )
     }
 
     /// Whether an exit begins by itself: an HTLC that was claimed and not paid, or an end at which
@@ -106,7 +180,8 @@ impl World {
         let header = &member.invite().header;
         let tip = self.chain.tip();
         let exit_delay = header.timing.exit_delay(header.shape.layers());
-        let ends = header.leave_by().is_some_and(|height| tip >= height);
+        let ends = header.leave_by().is_some_and(|height| tip >= height)
+            && self.bug != Some(Bug::StaysToTheEnd);
         let place = (*attempt, member.slot().slot);
         let claimed = party.disk.channels.get(&place).is_some_and(|channel| {
             channel.balances.htlcs.iter().any(|htlc| {

@@ -30,12 +30,13 @@
 //!
 //! [`Invariant`] names the promises. Most are checked as things happen: what a role says against
 //! what is on its disk, its nonces against all it ever said, a transaction against the chain.
-//! Recoverability is checked in full whenever a member writes something that its money depends on
-//! (the last signature, the activation, a commitment), and for everybody every thousand steps and
-//! at the end: path, commitment, claims and sweep are carried out on a copy of the chain on which
-//! nobody else acts, and what arrives is compared to the balance. At the end the world is brought
-//! to rest, and every attempt must be a factory for all or nothing for anybody; and many
-//! worlds lose their LSP for good, and every balance must arrive.
+//! Recoverability is checked in full whenever a member has written anything of a factory that it
+//! counts on, and for everybody every thousand steps and at the end: path, commitment, claims and
+//! sweep, or the distributions, are carried out on a copy of the chain on which nobody else acts,
+//! and what arrives is compared to the balance. Under `LspReclaims` a member's leaf must be on
+//! chain by T, if its wallet was up for as many blocks before as the terms promise it. At the end
+//! the world is brought to rest, and every attempt must be a factory for all or nothing for
+//! anybody; and many worlds lose their LSP for good, and every balance must arrive.
 //!
 //! # What the channels are
 //!
@@ -51,8 +52,8 @@
 //! Commitments, claims and sweeps are real transactions with real signatures, of BOLT3's form but
 //! without revocation branch and obscured number. Not modelled: the publication of revoked
 //! commitments and their punishment, the LSP's own commitment, HTLCs too small to enforce,
-//! feerates other than the tree's, and the LSP's tapscript path under `LspReclaims`, of which only
-//! the members' duty to leave before T is.
+//! feerates other than the tree's, and the LSP's tapscript path under `LspReclaims`: that a member
+//! is out before T is checked instead.
 
 mod act;
 mod bugs;

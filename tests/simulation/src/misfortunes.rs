@@ -6,7 +6,9 @@
 
 use std::collections::BTreeSet;
 
+use bitcoin::Amount;
 use superscalar_factory::coordinator::FactoryPlan;
+use superscalar_factory::exit::Goal;
 use superscalar_factory::message::Attempt;
 
 use crate::channel::{Stage, Talk};
@@ -15,6 +17,7 @@ use crate::invariants::Violation;
 use crate::network::{End, Packet};
 use crate::party::{Role, Who};
 use crate::profile::Profile;
+use crate::recover;
 use crate::trail::Echo;
 use crate::world::World;
 
@@ -328,11 +331,15 @@ fn groups_do_not_disturb_each_other() {
     world.calm_down().unwrap();
 }
 
-/// The largest group there is: everybody can leave, and does.
+/// The largest group there is: everybody can leave, and does, without its LSP and all at once.
 #[test]
 fn a_group_of_128() {
     let mut world = world(700, 128);
-    let plan = plan(&mut world, 0..128);
+    let mut plan = plan(&mut world, 0..128);
+    for seat in &mut plan.seats {
+        seat.push_msat = seat.capacity.to_sat() * 250;
+    }
+    let tree_feerate = plan.tree_feerate;
     let attempt = begin(&mut world, plan);
     deliver(&mut world, |_, _, _| false).unwrap();
     assert!(is_published(&world, attempt));
@@ -342,4 +349,18 @@ fn a_group_of_128() {
         .iter()
         .filter_map(|wallet| wallet.role(&attempt));
     assert_eq!(active.filter(|role| role.is_active()).count(), 128);
+    for number in 0..128 {
+        world.leave(number, attempt, Goal::Leave).unwrap();
+    }
+    world.exodus().unwrap();
+    assert_eq!((world.counts.home, world.counts.distributed), (128, 0));
+    for (number, wallet) in (0..128).zip(&world.wallets) {
+        let channel = &wallet.disk.channels[&(attempt, number)];
+        let due = recover::due_at(&channel.balances, tree_feerate);
+        let coins = world.chain.coins_of(&world.payout(number));
+        let [(_, coin)] = coins.as_slice() else {
+            panic!("wallet {number} has {coins:?}");
+        };
+        assert!(due > Amount::ZERO && coin.value == due, "wallet {number}");
+    }
 }

@@ -66,6 +66,7 @@ impl World {
                 match disk.channels.get_mut(&place) {
                     Some(own) if own.stage == Stage::Agreed && own.matches(&channel) => {
                         own.stage = Stage::Held;
+                        self.wrote(Who::Wallet(number), &place.0)?;
                         self.tell(number, End::Lsp, place, Talk::Signed);
                         self.held(Who::Wallet(number), place);
                     }
@@ -194,7 +195,7 @@ impl World {
         let done = match self.dice.below(4) {
             0 => self.invoice(number, place)?,
             1 => self.reveal_some(number, place)?,
-            2 => self.ask(number, place),
+            2 => self.ask(number, place)?,
             _ => self.answer(place),
         };
         self.counts.payments += u64::from(done);
@@ -229,6 +230,7 @@ impl World {
             if let Some(channel) = disk.channels.get_mut(&place) {
                 channel.preimages.insert(htlc.hash, preimage);
             }
+            self.wrote(Who::Wallet(number), &place.0)?;
             if self.bug == Some(Bug::EarlyPreimage) {
                 self.reveal(number, place, preimage)?;
             }
@@ -270,6 +272,7 @@ impl World {
         if let Some(channel) = disk.channels.get_mut(&place) {
             channel.revealed.insert(hash(&preimage));
         }
+        self.wrote(Who::Wallet(number), &place.0)?;
         self.note(format_args!(
             "wallet {number} reveals a preimage in {}",
             name(&place.0)
@@ -279,16 +282,16 @@ impl World {
     }
 
     /// A member asks the LSP to pay somebody.
-    fn ask(&mut self, number: u16, place: Place) -> bool {
+    fn ask(&mut self, number: u16, place: Place) -> Result<bool, Violation> {
         let preimage = self.dice.bytes();
         let party = self.party(Who::Wallet(number));
         let leaving = party.disk.exits.contains_key(&place.0);
         let Some(channel) = party.disk.channels.get(&place) else {
-            return false;
+            return Ok(false);
         };
         let most = channel.balances.spendable_msat(Toward::Lsp);
         if leaving || !party.is_open(&place) || most < MIN_HTLC_MSAT {
-            return false;
+            return Ok(false);
         }
         let amount_msat = self.dice.between(MIN_HTLC_MSAT, most);
         let hash = hash(&preimage);
@@ -296,12 +299,13 @@ impl World {
         if let Some(channel) = disk.channels.get_mut(&place) {
             channel.asked.insert(hash);
         }
+        self.wrote(Who::Wallet(number), &place.0)?;
         // Whoever is paid will tell the LSP.
         if let Some(channel) = self.lsp.disk.channels.get_mut(&place) {
             channel.preimages.insert(hash, preimage);
         }
         self.tell(number, End::Lsp, place, Talk::Pay { amount_msat, hash });
-        true
+        Ok(true)
     }
 
     fn forward(&mut self, place: Place, amount_msat: u64, hash: [u8; 32]) {
@@ -405,7 +409,7 @@ impl World {
             name(&place.0)
         ));
         self.check_channel(who, &place)?;
-        self.check_money(number, &place.0, false)?;
+        self.wrote(who, &place.0)?;
         self.burn(who)?;
         self.tell(number, End::Lsp, place, Talk::Accept { number: next });
         Ok(())

@@ -106,6 +106,14 @@ pub(crate) struct Recovered {
     pub(crate) settled_at: u32,
     /// The member's balance that arrived; HTLCs are beside it.
     pub(crate) balance: Amount,
+    pub(crate) way: Way,
+}
+
+/// Which transaction brought it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Channel,
+    Distribution,
 }
 
 /// Lets the member act alone. `funding` is the funding transaction if it is not in the chain yet.
@@ -144,6 +152,7 @@ pub(crate) fn alone(
                 return Ok(Recovered {
                     settled_at: fork.tip,
                     balance: amount,
+                    way: Way::Distribution,
                 });
             }
             other => return Err(format!("{other:?}")),
@@ -153,6 +162,7 @@ pub(crate) fn alone(
         return Ok(Recovered {
             settled_at: fork.tip,
             balance: Amount::ZERO,
+            way: Way::Channel,
         });
     };
     if outpoint != channel.agreed.outpoint {
@@ -210,24 +220,33 @@ fn settle(
         return Ok(Recovered {
             settled_at,
             balance: sweep.output[0].value,
+            way: Way::Channel,
         });
     }
     Ok(Recovered {
         settled_at,
         balance: Amount::ZERO,
+        way: Way::Channel,
     })
 }
 
 /// What must arrive of a balance: all but the published fee of its sweep.
 pub(crate) fn due(balances: &Balances, path: &SignedPath) -> Amount {
+    due_at(balances, path.header().tree_feerate)
+}
+
+pub(crate) fn due_at(balances: &Balances, tree_feerate_sat_per_vb: u32) -> Amount {
     let balance = Amount::from_sat(balances.member_msat / 1_000);
-    match Worth::of(balance, tree_feerate(path)) {
+    match Worth::of(balance, feerate(tree_feerate_sat_per_vb)) {
         Worth::Yes { net } => net,
         Worth::No { .. } => Amount::ZERO,
     }
 }
 
 pub(crate) fn tree_feerate(path: &SignedPath) -> FeeRate {
-    let feerate = u64::from(path.header().tree_feerate);
-    FeeRate::from_sat_per_vb(feerate).unwrap_or(FeeRate::BROADCAST_MIN)
+    feerate(path.header().tree_feerate)
+}
+
+fn feerate(sat_per_vb: u32) -> FeeRate {
+    FeeRate::from_sat_per_vb(sat_per_vb.into()).unwrap_or(FeeRate::BROADCAST_MIN)
 }

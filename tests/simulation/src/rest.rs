@@ -7,6 +7,7 @@ use superscalar_factory::terms::TimeoutPolicy;
 
 use crate::channel::Stage;
 use crate::invariants::{Invariant, Violation, ensure};
+use crate::leave::is_activated;
 use crate::observer::name;
 use crate::party::{Place, Role, Who};
 use crate::world::World;
@@ -163,11 +164,8 @@ impl World {
                 let Some((place, goal, until)) = self.way_out(number, &attempt) else {
                     continue;
                 };
-                if !self.wallets[usize::from(number)]
-                    .disk
-                    .exits
-                    .contains_key(&attempt)
-                {
+                let exits = &self.wallets[usize::from(number)].disk.exits;
+                if let Some(goal) = goal.filter(|_| !exits.contains_key(&attempt)) {
                     self.leave(number, attempt, goal)?;
                 }
                 latest = latest.max(until);
@@ -200,25 +198,30 @@ impl World {
         counted.collect()
     }
 
-    /// How a member leaves a factory it is still in, and the height by which it is out.
-    fn way_out(&mut self, number: u16, attempt: &Attempt) -> Option<(Place, Goal, u32)> {
-        let Some(Role::Member(member)) = self.party(Who::Wallet(number)).role(attempt) else {
+    /// How a member leaves a factory it is still in, unless by itself before the LSP may take it,
+    /// and the height by which it is out.
+    fn way_out(&mut self, number: u16, attempt: &Attempt) -> Option<(Place, Option<Goal>, u32)> {
+        let wallet = self.party(Who::Wallet(number));
+        let Some(Role::Member(member)) = wallet.role(attempt) else {
             return None;
         };
+        let active = wallet.records(attempt).iter().any(is_activated);
         let place = (*attempt, member.slot().slot);
         let path = member.path()?;
         let header = &path.tree.header;
         let (tip, expiry, timing) = (self.chain.tip(), header.expiry, header.timing.clone());
         let exit_delay = timing.exit_delay(header.shape.layers());
         self.chain.height_of(&path.tree.funding.txid)?;
-        let reclaims = header.policy == TimeoutPolicy::MembersReclaim;
-        if self.is_home(number, &place) || (!reclaims && tip + exit_delay > expiry) {
+        let policy = header.policy;
+        if self.is_home(number, &place) {
             return None;
         }
         let begins = tip.max(expiry);
-        let goal = match reclaims && self.dice.per_mille(500) {
-            true => Goal::Reclaim,
-            false => Goal::Leave,
+        let goal = match (policy, self.dice.per_mille(500)) {
+            (TimeoutPolicy::MembersReclaim, true) => Some(Goal::Reclaim),
+            // All of a factory alike: a neighbour would bring the leaf on chain.
+            (TimeoutPolicy::LspReclaims, _) if active && attempt.instance.0[0] < 128 => None,
+            _ => Some(Goal::Leave),
         };
         let until = begins
             + 2 * exit_delay

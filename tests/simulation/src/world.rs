@@ -16,9 +16,10 @@ use superscalar_factory::message::{Attempt, Message};
 
 use crate::bugs::Bug;
 use crate::chain::Chain;
+use crate::check::Checked;
 use crate::dice::{Dice, public_key, secret, secret_key};
 use crate::invariants::Violation;
-use crate::leave::Homeward;
+use crate::leave::{Chances, Homeward};
 use crate::money::{ChannelKeys, wallet_script};
 use crate::network::{End, Link};
 use crate::observer::Observer;
@@ -63,8 +64,10 @@ pub(crate) struct World {
     pub(crate) homeward: BTreeMap<Place, Homeward>,
     /// Members whose balance is home for good.
     pub(crate) finished: BTreeSet<Place>,
-    /// State of chain and channel at the last check of a member's money.
-    pub(crate) checked: BTreeMap<Place, (u64, u64)>,
+    /// What the last check of a member's money has seen.
+    pub(crate) checked: BTreeMap<Place, Checked>,
+    /// How long members have had to leave factories that the LSP reclaims.
+    pub(crate) chances: BTreeMap<Place, Chances>,
 }
 
 /// How often each kind of thing happened.
@@ -201,6 +204,7 @@ impl World {
             homeward: BTreeMap::new(),
             finished: BTreeSet::new(),
             checked: BTreeMap::new(),
+            chances: BTreeMap::new(),
         };
         for who in world.everybody() {
             let (tip, seen) = (world.chain.tip(), world.chain.version);
@@ -370,6 +374,7 @@ impl World {
             let dice = &mut self.dice;
             self.chain.mine(|| dice.per_mille(500))?;
         }
+        self.lose_chances(2 * (depth as u32 + 1));
         self.counts.reorged += depth as u64;
         self.counts.blocks += depth as u64 + 1;
         let tip = self.chain.tip();
@@ -381,6 +386,7 @@ impl World {
         let any = self.chain.has_pending();
         if any {
             self.chain.forget();
+            self.lose_chances(1);
             self.note(format_args!("mempools are empty"));
         }
         any

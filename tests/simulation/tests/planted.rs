@@ -59,4 +59,5 @@ planted! {
     a_refusal_that_changes_state: RefusalChangesState => BadInput,
     an_exit_one_block_too_early: ExitTooEarly => Exit,
     an_exit_that_is_not_written_down: ExitNotWritten => DurableFirst,
+    a_wallet_that_stays_until_the_lsp_takes_all: StaysToTheEnd => Recoverability,
 }

@@ -16,6 +16,8 @@ use super::published::{PathTx, Published};
 const ANCHOR: Amount = Amount::from_sat(240);
 /// Weight of a commitment without anchors and HTLCs, BOLT3.
 const COMMITMENT_WEIGHT: u64 = 724;
+/// What each side of a channel keeps in it: a hundredth of the capacity, this much at least.
+const MIN_RESERVE: Amount = Amount::from_sat(1_000);
 
 /// What does not agree.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +95,12 @@ pub struct Audit {
     pub commitment_fee: Amount,
     /// What the sweep leaves to the miner.
     pub sweep_fee: Amount,
-    /// What is at the member's addresses now.
+    /// What the sweep brought to the member's addresses.
     pub arrived: Amount,
+    /// What the member owned on chain before.
+    pub coins_before: Amount,
+    /// Part of its balance that the member could not spend in the channel.
+    pub reserve_msat: u64,
     /// Tree outputs beside the path: still locked, of others.
     pub beside_path: Amount,
     /// All fees and anchors of the path.
@@ -125,6 +131,8 @@ pub fn check(ledger: &impl Ledger, said: &Published) -> Result<Audit, CheckError
     let mut transactions = vec![funding];
     let walked = walk_path(ledger, said)?;
     transactions.extend(walked.found);
+    let reserve_msat = reserve_msat(said);
+    same("the channel's reserve", said.reserve_msat, reserve_msat)?;
     let commitment = check_commitment(ledger, said, walked.leaf_height)?;
     let sweep = check_sweep(ledger, said, &commitment)?;
     transactions.push(commitment.found);
@@ -138,6 +146,8 @@ pub fn check(ledger: &impl Ledger, said: &Published) -> Result<Audit, CheckError
     same("all parts of the funding", said.funding_amount, parts)?;
     let home = sweep.arrived + sweep.found.fee + commitment.lsp_output + commitment.fee;
     same("all parts of the channel", said.capacity, home)?;
+    let staying = ledger.unspent_at(&said.staying_scripts)?;
+    same("coins of who stays", said.staying_coins, staying)?;
     Ok(Audit {
         transactions,
         capacity: said.capacity,
@@ -146,9 +156,17 @@ pub fn check(ledger: &impl Ledger, said: &Published) -> Result<Audit, CheckError
         commitment_fee: commitment.fee,
         sweep_fee: sweep.found.fee,
         arrived: sweep.arrived,
+        coins_before: sweep.coins_before,
+        reserve_msat,
         beside_path: walked.beside_path,
         path_cost,
     })
+}
+
+/// What the rule keeps of the member's balance.
+fn reserve_msat(said: &Published) -> u64 {
+    let rule = (said.capacity / 100).max(MIN_RESERVE);
+    said.member_msat.min(rule.to_sat() * 1_000)
 }
 
 /// The funding spends coins of the LSP alone, and all that is not the factory's goes back to it.
@@ -201,10 +219,9 @@ fn walk_path(ledger: &impl Ledger, said: &Published) -> Result<Walked, CheckErro
         check_path_tx(step, &tx, said.tree_feerate)?;
         let fee = fee_of(value, &tx, &step.name)?;
         same(&format!("fee of the {}", step.name), step.fee, fee)?;
-        if height < parent_height + step.delay {
-            let problem = format!("in block {height}, its parent in {parent_height}");
-            return Err(wrong(&step.name, &problem));
-        }
+        let delay = delay_of(&tx);
+        same(&format!("delay of the {}", step.name), step.delay, delay)?;
+        after_delay(&step.name, height, parent_height, delay)?;
         let last = tx.output.len() - 1;
         for (vout, output) in tx.output[..last].iter().enumerate() {
             if vout as u32 != step.onward {
@@ -316,6 +333,7 @@ fn check_commitment(
 struct Sweep {
     found: Found,
     arrived: Amount,
+    coins_before: Amount,
 }
 
 fn check_sweep(
@@ -329,9 +347,9 @@ fn check_sweep(
     if tx.input.len() != 1 || !pays_only(&tx, &said.member_scripts) {
         return Err(wrong(name, "is not from the channel to the member alone"));
     }
-    if height < commitment.found.height + said.to_self_delay {
-        return Err(wrong(name, "is in a block before its delay has passed"));
-    }
+    let delay = delay_of(&tx);
+    same("delay of the sweep", said.to_self_delay, delay)?;
+    after_delay(name, height, commitment.found.height, delay)?;
     let fee = fee_of(commitment.member_output, &tx, name)?;
     let paid: Amount = tx.output.iter().map(|output| output.value).sum();
     let arrived = ledger.unspent_at(&said.member_scripts)?;
@@ -356,7 +374,27 @@ fn check_sweep(
     Ok(Sweep {
         found,
         arrived: paid,
+        coins_before: before,
     })
+}
+
+/// Blocks a transaction must wait after the one it spends (BIP68).
+fn delay_of(tx: &Transaction) -> u32 {
+    let delays = tx.input.iter().filter_map(|input| {
+        let delay = input.sequence.to_relative_lock_time();
+        delay.map(|delay| delay.to_consensus_u32())
+    });
+    delays.max().unwrap_or(0)
+}
+
+fn after_delay(what: &str, height: u32, parent: u32, delay: u32) -> Result<(), CheckError> {
+    match height >= parent + delay {
+        true => Ok(()),
+        false => {
+            let problem = format!("is in block {height}, {delay} must lie after {parent}");
+            Err(wrong(what, &problem))
+        }
+    }
 }
 
 fn pays_only(tx: &Transaction, scripts: &[ScriptBuf]) -> bool {

@@ -31,7 +31,7 @@ pub fn show(report: &steps::Report, folder: &Path, out: &mut impl Write) -> anyh
     write!(out, "{}", table::steps(&report.steps))?;
     write!(out, "{}", table::balances(&report.books, &report.names))?;
     write!(out, "{}", table::transactions(audit))?;
-    let home = table::way_home(audit, &report.published, report.reserve_msat, name);
+    let home = table::way_home(audit, &report.published, name);
     write!(out, "{home}")?;
     writeln!(out, "\nThe factory is drawn in {}.", shown())?;
     Ok(())

@@ -27,7 +27,9 @@ pub struct Published {
     pub capacity: Amount,
     /// What the wallet said was the member's in it, in millisatoshi, before the LSP died.
     pub member_msat: u64,
-    /// HTLCs the wallet said were pending in it then.
+    /// Part of that which the wallet said it could not spend there.
+    pub reserve_msat: u64,
+    /// HTLCs the LSP said were pending in it then.
     pub pending_htlcs: u32,
     /// Feerate of the commitment in sat per 1,000 weight units.
     pub commitment_feerate: u64,
@@ -39,6 +41,10 @@ pub struct Published {
     pub member_coins_before: Amount,
     /// What the wallet says it has on chain after.
     pub member_coins_after: Amount,
+    /// Every address of the members that stay, in the same way.
+    pub staying_scripts: Vec<ScriptBuf>,
+    /// What their wallets said they had on chain, all together.
+    pub staying_coins: Amount,
 }
 
 /// One transaction of the path.

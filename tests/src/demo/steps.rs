@@ -64,8 +64,6 @@ pub struct Report {
     pub audit: Audit,
     /// What the wallet foresaw.
     pub plan: ExitPlan,
-    /// Part of the member's balance it could not spend in the channel.
-    pub reserve_msat: u64,
     /// The members' names in slot order.
     pub names: Vec<String>,
     /// The factory.
@@ -109,7 +107,6 @@ pub fn run(progress: &mut Progress) -> Result<(Network, Report)> {
         published: exit.published,
         audit,
         plan: exit.plan,
-        reserve_msat: exit.reserve_msat,
         names: NAMES.map(str::to_owned).to_vec(),
         picture,
     };
@@ -181,7 +178,6 @@ impl Built {
 struct Exit {
     published: Published,
     plan: ExitPlan,
-    reserve_msat: u64,
 }
 
 impl Network {
@@ -369,15 +365,20 @@ impl Network {
         let channels = self.lsp.channels()?;
         let channel = channels.iter().find(|it| it.peer == id);
         let channel = channel.context("Alice has a channel")?;
-        let coins_before = self.coins(0)?;
         let mut exit = Exit {
             plan: self.members[0].exit_plan(factory)?,
-            reserve_msat: balance.reserved_msat,
             published: self.published(built)?,
         };
-        exit.published.member_msat = balance.spendable_msat + balance.reserved_msat;
-        exit.published.pending_htlcs = channel.inbound_htlcs + channel.outbound_htlcs;
-        exit.published.member_coins_before = coins_before;
+        let published = &mut exit.published;
+        published.member_msat = balance.spendable_msat + balance.reserved_msat;
+        published.reserve_msat = balance.reserved_msat;
+        published.pending_htlcs = channel.inbound_htlcs + channel.outbound_htlcs;
+        published.member_coins_before = self.coins(0)?;
+        for member in 1..NAMES.len() {
+            published.staying_coins += self.coins(member)?;
+        }
+        let coins = published.member_coins_before + published.staying_coins;
+        ensure!(coins == Amount::ZERO, "members own {coins} on chain");
         let lsp = &mut self.lsp;
         let (chain, alice) = (&self.chain, &self.members[0]);
         progress.step("kill lsp-node (SIGKILL)", |_| {
@@ -418,6 +419,8 @@ impl Network {
         let words_in = |folder: &std::path::Path| -> Result<Vec<ScriptBuf>> {
             words::scripts(&std::fs::read_to_string(folder.join("mnemonic"))?)
         };
+        let staying = self.members[1..].iter().map(|it| words_in(it.directory()));
+        let staying: Vec<Vec<ScriptBuf>> = staying.collect::<Result<_>>()?;
         Ok(Published {
             funding: info.funding.as_ref().context("a funding")?.parse()?,
             funding_amount: Amount::from_sat(info.funding_sat.context("its amount")?),
@@ -429,12 +432,15 @@ impl Network {
             channel: seat.channel.as_ref().context("a channel")?.parse()?,
             capacity: Amount::from_sat(seat.capacity_sat),
             member_msat: 0,
+            reserve_msat: 0,
             pending_htlcs: 0,
             commitment_feerate: COMMITMENT_FEERATE_SAT_PER_KW.into(),
             to_self_delay: self.members[0].exit_plan(&info.factory)?.then_blocks - 1,
             member_scripts: words_in(self.members[0].directory())?,
             member_coins_before: Amount::ZERO,
             member_coins_after: Amount::ZERO,
+            staying_scripts: staying.into_iter().flatten().collect(),
+            staying_coins: Amount::ZERO,
         })
     }
 

@@ -93,7 +93,7 @@ pub fn transactions(audit: &Audit) -> String {
 }
 
 /// Where the member's money went, line by line.
-pub fn way_home(audit: &Audit, said: &Published, reserve_msat: u64, name: &str) -> String {
+pub fn way_home(audit: &Audit, said: &Published, name: &str) -> String {
     let mut table = styled(["", "sat", "note"], &[1]);
     let mut row = |what: String, amount: String, note: &str| {
         table.add_row([what, amount, note.to_owned()]);
@@ -108,7 +108,7 @@ pub fn way_home(audit: &Audit, said: &Published, reserve_msat: u64, name: &str) 
     );
     row(
         "  of it reserve".to_owned(),
-        msat(reserve_msat),
+        msat(audit.reserve_msat),
         "not spendable there, but it comes home",
     );
     row(
@@ -144,7 +144,12 @@ pub fn way_home(audit: &Audit, said: &Published, reserve_msat: u64, name: &str) 
     row(
         format!("= in {name}'s own wallet"),
         sat(audit.arrived),
-        "on chain; it owned no coin before",
+        "on chain",
+    );
+    row(
+        format!("beside it: {name}'s coins before"),
+        sat(audit.coins_before),
+        "on chain; leaving needs none",
     );
     let lsp = sat(audit.lsp_output);
     row(

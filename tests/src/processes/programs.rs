@@ -75,6 +75,7 @@ fn build() -> Result<PathBuf> {
         .current_dir(workspace())
         .args(["build", "--quiet", "-p", "lsp-node", "-p", "wallet-cli"])
         .args(["-p", "exit-runner", "-p", "outside-node"])
+        .args(["-p", "superscalar-regtest"])
         .args([
             "--profile",
             if profile == "debug" { "dev" } else { profile },
@@ -85,7 +86,7 @@ fn build() -> Result<PathBuf> {
         .context("cargo cannot be run")?;
     ensure!(
         built.success(),
-        "lsp-node, wallet-cli, exit-runner or outside-node cannot be built: {built}"
+        "a program that runs beside the tests cannot be built: {built}"
     );
     Ok(folder.to_owned())
 }

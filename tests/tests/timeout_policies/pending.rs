@@ -15,6 +15,7 @@ const OFFERED_SAT: u64 = HTLC_SAT + 1 + HTLC_SAT / 10_000;
 /// BOLT3 weights at the pinned 2,500 sat per 1000 weight units.
 const COMMITMENT_FEE_SAT: u64 = (724 + 172) * 2_500 / 1_000;
 const HTLC_TIMEOUT_FEE_SAT: u64 = 663 * 2_500 / 1_000;
+const HTLC_SUCCESS_FEE_SAT: u64 = 703 * 2_500 / 1_000;
 const BALANCE_SAT: u64 = 100_000;
 /// How much further away a payment expires than it needs to: one to three times so many blocks, as
 /// LDK's dice fall.
@@ -107,5 +108,63 @@ async fn a_payment_pending_at_the_deadline_is_back_before_t() {
     assert_eq!(home_sat, left_of(&network.chain, &commitment) - LSP_SAT);
     let told = payer.payment(&id).unwrap().unwrap();
     assert_eq!(told.status, PaymentStatus::Failed);
+    end.network.stop().await;
+}
+
+/// The LSP owes what the wallet has given a preimage for, and is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn for_a_payment_that_is_claimed_a_wallet_leaves_before_its_deadline() {
+    let mut end = Ending::start(request(2, &[2, 1]), &[100_000, 0]).await;
+    let network = &end.network;
+    let infos = network.wallet(0).factories().list().await.unwrap();
+    let exit_delay = infos[0].exit_delay_blocks;
+    let last = end.expiry - exit_delay;
+    let deadline = last - SAFETY_BLOCKS;
+    // The last moment for a payment, if it expires as late as LDK ever lets it.
+    let most = exit_delay + 42 + 3 + 3 * LEAST_SHADOW_BLOCKS;
+    network.rest_to(last - 10 - most, &[0]).await;
+    let wire = &network.members[0].wire;
+    wire.to_member.hold();
+    let payee = network.wallet(0).lightning();
+    let invoice = payee.receive(Some(HTLC_SAT * 1_000), "", 3_600).await;
+    let lsp = network.lsp().lightning();
+    let id = lsp.send(&invoice.unwrap(), None).await.unwrap();
+    network.until_an_htlc_stands(0).await;
+    wire.to_member.pass();
+    network.settled(network.wallet(0), &id).await;
+    end.network.lose_lsp().await;
+
+    let network = &end.network;
+    let exit = loop {
+        assert!(network.block(&[0]).await < deadline);
+        let exits = network.wallet(0).exit().status().await.unwrap();
+        if let Some(exit) = exits.into_iter().next() {
+            break exit;
+        }
+    };
+    assert!(exit.reason.starts_with("ClaimDeadline"), "{}", exit.reason);
+    let begun = network.chain.height().unwrap();
+    let path = &end.paths[0];
+    network.confirm_promptly(path, &[0]).await;
+    let commitment = network.spent(path.channel).await;
+    network.confirm(commitment, &[0]).await;
+    let commitment = network.chain.raw_tx(commitment).unwrap().unwrap();
+    let mut amounts = commitment.output.iter().map(|it| it.value.to_sat());
+    let vout = amounts.position(|amount| amount == HTLC_SAT).unwrap() as u32;
+    let claimed = OutPoint::new(commitment.compute_txid(), vout);
+    let height = network.mined_spend(claimed, &[0]).await;
+    assert!(height < begun + exit_delay, "before the payment expires");
+    let (success, _) = network.confirmed_spender(claimed);
+    let claimed_sat = success.output[0].value.to_sat();
+    assert_eq!(claimed_sat, HTLC_SAT - HTLC_SUCCESS_FEE_SAT);
+    network
+        .wait("the exit to be done", async || {
+            network.block(&[0]).await;
+            network.exit(0).await.stage == "done"
+        })
+        .await;
+    let home_sat = network.wallet(0).balance().unwrap().onchain_sat;
+    let lsp_sat = LSP_SAT - HTLC_SAT;
+    assert_eq!(home_sat, network.left_of(&commitment) - lsp_sat);
     end.network.stop().await;
 }

@@ -195,10 +195,14 @@ impl World {
             (Party::Member(slot), _) => match (self.members.get_mut(&slot), message) {
                 (None, Message::Invite(invite)) => {
                     let number = number(invite.header.attempt()) + u64::from(slot);
+                    let limits = WalletLimits {
+                        policies: vec![self.plan.policy],
+                        ..WalletLimits::standard(self.plan.network)
+                    };
                     let joined = Member::join(
                         key("node", 0),
                         invite,
-                        &WalletLimits::standard(self.plan.network),
+                        &limits,
                         JoinSecrets {
                             seed: &bytes("member seed", u64::from(slot)),
                             salt: bytes("member salt", number),

@@ -17,6 +17,8 @@ mod late;
 mod patience;
 mod reclaim;
 mod replay;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
 pub use error::EngineError;

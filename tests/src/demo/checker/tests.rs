@@ -46,6 +46,7 @@ impl Ledger for Blocks {
 const LSP: u8 = 1;
 const MEMBER: u8 = 2;
 const FACTORY: u8 = 3;
+const STAYING: u8 = 4;
 
 fn script(owner: u8) -> ScriptBuf {
     ScriptBuf::new_p2wsh(&bitcoin::WScriptHash::from_byte_array([owner; 32]))
@@ -59,12 +60,16 @@ fn pays(value: u64, owner: u8) -> TxOut {
 }
 
 fn spend(outpoint: OutPoint, output: Vec<TxOut>) -> Transaction {
+    spend_after(Sequence::MAX, outpoint, output)
+}
+
+fn spend_after(sequence: Sequence, outpoint: OutPoint, output: Vec<TxOut>) -> Transaction {
     Transaction {
         version: Version(3),
         lock_time: LockTime::ZERO,
         input: vec![TxIn {
             previous_output: outpoint,
-            sequence: Sequence::MAX,
+            sequence,
             witness: Witness::from_slice(&[[0u8; 64]]),
             ..TxIn::default()
         }],
@@ -97,14 +102,16 @@ fn exit() -> (Blocks, Published) {
     let funding = OutPoint::new(funding, 1);
     let (kickoff, _) = tree(funding, &[kickoff_value]);
     let kickoff = blocks.add(kickoff, 101);
-    let (leaf, _) = tree(OutPoint::new(kickoff, 0), &values);
+    let (mut leaf, _) = tree(OutPoint::new(kickoff, 0), &values);
+    leaf.input[0].sequence = Sequence::from_height(6);
     let leaf = blocks.add(leaf, 107);
     let channel = OutPoint::new(leaf, 0);
     let lsp_output = 500_000 - 150_000 - 1_811;
     let split = vec![pays(lsp_output, LSP), pays(150_000, FACTORY)];
     let commitment = blocks.add(spend(channel, split), 108);
     let home = vec![pays(149_400, MEMBER)];
-    blocks.add(spend(OutPoint::new(commitment, 1), home), 252);
+    let own = OutPoint::new(commitment, 1);
+    blocks.add(spend_after(Sequence::from_height(144), own, home), 252);
     let step = |name: &str, txid: Txid, delay| {
         let (tx, _) = &blocks.0[&txid];
         let vsize = tx.vsize() as u64;
@@ -129,12 +136,15 @@ fn exit() -> (Blocks, Published) {
         channel,
         capacity: Amount::from_sat(500_000),
         member_msat: 150_000_700,
+        reserve_msat: 5_000_000,
         pending_htlcs: 0,
         commitment_feerate: 2_500,
         to_self_delay: 144,
         member_scripts: vec![script(MEMBER)],
         member_coins_before: Amount::ZERO,
         member_coins_after: Amount::from_sat(149_400),
+        staying_scripts: vec![script(STAYING)],
+        staying_coins: Amount::ZERO,
     };
     (blocks, published)
 }
@@ -168,7 +178,9 @@ fn one_unit_of_difference_in_any_figure_is_named() {
         ("id of the leaf", |it| it.path[1].txid = it.path[0].txid),
         ("size of the leaf", |it| it.path[1].vsize += 1),
         ("feerate of the kickoff", |it| it.path[0].fee += SAT),
-        ("leaf: in block 107", |it| it.path[1].delay += 1),
+        ("delay of the kickoff", |it| it.path[0].delay += 1),
+        ("delay of the leaf", |it| it.path[1].delay += 1),
+        ("delay of the leaf", |it| it.path[1].delay -= 1),
         ("output 0 of the kickoff", |it| it.path[0].outputs[0] -= SAT),
         ("output 1 of the leaf", |it| it.path[1].outputs[1] += SAT),
         ("output 2 of the leaf", |it| it.path[1].outputs[2] += SAT),
@@ -179,13 +191,20 @@ fn one_unit_of_difference_in_any_figure_is_named() {
         ("the commitment's fee", |it| it.member_msat -= 700),
         ("pending HTLCs", |it| it.pending_htlcs = 1),
         ("the commitment's fee", |it| it.commitment_feerate += 2),
-        ("before its delay", |it| it.to_self_delay += 1),
+        ("delay of the sweep", |it| it.to_self_delay += 1),
+        ("delay of the sweep", |it| it.to_self_delay -= 1),
+        ("the channel's reserve", |it| it.reserve_msat += 1),
+        ("the channel's reserve", |it| it.reserve_msat -= 1),
         ("pays nobody but the member", |it| {
             it.member_scripts = vec![script(FACTORY)];
         }),
         ("member before", |it| it.member_coins_before += SAT),
         ("member after", |it| it.member_coins_after += SAT),
         ("member after", |it| it.member_coins_after -= SAT),
+        ("coins of who stays", |it| it.staying_coins += SAT),
+        ("coins of who stays", |it| {
+            it.staying_scripts = vec![script(MEMBER)];
+        }),
     ];
     for (named, change) in changes {
         let (blocks, mut published) = exit();
@@ -207,6 +226,30 @@ fn one_satoshi_that_moved_on_the_chain_is_found() {
             assert!(check(&blocks, &published).is_err(), "{id}:{vout}");
         }
     }
+}
+
+#[test]
+fn a_block_before_its_time_is_found() {
+    for (name, height) in [("leaf", 107), ("sweep", 252)] {
+        let (mut blocks, published) = exit();
+        let mut all = blocks.0.values_mut();
+        let (_, early) = all.find(|(_, it)| *it == height).unwrap();
+        *early -= 1;
+        let error = check(&blocks, &published).unwrap_err().to_string();
+        let expected = format!("{name}: is in block {}", height - 1);
+        assert!(error.starts_with(&expected), "{error}");
+    }
+}
+
+/// Of a balance below it everything is reserve; small channels have a least one.
+#[test]
+fn the_reserve_follows_its_rule() {
+    let (_, mut published) = exit();
+    assert_eq!(reserve_msat(&published), 5_000_000);
+    published.capacity = Amount::from_sat(99_999);
+    assert_eq!(reserve_msat(&published), 1_000_000);
+    published.member_msat = 999_999;
+    assert_eq!(reserve_msat(&published), 999_999);
 }
 
 #[test]
