@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use superscalar_tests::processes::Programs;
 
@@ -27,14 +27,16 @@ fn what_the_readme_says_to_paste_works_line_by_line() {
     fs::create_dir(folder.path().join("target")).unwrap();
     let built = programs.lsp_node.parent().unwrap().canonicalize().unwrap();
     symlink(built, folder.path().join("target/debug")).unwrap();
-    fs::write(folder.path().join("pasted"), pasted()).unwrap();
     // Whatever it has started ends with it, also when it is stuck.
-    let script = "trap 'kill $(jobs -p) 2>/dev/null' EXIT; set -e; . ./pasted";
+    let trap = "trap 'kill $(jobs -p) 2>/dev/null' EXIT";
+    let file = folder.path().join("pasted");
+    fs::write(&file, format!("{trap}\n{}", pasted())).unwrap();
+    // What is pasted is the input of whatever reads it: a program that did would take lines away.
     let output = Command::new("timeout")
-        .args(["120", "bash", "-c", script])
+        .args(["120", "bash", "-e"])
+        .stdin(fs::File::open(&file).unwrap())
         .current_dir(folder.path())
         .env("TMPDIR", folder.path())
-        .stdin(Stdio::null())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);

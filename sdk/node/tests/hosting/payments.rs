@@ -200,6 +200,7 @@ async fn a_member_that_leaves_the_lsp_no_time_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn payments_survive_a_crash_after_every_write() {
+    const AT_ONCE: usize = 4;
     let (chain, history) = (Chain::new(), History::default());
     let mut lsp = Node::start("lsp", lsp_role(), &chain, &history).await;
     let mut alice = Node::start("alice", Role::Member, &chain, &history).await;
@@ -226,36 +227,42 @@ async fn payments_survive_a_crash_after_every_write() {
         node.stop().await;
     }
 
-    // Every third moment: each of them stops and starts three nodes.
-    for moment in (begin..=end).step_by(3) {
-        let crashed = history.until(moment);
-        let lsp = Node::start("lsp", lsp_role(), &chain, &crashed).await;
-        let alice = Node::start("alice", Role::Member, &chain, &crashed).await;
-        let bob = Node::start("bob", Role::Member, &chain, &crashed).await;
-        alice.connect(&lsp).await;
-        bob.connect(&lsp).await;
-        let usable = |node: &Node, slot| {
-            node.host
-                .channel_state(slot)
-                .is_some_and(|state| state.is_usable)
-        };
-        wait_until("no channel was closed", || {
-            usable(&alice, &a) && usable(&bob, &b) && usable(&lsp, &a) && usable(&lsp, &b)
-        })
-        .await;
-        wait_until("settled", || all_settled(&lsp, &alice, &bob)).await;
-        let moved = (400_000_000 - alice.balance_msat(&a), bob.balance_msat(&b));
-        let whole = (50_000_000 + fee, 50_000_000);
-        assert!(
-            moved == whole || moved == (0, 0),
-            "{moved:?} after {}",
-            history.change(moment - 1)
-        );
-        for node in [alice, bob, lsp] {
-            assert!(node.published.all().is_empty());
-            node.stop().await;
+    // Each of them stops and starts three nodes, which takes time and little else: several at once.
+    let crash_from = async |first: usize| {
+        // The same blocks for nodes that have nothing to do with the others.
+        let chain = Chain::new();
+        for moment in (begin + first..=end).step_by(AT_ONCE) {
+            let crashed = history.until(moment);
+            let lsp = Node::start("lsp", lsp_role(), &chain, &crashed).await;
+            let alice = Node::start("alice", Role::Member, &chain, &crashed).await;
+            let bob = Node::start("bob", Role::Member, &chain, &crashed).await;
+            alice.connect(&lsp).await;
+            bob.connect(&lsp).await;
+            let usable = |node: &Node, slot| {
+                node.host
+                    .channel_state(slot)
+                    .is_some_and(|state| state.is_usable)
+            };
+            wait_until("no channel was closed", || {
+                usable(&alice, &a) && usable(&bob, &b) && usable(&lsp, &a) && usable(&lsp, &b)
+            })
+            .await;
+            wait_until("settled", || all_settled(&lsp, &alice, &bob)).await;
+            let moved = (400_000_000 - alice.balance_msat(&a), bob.balance_msat(&b));
+            let whole = (50_000_000 + fee, 50_000_000);
+            assert!(
+                moved == whole || moved == (0, 0),
+                "{moved:?} after {}",
+                history.change(moment - 1)
+            );
+            for node in [alice, bob, lsp] {
+                assert!(node.published.all().is_empty());
+                node.stop().await;
+            }
         }
-    }
+    };
+    let _: [(); AT_ONCE] =
+        tokio::join!(crash_from(0), crash_from(1), crash_from(2), crash_from(3)).into();
 }
 
 /// A disk that is full for a moment in the middle of a payment: what is on it has no gap, so the
