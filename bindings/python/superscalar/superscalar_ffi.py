@@ -529,6 +529,8 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_func_standard_join_request() != 64851:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state() != 9854:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_export_package() != 8172:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_plan() != 12129:
@@ -568,6 +570,8 @@ def _uniffi_check_api_checksums(lib):
     if lib.uniffi_superscalar_ffi_checksum_method_wallet_backup() != 19631:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_wallet_balance() != 50349:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_wallet_connect() != 58676:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_wallet_events() != 30769:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -640,6 +644,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_func_generate_mnemonic.restype = ctyp
 _UniffiLib.uniffi_superscalar_ffi_checksum_func_standard_join_request.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_func_standard_join_request.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_export_package.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_export_package.restype = ctypes.c_uint16
@@ -700,6 +707,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_backup.restype = ctypes
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_balance.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_balance.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_connect.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_connect.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_events.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_events.restype = ctypes.c_uint16
@@ -764,6 +774,10 @@ _UniffiLib.uniffi_superscalar_ffi_fn_func_standard_join_request.argtypes = (
     ctypes.POINTER(_UniffiRustCallStatus),
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_func_standard_join_request.restype = _UniffiRustBuffer
+_UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state.argtypes = (
+    ctypes.c_uint64,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_export_package.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -864,6 +878,10 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_balance.argtypes = (
     ctypes.c_uint64,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_balance.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_connect.argtypes = (
+    ctypes.c_uint64,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_connect.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_events.argtypes = (
     ctypes.c_uint64,
     ctypes.c_uint64,
@@ -4437,6 +4455,13 @@ class ExitProtocol(typing.Protocol):
     itself; `status` says how far it is.
 """
     
+    async def accept_restored_state(self, ) -> None:
+        """
+        Takes a restored state for the newest although no LSP has confirmed that it is, so that it
+        can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
+        the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+"""
+        raise NotImplementedError
     async def export_package(self, passphrase: str) -> bytes:
         """
         The ways out of all factories as one file, encrypted with `passphrase`: what the program
@@ -4495,6 +4520,25 @@ class Exit(ExitProtocol):
         inst = cls.__new__(cls)
         inst._handle = handle
         return inst
+    async def accept_restored_state(self, ) -> None:
+        """
+        Takes a restored state for the newest although no LSP has confirmed that it is, so that it
+        can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
+        the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+"""
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+        )
+        _uniffi_lift_return = lambda val: None
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_void,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
     async def export_package(self, passphrase: str) -> bytes:
         """
         The ways out of all factories as one file, encrypted with `passphrase`: what the program
@@ -5211,6 +5255,12 @@ class WalletProtocol(typing.Protocol):
         What the wallet holds.
 """
         raise NotImplementedError
+    async def connect(self, ) -> None:
+        """
+        Connects to the LSP now, or keeps the connection there is. A running wallet does so by itself
+        every few seconds; this says why it cannot (`peer_unreachable`).
+"""
+        raise NotImplementedError
     async def events(self, cursor: int,limit: int = 100) -> EventPage:
         """
         Events behind `cursor`, at most `limit`. Begin with `acknowledged`, or a cursor of your own,
@@ -5367,6 +5417,24 @@ class Wallet(WalletProtocol):
             _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
             _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
             _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
+    async def connect(self, ) -> None:
+        """
+        Connects to the LSP now, or keeps the connection there is. A running wallet does so by itself
+        every few seconds; this says why it cannot (`peer_unreachable`).
+"""
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+        )
+        _uniffi_lift_return = lambda val: None
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_connect(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_void,
             _uniffi_lift_return,
             _uniffi_error_converter,
         )

@@ -165,6 +165,6 @@ async fn for_a_payment_that_is_claimed_a_wallet_leaves_before_its_deadline() {
         .await;
     let home_sat = network.wallet(0).balance().unwrap().onchain_sat;
     let lsp_sat = LSP_SAT - HTLC_SAT;
-    assert_eq!(home_sat, network.left_of(&commitment) - lsp_sat);
+    assert_eq!(home_sat, left_of(&network.chain, &commitment) - lsp_sat);
     end.network.stop().await;
 }

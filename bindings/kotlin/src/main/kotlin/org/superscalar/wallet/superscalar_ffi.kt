@@ -698,6 +698,8 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_storage_dir(
     ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state(
+    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_exit_export_package(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_exit_plan(
@@ -737,6 +739,8 @@ internal object IntegrityCheckingUniffiLib {
     external fun uniffi_superscalar_ffi_checksum_method_wallet_backup(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_wallet_balance(
+    ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_wallet_connect(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_wallet_events(
     ): Int
@@ -804,6 +808,8 @@ internal object UniffiLib {
     ): Long
     external fun uniffi_superscalar_ffi_fn_free_exit(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Unit
+    external fun uniffi_superscalar_ffi_fn_method_exit_accept_restored_state(`ptr`: Long,
+    ): Long
     external fun uniffi_superscalar_ffi_fn_method_exit_export_package(`ptr`: Long,`passphrase`: RustBuffer.ByValue,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_exit_plan(`ptr`: Long,`factory`: RustBuffer.ByValue,
@@ -859,6 +865,8 @@ internal object UniffiLib {
     external fun uniffi_superscalar_ffi_fn_method_wallet_backup(`ptr`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_wallet_balance(`ptr`: Long,
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_wallet_connect(`ptr`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_wallet_events(`ptr`: Long,`cursor`: Long,`limit`: Int,
     ): Long
@@ -1029,6 +1037,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_storage_dir() and 0xFFFF) != 11974) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state() and 0xFFFF) != 9854) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
     if ((lib.uniffi_superscalar_ffi_checksum_method_exit_export_package() and 0xFFFF) != 8172) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
@@ -1087,6 +1098,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_wallet_balance() and 0xFFFF) != 50349) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_wallet_connect() and 0xFFFF) != 58676) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_wallet_events() and 0xFFFF) != 30769) {
@@ -1572,6 +1586,13 @@ public object FfiConverterByteArray: FfiConverterRustBuffer<ByteArray> {
 public interface ExitInterface {
     
     /**
+     * Takes a restored state for the newest although no LSP has confirmed that it is, so that it
+     * can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
+     * the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+     */
+    suspend fun `acceptRestoredState`()
+    
+    /**
      * The ways out of all factories as one file, encrypted with `passphrase`: what the program
      * `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds no key
      * and no commitment. Export again after joining another factory.
@@ -1706,6 +1727,33 @@ open class Exit: Disposable, AutoCloseable, ExitInterface
         return uniffiRustCall() { status ->
             UniffiLib.uniffi_superscalar_ffi_fn_clone_exit(handle, status)
         }
+    }
+
+    
+    /**
+     * Takes a restored state for the newest although no LSP has confirmed that it is, so that it
+     * can be left. If it is an older one, which a dishonest backup store can give, the LSP may take
+     * the whole channel: for when the LSP is gone for good, and the store is to be trusted.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `acceptRestoredState`() {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_exit_accept_restored_state(
+                uniffiHandle,
+                
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_void(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_void(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_void(future) },
+        // lift function
+        { },
+        
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
     }
 
     
@@ -3075,6 +3123,12 @@ public interface WalletInterface {
     suspend fun `balance`(): Balance
     
     /**
+     * Connects to the LSP now, or keeps the connection there is. A running wallet does so by itself
+     * every few seconds; this says why it cannot (`peer_unreachable`).
+     */
+    suspend fun `connect`()
+    
+    /**
      * Events behind `cursor`, at most `limit`. Begin with `acknowledged`, or a cursor of your own,
      * and go on with the last one's.
      */
@@ -3334,6 +3388,32 @@ open class Wallet: Disposable, AutoCloseable, WalletInterface
         { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
         // lift function
         { FfiConverterTypeBalance.lift(it) },
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
+     * Connects to the LSP now, or keeps the connection there is. A running wallet does so by itself
+     * every few seconds; this says why it cannot (`peer_unreachable`).
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `connect`() {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_connect(
+                uniffiHandle,
+                
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_void(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_void(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_void(future) },
+        // lift function
+        { },
+        
         // Error FFI converter
         WalletException.ErrorHandler,
     )
