@@ -1,4 +1,4 @@
-//! An exit whose transactions need children, killed after every durable write.
+//! An exit whose transactions need children, killed before and after every durable write.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,6 +50,7 @@ async fn to_the_end(device: &mut Device) -> Amount {
     let leaf = device.rooms.slot().channel.outpoint.txid;
     let name = bridge::name(&US.attempt);
     for _ in 0..60 {
+        check_disk(&device.rooms, &device.rooms.net.handed());
         let tip = device.rooms.net.tip().height;
         let height = device.rooms.net.height_of(&leaf);
         if height.is_some_and(|height| tip >= height + BURIED_BLOCKS) {
@@ -87,7 +88,7 @@ async fn after(picture: Picture) -> Amount {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_exit_goes_on_from_a_crash_after_any_write() {
+async fn an_exit_goes_on_from_a_crash_at_any_write() {
     let member = Member::new(TimeoutPolicy::MembersReclaim, SlotPhase::Closed).await;
     let Member {
         directory,
@@ -104,13 +105,13 @@ async fn an_exit_goes_on_from_a_crash_after_any_write() {
     assert_eq!(children(&net).len(), 2, "kickoff and state");
     assert!(expected < COIN, "they cost something");
 
-    let writes = pictures.len();
-    assert!(writes > 20, "{writes}");
+    let count = pictures.len();
+    assert!(count > 40, "two of each write, {count}");
     for (nth, picture) in pictures.into_iter().enumerate() {
         let done = tokio::spawn(after(picture)).await;
         match done {
-            Ok(left) => assert_eq!(left, expected, "killed after write {nth} of {writes}"),
-            Err(error) => panic!("killed after write {nth} of {writes}: {error}"),
+            Ok(left) => assert_eq!(left, expected, "picture {nth} of {count}"),
+            Err(error) => panic!("picture {nth} of {count}: {error}"),
         }
     }
 }

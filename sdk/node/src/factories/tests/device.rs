@@ -1,5 +1,5 @@
 //! A wallet's rooms on a directory and a backup in memory, up to the engine; every durable write
-//! leaves a picture of what a crash just after it would leave.
+//! leaves pictures of what a crash just before and just after it would leave.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -64,6 +64,25 @@ struct Inside {
     album: Option<(PathBuf, Arc<Net>, Vec<Picture>)>,
 }
 
+impl Inside {
+    fn picture(&mut self) {
+        let Some((directory, net, pictures)) = &mut self.album else {
+            return;
+        };
+        let files = tempfile::tempdir().unwrap();
+        for name in [DATABASE_FILE.to_owned(), format!("{DATABASE_FILE}-wal")] {
+            if directory.join(&name).exists() {
+                std::fs::copy(directory.join(&name), files.path().join(name)).unwrap();
+            }
+        }
+        pictures.push(Picture {
+            files,
+            objects: self.objects.clone(),
+            net: net.copy(),
+        });
+    }
+}
+
 impl Remote {
     pub(super) fn of(objects: &Objects) -> Arc<Remote> {
         let remote = Remote::default();
@@ -75,7 +94,7 @@ impl Remote {
         self.0.lock().unwrap().is_away = is_away;
     }
 
-    /// Takes a picture with every write from now on.
+    /// Takes two pictures of every write from now on.
     pub(super) fn watch(&self, directory: &Path, net: &Arc<Net>) {
         let album = (directory.to_owned(), Arc::clone(net), Vec::new());
         self.0.lock().unwrap().album = Some(album);
@@ -96,22 +115,10 @@ impl RemoteStore for Remote {
         if inside.objects.contains_key(name) {
             return Ok(Creation::Exists);
         }
+        inside.picture();
         inside.objects.insert(name.to_owned(), bytes.to_vec());
-        let objects = inside.objects.clone();
-        if let Some((directory, net, pictures)) = &mut inside.album {
-            let files = tempfile::tempdir().unwrap();
-            for name in [DATABASE_FILE.to_owned(), format!("{DATABASE_FILE}-wal")] {
-                if directory.join(&name).exists() {
-                    std::fs::copy(directory.join(&name), files.path().join(name)).unwrap();
-                }
-            }
-            let net = net.copy();
-            pictures.push(Picture {
-                files,
-                objects,
-                net,
-            });
-        }
+        // The entry is there, its commit is not: the next start makes up for it.
+        inside.picture();
         Ok(Creation::Created)
     }
 
@@ -335,7 +342,7 @@ impl Device {
     }
 }
 
-/// A wallet on disk: in a funded factory, with one coin.
+/// A wallet on disk: in a complete factory, with one coin.
 pub(super) struct Member {
     pub(super) directory: TempDir,
     pub(super) remote: Arc<Remote>,
@@ -343,7 +350,8 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Its channel stands as `phase` says and its last commitment pays [`BALANCE_MSAT`].
+    /// Its channel stands as `phase` says and its last commitment pays [`BALANCE_MSAT`]. The
+    /// factory is funded unless the channel is only held.
     pub(super) async fn new(policy: TimeoutPolicy, phase: SlotPhase) -> Member {
         let member = Member {
             directory: tempfile::tempdir().unwrap(),
@@ -370,7 +378,10 @@ impl Member {
         coin.output[0].script_pubkey = rooms.onchain.address().unwrap().script_pubkey();
         let mut device = rooms.run().await;
         let before = member.net.tip().height;
-        member.net.mine(&[complete.funding, coin]);
+        match phase {
+            SlotPhase::Held => member.net.mine(&[coin]),
+            _ => member.net.mine(&[coin, complete.funding]),
+        }
         device.see(before).await;
         device.rooms.close().await;
         let rooms = member.rooms().await;

@@ -13,7 +13,7 @@ fn leave_by(device: &Device) -> u32 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wallet_leaves_in_time_what_its_lsp_would_take() {
-    let member = Member::new(TimeoutPolicy::LspReclaims, SlotPhase::Held).await;
+    let member = Member::new(TimeoutPolicy::LspReclaims, SlotPhase::Active).await;
     let mut device = member.run().await;
     let height = leave_by(&device);
     device.blocks_to(height - 1).await;
@@ -27,6 +27,18 @@ async fn a_wallet_leaves_in_time_what_its_lsp_would_take() {
 async fn a_closed_channel_is_left_at_the_next_start() {
     let member = Member::new(TimeoutPolicy::MembersReclaim, SlotPhase::Closed).await;
     let device = member.run().await;
+    assert!(device.has_job() && !member.net.handed().is_empty());
+    device.rooms.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exit_that_could_not_begin_begins_with_the_next_block() {
+    let member = Member::new(TimeoutPolicy::MembersReclaim, SlotPhase::Closed).await;
+    let member = member.restored().await;
+    let mut device = member.run().await;
+    assert!(!device.has_job());
+    device.rooms.host.confirm_state().unwrap();
+    device.block().await;
     assert!(device.has_job() && !member.net.handed().is_empty());
     device.rooms.close().await;
 }

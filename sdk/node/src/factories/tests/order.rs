@@ -11,9 +11,9 @@ use crate::hosting::SlotPhase;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_follows_a_record_happens_before_it_is_on_disk() {
-    let member = Member::new(TimeoutPolicy::MembersReclaim, SlotPhase::Held).await;
+    let member = Member::new(TimeoutPolicy::MembersReclaim, SlotPhase::Active).await;
     let mut device = member.run().await;
-    let tx = member.net.above(0)[0].0.txdata[1].clone();
+    let tx = member.net.above(0)[0].0.txdata[0].clone();
     let mut later = tx.clone();
     later.input[0].previous_output.vout += 1;
     let code = RefusalCode::Other;
