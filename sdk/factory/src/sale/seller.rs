@@ -309,18 +309,19 @@ impl Seller {
             return Vec::new();
         }
         (place.unpaid, place.stored) = (!signed.paid, false);
+        let terms = signed.terms;
         let mut effects = vec![
-            stepped(&signed.terms, SaleStep::Held),
-            ground.say(slot, delivery(ground, &signed.terms, signed.signature)),
+            stepped(&terms, SaleStep::Held),
+            ground.say(slot, delivery(ground, &terms, signed.signature)),
+            Effect::Emit(Event::Delivered {
+                id: channel,
+                amount: terms.amount,
+            }),
         ];
         if signed.paid {
-            effects.extend(ground.active.then_some(Effect::ActivateBought(channel)));
+            effects.extend(settled(ground, &terms));
         }
-        effects.push(Effect::Emit(Event::Delivered {
-            id: channel,
-            amount: signed.terms.amount,
-        }));
-        place.sold.push(signed.terms);
+        place.sold.push(terms);
         effects
     }
 
@@ -384,14 +385,19 @@ fn settle(ground: &Ground<'_>, place: &mut Place) -> Vec<Effect> {
         return Vec::new();
     };
     place.unpaid = false;
-    let channel = id(ground, terms);
     let mut effects = vec![stepped(terms, SaleStep::Paid)];
-    effects.extend(ground.active.then_some(Effect::ActivateBought(channel)));
-    effects.push(Effect::Emit(Event::Paid {
+    effects.extend(settled(ground, terms));
+    effects
+}
+
+fn settled(ground: &Ground<'_>, terms: &SaleTerms) -> Vec<Effect> {
+    let channel = id(ground, terms);
+    let usable = ground.active.then_some(Effect::ActivateBought(channel));
+    let told = Effect::Emit(Event::Paid {
         id: channel,
         price_msat: terms.price_msat,
-    }));
-    effects
+    });
+    usable.into_iter().chain([told]).collect()
 }
 
 fn quote(ground: &Ground<'_>, offer: &Offer) -> Quote {

@@ -305,3 +305,35 @@ fn without_sales_in_the_terms_there_are_none() {
     let refused = world.ask(BUYER, wish);
     assert_eq!(refused, Err(BuyError::UsedUp { max_sales: 0 }));
 }
+
+/// A payment that is there before the delivery counts, is recorded, and opens nothing too early.
+#[test]
+fn a_payment_that_comes_early_is_kept() {
+    let mut world = active(2);
+    let sale = world
+        .ask(BUYER, world.wish(BUYER, 10_000))
+        .unwrap()
+        .unwrap();
+    world.accept(BUYER, sale).unwrap();
+    let (from, to, message) = world.inbox.pop_front().unwrap();
+    world.hand_over(from, to, message);
+    let payment_hash = crate::last_quote(&world).sale.payment_hash;
+    let before = records(&world, Party::Lsp);
+    for _ in 0..2 {
+        world.tell_lsp(coordinator::Input::SalePaid { payment_hash });
+    }
+    assert_eq!(records(&world, Party::Lsp), before + 1, "written once");
+    assert_eq!(world.activated_bought, []);
+    world.deliver();
+    let lsp = |event: &Event| matches!(event, Event::Paid { .. });
+    assert_eq!(events(&world, lsp), [Party::Lsp]);
+    assert_eq!(world.activated_bought.len(), 2);
+    // What is on disk says the same.
+    world.kill(Party::Lsp);
+    world.restart(TIP + 1);
+    world.activated_bought.clear();
+    world.confirm_funding(TIP + 1);
+    assert_eq!(world.activated_bought.len(), 1);
+    world.pay();
+    agree(&world, BUYER, 1);
+}
