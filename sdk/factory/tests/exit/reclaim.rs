@@ -284,6 +284,8 @@ fn stock_that_was_sold_from_is_never_taken() {
     let height = Some(leaf_height + 11);
     four.facts.spends.insert(all[2], spend(&tx, height));
     assert_eq!(taken(&four), []);
+    four.facts.spends.remove(&all[2]);
+    assert_eq!(taken(&four).len(), 1);
     four.facts.spends.insert(first, spend(&tx, height));
     assert_eq!(taken(&four), []);
 }

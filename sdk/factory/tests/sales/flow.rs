@@ -337,3 +337,28 @@ fn a_payment_that_comes_early_is_kept() {
     world.pay();
     agree(&world, BUYER, 1);
 }
+
+/// A final signature without a commitment is not yet a channel: nothing is owed and nothing counts.
+#[test]
+fn a_signature_alone_is_not_paid_for() {
+    let mut world = active(2);
+    let sale = world
+        .ask(BUYER, world.wish(BUYER, 10_000))
+        .unwrap()
+        .unwrap();
+    world.accept(BUYER, sale).unwrap();
+    let (from, to, message) = world.inbox.pop_front().unwrap();
+    world.hand_over(from, to, message);
+    let id = world.opening_bought.pop_front().unwrap();
+    world.tell_lsp(coordinator::Input::BoughtHeld(id));
+    world.deliver();
+    assert_eq!(world.members[&BUYER].sale_stage(), Some(Stage::Signed));
+    assert!(world.bills.is_empty() && world.activated_bought.is_empty());
+    world.reconnect(BUYER);
+    world.deliver();
+    assert!(world.bills.is_empty());
+    world.tell(BUYER, member::Input::BoughtHeld(id));
+    assert_eq!(world.members[&BUYER].sale_stage(), Some(Stage::Unpaid));
+    assert_eq!(world.pay(), 1);
+    agree(&world, BUYER, 1);
+}
