@@ -12,6 +12,17 @@
 //!   acknowledgement are durable; until it has paid the LSP forwards nothing into the channel and
 //!   sells it nothing more.
 //! - Nothing is signed once somebody has begun to open the factory.
+//!
+//! What the caller owes:
+//! - *The channel's keys follow from its [`ChannelRef`]*, and one is used for one channel: what LDK
+//!   gave up after `funding_created` stays what it is, and its stock output with it.
+//! - *One payment for one hash*, only of the bill's hash and no more than its price.
+//! - *Told again after a restart*: the LSP's policy, the funding before any peer is heard, `TreeSeen`,
+//!   closed channels, payments that have arrived.
+//! - *Looked at from then on*: with each [`Delivered`](crate::effect::Event::Delivered) there are new
+//!   outpoints in [`SignedPath::watched`](crate::exit::SignedPath::watched) and
+//!   [`stock_outpoints`](crate::exit::reclaim::stock_outpoints); the LSP publishes sales as well, or its
+//!   own money below them stays where it is.
 
 mod buyer;
 mod price;
