@@ -73,6 +73,14 @@ pub fn journal(data: &[u8]) {
         use superscalar_factory::member::Input;
         member.handle(Input::Connected);
         member.handle(Input::ChannelHeld);
+        if let Some(id) = member.next_channel() {
+            member.handle(Input::BoughtHeld(id));
+            member.handle(Input::BoughtGuarded(id));
+            member.handle(Input::SalePaid(id));
+            let randomness = [1; 32];
+            member.handle(Input::SaleRandomness { id, randomness });
+        }
+        member.handle(Input::TreeSeen);
         member.handle(Input::Height(u32::MAX));
         member.handle(Input::TimedOut);
     }
@@ -82,6 +90,13 @@ pub fn journal(data: &[u8]) {
             lsp.handle(Input::Connected(peer));
         }
         lsp.handle(Input::FundingConfirmed { height: 1_000 });
+        for chain in lsp.stock_chains() {
+            let sold = chain.links().last();
+            assert!(sold.is_none_or(|sold| sold.link().is_signed(&sold.signature())));
+        }
+        let payment_hash = [1; 32];
+        lsp.handle(Input::SalePaid { payment_hash });
+        lsp.handle(Input::TreeSeen);
         lsp.handle(Input::Height(u32::MAX));
         lsp.handle(Input::TimedOut);
     }

@@ -10,6 +10,8 @@ mod ending;
 mod input;
 mod plan;
 mod replay;
+mod say;
+mod selling;
 mod signing;
 
 use std::collections::BTreeSet;
@@ -17,15 +19,17 @@ use std::collections::BTreeSet;
 use bitcoin::secp256k1::{PublicKey, schnorr};
 use bitcoin::{OutPoint, Transaction};
 
-use crate::effect::{Effect, Event, SlotChannel, SlotRef};
+use crate::effect::{Effect, Event, SlotRef};
 use crate::journal::{LspGathering, LspNodes, LspPublished, LspRoot, LspTerms};
 use crate::member::PROTOCOL;
 use crate::message::{
-    Attempt, Identity, Invite, Join, Message, NodeSigs, PartialSigs, Refusal, RefusalCode, RootAck,
+    Attempt, Identity, Invite, Join, Message, NodeSigs, PartialSigs, RefusalCode, RootAck,
     RootPartial, RootSig, TermsMessage,
 };
+use crate::sale::Seller;
 use crate::terms::Terms;
 use crate::tree::Blueprint;
+use say::{refuse, send};
 use signing::Signing;
 
 pub use built::Built;
@@ -50,6 +54,7 @@ pub struct Coordinator {
     waiting_since: u32,
     /// Whether it was waited for too long already.
     unfunded: bool,
+    seller: Seller,
 }
 
 #[derive(Debug)]
@@ -130,6 +135,7 @@ impl Coordinator {
             open: false,
             waiting_since: tip,
             unfunded: false,
+            seller: Seller::default(),
         };
         Ok((coordinator, effects))
     }
@@ -138,7 +144,7 @@ impl Coordinator {
     pub fn handle(&mut self, input: Input) -> Vec<Effect> {
         match input {
             Input::Message { from, message } => self.message(from, message),
-            Input::Connected(peer) => self.repeat(peer),
+            Input::Connected(peer) => self.connected(peer),
             Input::Funded { tx, vout } => self.funded(tx, vout),
             Input::FundingFailed => match self.phase {
                 Phase::Funding { .. } => self.end(RefusalCode::Funding, &[]),
@@ -150,7 +156,7 @@ impl Coordinator {
                 Phase::Opening { .. } | Phase::Acking { .. } => {
                     self.end(RefusalCode::Channel, &[slot])
                 }
-                _ => Vec::new(),
+                _ => self.place_ended(slot),
             },
             Input::TimedOut => self.timed_out(),
             Input::FundingConfirmed { height } => {
@@ -159,6 +165,14 @@ impl Coordinator {
             }
             Input::FundingReorged => self.funding_reorged(),
             Input::Height(tip) => self.height(tip),
+            Input::TreeSeen => self.tree_seen(),
+            Input::QuotePrepared { wanted, backing } => {
+                self.sell(|seller, ground| seller.prepared(ground, &wanted, backing))
+            }
+            Input::BoughtHeld(id) => self.sell(|seller, ground| seller.held(ground, id)),
+            Input::SalePaid { payment_hash } => {
+                self.sell(|seller, ground| seller.paid(ground, payment_hash))
+            }
         }
     }
 
@@ -264,6 +278,9 @@ impl Coordinator {
             Message::RootPartial(partial) => self.root_partial(slot, &partial),
             Message::RootAck(RootAck { .. }) => self.root_ack(slot),
             Message::Refusal(refusal) => self.refusal(slot, refusal.code),
+            Message::QuoteRequest(_) | Message::SaleAccept(_) | Message::SaleStored(_) => {
+                self.sale_message(slot, message)
+            }
             _ => self.refuse(from, RefusalCode::Unexpected, ""),
         }
     }
@@ -587,60 +604,5 @@ impl Coordinator {
             },
             _ => Vec::new(),
         }
-    }
-
-    fn refuse(&self, peer: PublicKey, code: RefusalCode, field: &'static str) -> Vec<Effect> {
-        refuse(self.attempt, peer, code, field)
-    }
-
-    fn channel(&self, built: &Built, slot: u16) -> SlotChannel {
-        let record = &built.terms.slots[usize::from(slot)];
-        let output = record.channel_output();
-        let outpoint = built.tree.channel_outpoint(slot);
-        let header = &built.terms.header;
-        SlotChannel {
-            slot: SlotRef {
-                attempt: self.attempt,
-                slot,
-            },
-            peer: self.peers[usize::from(slot)],
-            outpoint: outpoint.unwrap_or_else(OutPoint::null),
-            capacity: output.value,
-            push_msat: record.push_msat,
-            script_pubkey: output.script_pubkey,
-            timing: header.timing.clone(),
-            layers: header.shape.layers(),
-            expiry: header.expiry,
-        }
-    }
-}
-
-fn refuse(
-    attempt: Attempt,
-    peer: PublicKey,
-    code: RefusalCode,
-    field: &'static str,
-) -> Vec<Effect> {
-    let field = field.to_owned();
-    let refusal = Refusal {
-        attempt,
-        code,
-        field: field.clone(),
-    };
-    vec![
-        send(peer, refusal),
-        Effect::Emit(Event::Refused {
-            attempt,
-            peer,
-            code,
-            field,
-        }),
-    ]
-}
-
-fn send(to: PublicKey, message: impl Into<Message>) -> Effect {
-    Effect::Send {
-        to,
-        message: message.into(),
     }
 }

@@ -7,11 +7,12 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 
 use crate::journal::Record;
-use crate::message::{Attempt, Message, RefusalCode};
+use crate::message::{Attempt, Message, NoSaleReason, RefusalCode, SaleId, SaleTerms};
+use crate::stock::Sellable;
 use crate::timing::Timing;
 
 /// A place in a factory, as channels are bound to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotRef {
     /// The building attempt.
     pub attempt: Attempt,
@@ -40,6 +41,87 @@ pub struct SlotChannel {
     pub layers: u32,
     /// Absolute height at which the factory ends.
     pub expiry: u32,
+}
+
+/// One channel of a place: the leaf's own, or one that was sold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelRef {
+    /// The place.
+    pub slot: SlotRef,
+    /// Version of the path, 0 for the first.
+    pub version: u32,
+    /// 0 is the leaf's own channel, the sale of link `n` is `n + 1`.
+    pub seq: u32,
+}
+
+impl ChannelRef {
+    /// The channel a sale makes.
+    pub fn sold(slot: SlotRef, version: u32, link: u8) -> ChannelRef {
+        ChannelRef {
+            slot,
+            version,
+            seq: u32::from(link) + 1,
+        }
+    }
+}
+
+/// What a bought channel must be, to be refused otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoughtChannel {
+    /// Which it is; its keys follow from that.
+    pub id: ChannelRef,
+    /// What it must be. Its outpoint is the sale's output.
+    pub channel: SlotChannel,
+}
+
+/// What the LSP's shell is asked for before a quote is signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuoteWanted {
+    /// The channel to be sold.
+    pub id: ChannelRef,
+    /// Its capacity.
+    pub amount: Amount,
+    /// The price; where it is zero no invoice is wanted.
+    pub price_msat: u64,
+    /// The last height at which it may be accepted.
+    pub valid_until: u32,
+    /// The payment hash the invoice must have; `None` for a new one.
+    pub payment_hash: Option<[u8; 32]>,
+}
+
+/// What the shell answers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct QuoteBacking {
+    /// The LSP's key in the channel's 2-of-2.
+    pub funding_key: PublicKey,
+    /// Hash of the payment; zeros where nothing is to be paid.
+    pub payment_hash: [u8; 32],
+    /// What to pay with; empty where nothing is to be paid.
+    pub invoice: String,
+    /// 32 fresh random bytes, for a nonce.
+    pub randomness: [u8; 32],
+}
+
+impl std::fmt::Debug for QuoteBacking {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QuoteBacking")
+            .field("funding_key", &self.funding_key)
+            .field("invoice", &self.invoice)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a buyer owes for a channel it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bill {
+    /// The channel.
+    pub id: ChannelRef,
+    /// What to pay with.
+    pub invoice: String,
+    /// The hash it must have.
+    pub payment_hash: [u8; 32],
+    /// The most it may ask for.
+    pub price_msat: u64,
 }
 
 /// One thing to do.
@@ -77,11 +159,29 @@ pub enum Effect {
     Broadcast(Transaction),
     /// Tell the application.
     Emit(Event),
+    /// LSP: prepare what a quote needs. Answered by
+    /// [`QuotePrepared`](crate::coordinator::Input::QuotePrepared).
+    PrepareQuote(QuoteWanted),
+    /// Member: the sale is to be signed for once more, with a fresh nonce. Answered by
+    /// [`SaleRandomness`](crate::member::Input::SaleRandomness).
+    NeedRandomness(ChannelRef),
+    /// Hold LDK to this bought channel from now on.
+    AgreeBought(BoughtChannel),
+    /// Open the agreed bought channel (LSP).
+    OpenBought(ChannelRef),
+    /// The bought channel may carry payments.
+    ActivateBought(ChannelRef),
+    /// The funding left the chain: the bought channel may carry nothing new.
+    SuspendBought(ChannelRef),
+    /// Member: pay for a channel that is held. Said again until
+    /// [`SalePaid`](crate::member::Input::SalePaid); the shell pays one hash once.
+    Pay(Bill),
 }
 
 /// What the application is told.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant)]
 pub enum Event {
     /// Member: a place was accepted.
     Joined(SlotRef),
@@ -125,6 +225,51 @@ pub enum Event {
         attempt: Attempt,
         /// The factory's output.
         funding: OutPoint,
+    },
+    /// Member: a quote was verified and waits to be accepted.
+    Quoted {
+        /// The sale.
+        sale: SaleId,
+        /// The channel it is of.
+        id: ChannelRef,
+        /// What was promised.
+        terms: SaleTerms,
+    },
+    /// Member: the LSP sells nothing, or not that.
+    NotSold {
+        /// The place.
+        slot: SlotRef,
+        /// Why.
+        reason: NoSaleReason,
+        /// The least that is sold; zero where the amount is not the reason.
+        least: Amount,
+        /// What the stock allows; zero where the amount is not the reason.
+        sellable: Sellable,
+    },
+    /// Member: everything of a bought channel is durable; it can receive. LSP: the final signature
+    /// is about to leave.
+    Delivered {
+        /// The channel.
+        id: ChannelRef,
+        /// Its capacity.
+        amount: Amount,
+    },
+    /// A sale is paid for.
+    Paid {
+        /// The channel.
+        id: ChannelRef,
+        /// What it cost.
+        price_msat: u64,
+    },
+    /// LSP: a signed sale is not delivered, because somebody has begun to open the factory.
+    Withheld(ChannelRef),
+    /// The peer wants something else signed for an output that something was signed for. It was
+    /// refused.
+    Equivocation {
+        /// The channel that something was signed for.
+        id: ChannelRef,
+        /// Who wants it.
+        peer: PublicKey,
     },
     /// The attempt is over.
     Ended {

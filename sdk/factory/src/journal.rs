@@ -7,7 +7,9 @@ use bitcoin::secp256k1::{PublicKey, XOnlyPublicKey, schnorr};
 use bitcoin::{ScriptBuf, Transaction};
 
 use crate::codec::{Decode, DecodeError, Encode, Reader, tlv};
-use crate::message::{Invite, Join, PartialBytes, RefusalCode, TermsMessage};
+use crate::message::{
+    Invite, Join, PartialBytes, RefusalCode, SaleAccept, SaleTerms, TermsMessage,
+};
 use crate::terms::Terms;
 #[cfg(doc)]
 use crate::timing::UNFUNDED_AFTER_BLOCKS;
@@ -61,6 +63,112 @@ tlv! {
     pub struct MemberRootSig {
         /// For the root kickoff.
         0 => signature: schnorr::Signature,
+    }
+}
+
+tlv! {
+    /// Member: accepted a quote; the partial signature is about to leave. For this stock output
+    /// nothing else is ever signed.
+    pub struct MemberSaleSigned {
+        /// What was said.
+        0 => accept: SaleAccept,
+        /// What to pay with.
+        2 => invoice: String,
+        /// Who must have acknowledged the sale before it counts.
+        4 => guard: Guard,
+    }
+}
+
+tlv! {
+    /// Member: verified the final signature of a sale.
+    pub struct MemberSaleSig {
+        /// How many sales of this chain came before.
+        0 => link: u8,
+        /// Of the sale's transaction.
+        2 => signature: schnorr::Signature,
+    }
+}
+
+tlv! {
+    /// LSP: a sale is signed and its signature held back. For this stock output nothing else is
+    /// ever signed.
+    pub struct LspSaleSigned {
+        /// The sale.
+        0 => sale: SaleTerms,
+        /// Of the sale's transaction.
+        2 => signature: schnorr::Signature,
+    }
+}
+
+tlv! {
+    /// A sale went one step further.
+    pub struct SaleStepped {
+        /// The place.
+        0 => slot: u16,
+        /// How many sales of this chain came before.
+        2 => link: u8,
+        /// The step.
+        4 => step: SaleStep,
+    }
+}
+
+/// What can happen to a signed sale, in any order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SaleStep {
+    /// Both sides hold commitments. LSP: the final signature is about to leave.
+    Held,
+    /// Member: the watchtower has acknowledged it.
+    Guarded,
+    /// It is paid for.
+    Paid,
+}
+
+impl Encode for SaleStep {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(match self {
+            SaleStep::Held => 0,
+            SaleStep::Guarded => 1,
+            SaleStep::Paid => 2,
+        });
+    }
+}
+impl Decode for SaleStep {
+    fn decode(r: &mut Reader<'_>, field: &'static str) -> Result<Self, DecodeError> {
+        match u8::decode(r, field)? {
+            0 => Ok(SaleStep::Held),
+            1 => Ok(SaleStep::Guarded),
+            2 => Ok(SaleStep::Paid),
+            _ => Err(DecodeError::Invalid { field }),
+        }
+    }
+}
+
+/// Who watches the chain for a bought channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Guard {
+    /// The member alone: it counts the channel as soon as it holds everything.
+    Member,
+    /// A watchtower as well: the channel counts only after its acknowledgement.
+    Watchtower,
+}
+
+impl Encode for Guard {
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.push(match self {
+            Guard::Member => 0,
+            Guard::Watchtower => 1,
+        });
+    }
+}
+impl Decode for Guard {
+    fn decode(r: &mut Reader<'_>, field: &'static str) -> Result<Self, DecodeError> {
+        match u8::decode(r, field)? {
+            0 => Ok(Guard::Member),
+            1 => Ok(Guard::Watchtower),
+            _ => Err(DecodeError::Invalid { field }),
+        }
     }
 }
 
@@ -190,15 +298,19 @@ records! {
     3 => MemberPath,
     4 => MemberRootPartial,
     5 => MemberRootSig,
+    6 => MemberSaleSigned,
+    7 => MemberSaleSig,
     16 => LspGathering,
     17 => LspTerms,
     18 => LspNodes,
     19 => LspRoot,
     20 => LspPublished,
+    21 => LspSaleSigned,
     32 => Activated,
     33 => Ended,
     34 => Dormant,
     35 => Unfunded,
+    36 => SaleStepped,
 }
 
 /// Why journal records give no role.

@@ -2,8 +2,9 @@
 //!
 //! A factory is one on-chain output shared by an LSP and its members through a tree of pre-signed
 //! transactions whose leaves fund ordinary Lightning channels. This crate says what a factory *is*
-//! ([`terms`], [`tree`], [`scripts`]), what its parties *sign* ([`signing`]), how the two roles
-//! behave ([`member`], [`coordinator`]) and how a member leaves alone ([`exit`]).
+//! ([`terms`], [`tree`], [`scripts`], [`stock`]), what its parties *sign* ([`signing`]), how the two
+//! roles behave ([`member`], [`coordinator`]), how inbound liquidity is sold ([`sale`]) and how a
+//! member leaves alone ([`exit`]).
 //!
 //! Nothing here does I/O, reads a clock, spawns a thread or draws a random number: heights, times
 //! and randomness are inputs, and what has to happen in the world is returned as a list of effects
@@ -16,9 +17,11 @@ pub mod exit;
 pub mod journal;
 pub mod member;
 pub mod message;
+pub mod sale;
 pub mod scripts;
 pub mod shape;
 pub mod signing;
+pub mod stock;
 pub mod terms;
 pub mod timing;
 pub mod tree;

@@ -1,30 +1,36 @@
-//! The member's side of building a factory, as a state machine without I/O.
+//! The member's side of building a factory and of buying in it, as a state machine without I/O.
 //!
 //! What always holds: nothing is signed that was not rebuilt from the terms; the root kickoff is
 //! signed only when the rest of the path is verified and durable and the channel is held; the
 //! factory does not exist for the member until the root signature is durable and the funding
 //! buried. A refused message changes nothing.
 
+mod buying;
 mod chain;
 mod ending;
 mod limits;
+mod path;
 mod replay;
 mod secrets;
 mod verify;
 
-use bitcoin::secp256k1::{PublicKey, schnorr};
+use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, ScriptBuf, Transaction};
 
-use crate::effect::{Effect, Event, SlotChannel, SlotRef};
-use crate::journal::{MemberJoined, MemberPath, MemberRootPartial, MemberRootSig, MemberSigned};
+use crate::effect::{ChannelRef, Effect, Event, SlotChannel, SlotRef};
+use crate::journal::{
+    MemberJoined, MemberPath, MemberRootPartial, MemberRootSig, MemberSigned, SaleStep,
+};
 use crate::message::{
     Attempt, Identity, Invite, Join, Message, NodeSigs, PartialBytes, PartialSigs, PathAck,
     Refusal, RefusalCode, RootAck, RootPartial, RootSig, TermsMessage,
 };
+use crate::sale::Buyer;
 use crate::signing::{AggregateNonce, FactoryKey, ReservedNonces, SecretNonce, SigningSession};
 use crate::tree::Tree;
 
 pub use limits::{DelayLimits, WalletLimits};
+pub use path::Path;
 pub(crate) use secrets::reserve;
 pub use secrets::revocation_key;
 
@@ -72,6 +78,22 @@ pub enum Input {
     FundingReorged,
     /// The best chain's height, after what became of the funding up to it.
     Height(u32),
+    /// A transaction of the tree is in mempool or chain: nothing is bought any more. Told again
+    /// after a restart.
+    TreeSeen,
+    /// Answer to [`Effect::NeedRandomness`]: 32 fresh random bytes.
+    SaleRandomness {
+        /// The channel that is bought.
+        id: ChannelRef,
+        /// For a nonce.
+        randomness: [u8; 32],
+    },
+    /// Both sides hold commitments on a bought channel, ours durably.
+    BoughtHeld(ChannelRef),
+    /// The watchtower has acknowledged the sale of a channel.
+    BoughtGuarded(ChannelRef),
+    /// A bought channel is paid for.
+    SalePaid(ChannelRef),
 }
 
 /// What is random about a Join: fresh for every attempt, never chosen by the LSP.
@@ -116,6 +138,7 @@ pub struct Member {
     unfunded: bool,
     /// Why the LSP gave the attempt up after it had our root partial signature.
     dormant: Option<RefusalCode>,
+    buyer: Buyer,
 }
 
 #[derive(Debug)]
@@ -137,16 +160,6 @@ enum Phase {
         active: Option<u32>,
     },
     Ended(RefusalCode),
-}
-
-/// The path a member signs, and the final signatures it has of it.
-#[derive(Debug, Clone)]
-pub struct Path {
-    /// The transactions.
-    pub tree: Tree,
-    /// Final signatures in signing order, the root kickoff's last; as many as have arrived.
-    pub signatures: Vec<schnorr::Signature>,
-    terms: TermsMessage,
 }
 
 impl Member {
@@ -197,6 +210,7 @@ impl Member {
             waiting_since: tip,
             unfunded: false,
             dormant: None,
+            buyer: Buyer::default(),
         };
         Ok((member, effects))
     }
@@ -205,7 +219,7 @@ impl Member {
     pub fn handle(&mut self, input: Input) -> Vec<Effect> {
         match input {
             Input::Message(message) => self.message(message),
-            Input::Connected => self.repeat(),
+            Input::Connected => self.connected(),
             Input::ChannelHeld => self.channel_held(),
             Input::ChannelLost => self.channel_lost(),
             Input::TimedOut => match self.phase {
@@ -217,6 +231,13 @@ impl Member {
             Input::KnownFundingConfirmed { height } => self.known_funding_confirmed(height),
             Input::FundingReorged => self.funding_reorged(),
             Input::Height(tip) => self.height(tip),
+            Input::TreeSeen => self.tree_seen(),
+            Input::SaleRandomness { id, randomness } => {
+                self.buying(|buyer, ground| buyer.sign_again(ground, id, &randomness))
+            }
+            Input::BoughtHeld(id) => self.sale_step(id, SaleStep::Held),
+            Input::BoughtGuarded(id) => self.sale_step(id, SaleStep::Guarded),
+            Input::SalePaid(id) => self.sale_step(id, SaleStep::Paid),
         }
     }
 
@@ -320,6 +341,9 @@ impl Member {
             Message::Identity(identity) => self.identity(&identity),
             Message::RootSig(sig) => self.root_sig(&sig),
             Message::Refusal(refusal) => Ok(self.refusal(&refusal)),
+            Message::Quote(_) | Message::SaleSig(_) | Message::NoSale(_) => {
+                return self.sale_message(message);
+            }
             _ => Err(Refused::new(RefusalCode::Unexpected, "")),
         };
         result.unwrap_or_else(|refused| self.refuse(named, &refused))
@@ -520,6 +544,7 @@ impl Member {
         }
         path.signatures.push(sig.signature);
         let path = path.clone();
+        self.buyer.begin(path.stock());
         self.phase = Phase::Complete { path, active: None };
         // It goes on after all.
         self.dormant = None;
@@ -596,24 +621,6 @@ impl Member {
             layers: path.tree.header.shape.layers(),
             expiry: path.tree.header.expiry,
         }
-    }
-}
-
-impl Path {
-    /// Whether every transaction of the path is signed.
-    pub fn complete(&self) -> bool {
-        let order = self.tree.signing_order(self.terms.facts.slot);
-        self.signatures.len() == order.len()
-    }
-
-    /// The member's place.
-    pub fn slot(&self) -> u16 {
-        self.terms.facts.slot
-    }
-
-    /// What the member was told.
-    pub fn terms(&self) -> &TermsMessage {
-        &self.terms
     }
 }
 

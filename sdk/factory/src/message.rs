@@ -1,8 +1,10 @@
-//! What the parties say to each other while a factory is built: the types, and their numbers.
+//! What the parties say to each other: the types, and their numbers.
 //!
 //! `MESSAGES.md` beside this crate's manifest is the registry of numbers, fields and codes. Every
 //! message is a BOLT1 TLV stream and (but [`Seek`]) names the factory and the attempt it
 //! belongs to, so that nothing said in one ceremony counts in another.
+
+mod sale;
 
 use bitcoin::secp256k1::{PublicKey, XOnlyPublicKey, schnorr};
 use bitcoin::{Amount, OutPoint, ScriptBuf};
@@ -10,6 +12,11 @@ use bitcoin::{Amount, OutPoint, ScriptBuf};
 use crate::codec::{Decode, DecodeError, Encode, Reader, tlv};
 use crate::terms::{Header, Instance};
 use crate::tree::PathFacts;
+
+pub use sale::{
+    MAX_INVOICE_BYTES, NoSale, NoSaleReason, Quote, QuoteRequest, SaleAccept, SaleId, SaleSig,
+    SaleStored, SaleTerms,
+};
 
 /// A MuSig2 public nonce (BIP327), not yet parsed.
 pub type NonceBytes = [u8; 66];
@@ -247,6 +254,8 @@ refusal_codes! {
     12 => Unknown: "no such attempt is known",
     /// The bytes are no message of this protocol.
     13 => Malformed: "the message cannot be read",
+    /// Something else was signed for the same output and epoch.
+    14 => Equivocation: "something else was signed for this output",
 }
 
 macro_rules! messages {
@@ -304,6 +313,12 @@ messages! {
     11 => RootAck(RootAck),
     12 => Refusal(Refusal),
     13 => PathAck(PathAck),
+    14 => QuoteRequest(QuoteRequest),
+    15 => Quote(Quote),
+    16 => SaleAccept(SaleAccept),
+    17 => SaleSig(SaleSig),
+    18 => SaleStored(SaleStored),
+    19 => NoSale(NoSale),
 }
 
 impl Header {
@@ -332,6 +347,12 @@ impl Message {
             Message::RootAck(body) => Some(body.attempt),
             Message::Refusal(body) => Some(body.attempt),
             Message::PathAck(body) => Some(body.attempt),
+            Message::QuoteRequest(body) => Some(body.attempt),
+            Message::Quote(body) => Some(body.attempt),
+            Message::SaleAccept(body) => Some(body.attempt),
+            Message::SaleSig(body) => Some(body.attempt),
+            Message::SaleStored(body) => Some(body.attempt),
+            Message::NoSale(body) => Some(body.attempt),
         }
     }
 }
@@ -348,7 +369,8 @@ mod tests {
             let row = format!("| {number} | `{name}` |");
             assert!(registry.contains(&row), "{row}");
         }
-        for (number, name, text) in RefusalCode::REGISTRY {
+        let reasons = RefusalCode::REGISTRY.iter().chain(NoSaleReason::REGISTRY);
+        for (number, name, text) in reasons {
             let row = format!("| {number} | `{name}` | {text} |");
             assert!(registry.contains(&row), "{row}");
         }

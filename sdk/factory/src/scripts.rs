@@ -16,6 +16,10 @@ use bitcoin::{
 pub const ANCHOR_VALUE: Amount = Amount::from_sat(240);
 /// The least amount of any payout, channel or stock output.
 pub const MIN_OUTPUT: Amount = Amount::from_sat(1_000);
+/// Bytes of a P2WSH output script.
+pub(crate) const P2WSH_SIZE: usize = 34;
+/// Bytes of a P2TR output script.
+pub(crate) const P2TR_SIZE: usize = 34;
 
 /// A BIP340-style tagged hash over the concatenation of `parts`.
 pub fn tagged_hash(tag: &str, parts: &[&[u8]]) -> [u8; 32] {

@@ -62,6 +62,7 @@ macro_rules! hash_type {
     )*};
 }
 hash_type!(Instance, TermsId, FactoryId);
+pub(crate) use hash_type;
 
 /// What happens at the end if the parties do nothing together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

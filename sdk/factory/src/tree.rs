@@ -21,6 +21,7 @@ use crate::terms::{FactoryId, Header, TermsId};
 
 pub use blueprint::{Blueprint, PathFacts, PathMismatch, stock_key, stock_output};
 pub use transactions::MAX_NODE_VSIZE;
+pub(crate) use transactions::{fee, transaction, tree_tx};
 
 /// What a transaction of a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,11 +32,18 @@ pub enum Role {
     State,
     /// Starts the clock of the state.
     Kickoff,
+    /// Below a leaf: a channel sold out of a member's stock. Its place in the chain, from 0.
+    Sale(u8),
 }
 
 impl Encode for Role {
     fn encode(&self, out: &mut Vec<u8>) {
-        out.push(*self as u8);
+        match self {
+            Role::Distribution => out.push(0),
+            Role::State => out.push(1),
+            Role::Kickoff => out.push(2),
+            Role::Sale(link) => out.extend_from_slice(&[3, *link]),
+        }
     }
 }
 impl Decode for Role {
@@ -44,6 +52,7 @@ impl Decode for Role {
             0 => Ok(Role::Distribution),
             1 => Ok(Role::State),
             2 => Ok(Role::Kickoff),
+            3 => Ok(Role::Sale(u8::decode(r, field)?)),
             _ => Err(DecodeError::Invalid { field }),
         }
     }
@@ -74,6 +83,10 @@ impl std::fmt::Display for TxName {
             Role::Distribution => "distribution",
             Role::State => "state",
             Role::Kickoff => "kickoff",
+            Role::Sale(link) => {
+                let number = u16::from(link) + 1;
+                return write!(f, "sale {number} of node {}", self.node.0);
+            }
         };
         write!(f, "{role} of node {}", self.node.0)
     }
@@ -180,6 +193,8 @@ impl Tree {
             Role::Distribution => node.distribution.as_ref(),
             Role::State => Some(&node.state),
             Role::Kickoff => Some(&node.kickoff),
+            // Not a function of the terms: it belongs to a stock chain.
+            Role::Sale(_) => None,
         }
     }
 

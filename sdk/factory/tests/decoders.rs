@@ -15,15 +15,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bitcoin::Amount;
 use proptest::prelude::*;
 use superscalar_factory::codec::{Decode as _, DecodeError, Encode as _};
 use superscalar_factory::exit::SignedPath;
 use superscalar_factory::exit::package::{ExitPackage, PackagedPath};
 use superscalar_factory::journal::{Dormant, Ended, Record, Unfunded};
-use superscalar_factory::message::{Message, Refusal, RefusalCode, Seek};
+use superscalar_factory::message::{Message, QuoteRequest, Refusal, RefusalCode, Seek};
 use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::wire::{Assembler, Frame};
-use world::{Party, TIP, World, plan};
+use world::{Party, TIP, World, key, plan};
 
 type Target = fn(&[u8]);
 
@@ -61,7 +62,7 @@ fn seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
     said.push(refusal.into());
     said.push(
         Seek {
-            capacity: bitcoin::Amount::from_sat(500_000),
+            capacity: Amount::from_sat(500_000),
         }
         .into(),
     );
@@ -96,6 +97,7 @@ fn seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
         let package = ExitPackage::new(slots.map(path).collect()).unwrap();
         seeds.insert(("package", name.to_owned()), package.to_bytes());
     }
+    seeds.extend(sale_seeds());
     for (name, policy) in [
         ("members-reclaim", TimeoutPolicy::MembersReclaim),
         ("lsp-reclaims", TimeoutPolicy::LspReclaims),
@@ -104,6 +106,52 @@ fn seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
         terms.header.policy = policy;
         seeds.insert(("terms", name.to_owned()), terms.to_bytes());
     }
+    seeds
+}
+
+/// A factory of two in which each has bought, one of them everything; and one has asked for more
+/// than there is.
+fn sold() -> World {
+    let mut world = World::selling(plan(2));
+    world.buy(0, 10_000);
+    let everything = world.members[&0].sellable().whole;
+    world.buy(0, everything.to_sat());
+    world.buy(1, 20_000);
+    let request = QuoteRequest {
+        attempt: world.plan.attempt,
+        amount: Amount::from_sat(1_000_000),
+        funding_key: key("nobody", 0),
+    };
+    world.hand_over(Party::Member(1), Party::Lsp, request.into());
+    world
+}
+
+fn sale_seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
+    let mut seeds = BTreeMap::new();
+    let world = sold();
+    for (_, message) in world.log.iter().filter(|(_, it)| it.number() >= 14) {
+        let name = format!("message-{:02}", message.number());
+        let seed = || targets::frames(message);
+        seeds.entry(("wire", name)).or_insert_with(seed);
+    }
+    for (name, who) in [
+        ("member-sales", Party::Member(0)),
+        ("lsp-sales", Party::Lsp),
+    ] {
+        let records = targets::records(&world.journal[&who]);
+        seeds.insert(("journal", name.to_owned()), records);
+    }
+    let lsp = world.lsp.as_ref().unwrap();
+    let built = lsp.built().unwrap();
+    let path = |slot| {
+        let path = SignedPath::new(&built.tree, slot, built.named_signatures()).unwrap();
+        PackagedPath {
+            from_height: TIP + 1,
+            path: path.with_sales(lsp.stock_chain(slot).unwrap()).unwrap(),
+        }
+    };
+    let package = ExitPackage::new((0..2).map(path).collect()).unwrap();
+    seeds.insert(("package", "sales".to_owned()), package.to_bytes());
     seeds
 }
 
@@ -152,9 +200,7 @@ fn the_corpus_is_replayed() {
 
 /// One byte string per record of a whole ceremony.
 fn all_records() -> Vec<Vec<u8>> {
-    let mut world = World::with(plan(2));
-    world.run();
-    world.confirm_funding(TIP + 1);
+    let world = sold();
     let all = world.journal.values().flatten();
     let mut records: Vec<Vec<u8>> = all.map(|record| record.to_bytes()).collect();
     let code = RefusalCode::Other;
@@ -215,7 +261,7 @@ proptest! {
         for (_, target) in TARGETS {
             target(&bytes);
         }
-        for number in 0..=16 {
+        for number in 0..=24 {
             let mut assembler = Assembler::default();
             let frame = Frame { submessage: number, payload: bytes.clone() };
             let _ = assembler.receive(&frame);

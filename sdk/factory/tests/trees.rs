@@ -270,6 +270,7 @@ fn locked_until(header: &Header, tx: &TreeTx, input_height: u32) {
     let race = (u32::from(timing.states) - 1) * u32::from(timing.step);
     let expected = match tx.name.role {
         Role::Kickoff => input_height,
+        Role::Sale(_) => unreachable!("no transaction of a tree"),
         Role::State => input_height + race,
         Role::Distribution => {
             let relative = input_height + race + u32::from(timing.distribution_margin);

@@ -27,7 +27,7 @@ use superscalar_factory::terms::{
 use superscalar_factory::timing::Timing;
 use superscalar_factory::tree::{Blueprint, Tree};
 use superscalar_factory::wire;
-use world::{World, bytes, key, payout};
+use world::{World, bytes, key, payout, plan};
 
 /// Compares with the committed file.
 fn published(name: &str, vectors: &Value) {
@@ -273,6 +273,19 @@ fn keys_and_stock_preimages() {
     published("keys.json", &vectors);
 }
 
+fn on_the_wire(message: &Message) -> Value {
+    let debug = format!("{message:?}");
+    let [frame] = &wire::frames(message)[..] else {
+        panic!("messages of a small factory are one frame")
+    };
+    json!({
+        "submessage": frame.submessage,
+        "name": debug.split('(').next(),
+        "attempt": message.attempt().map(|attempt| encoded(&attempt)),
+        "payload": hex::encode(&frame.payload),
+    })
+}
+
 /// One of each message of a whole ceremony of four, as it stands on the wire.
 #[test]
 fn messages() {
@@ -282,19 +295,73 @@ fn messages() {
     for (_, message) in world.log {
         kinds.entry(message.number()).or_insert(message);
     }
-    let each = kinds.values().map(|message: &Message| {
-        let debug = format!("{message:?}");
-        let [frame] = &wire::frames(message)[..] else {
-            panic!("messages of a small factory are one frame")
-        };
-        json!({
-            "submessage": frame.submessage,
-            "name": debug.split('(').next(),
-            "attempt": message.attempt().map(|attempt| encoded(&attempt)),
-            "payload": hex::encode(&frame.payload),
-        })
-    });
-    let each: Vec<Value> = each.collect();
+    let each: Vec<Value> = kinds.values().map(on_the_wire).collect();
     assert_eq!(each.len(), 10);
     published("messages.json", &json!({ "messages": each }));
+}
+
+/// A member of two buys twice, the second time everything: what was said, and the chain it makes.
+#[test]
+fn sales() {
+    let mut world = World::selling(plan(2));
+    let since = world.log.len();
+    world.buy(0, 10_000);
+    let everything = world.members[&0].sellable().whole;
+    world.buy(0, everything.to_sat());
+    let attempt = world.plan.attempt;
+    let promised: Vec<_> = world.log[since..]
+        .iter()
+        .filter_map(|(_, message)| match message {
+            Message::Quote(quote) => Some(quote.sale.clone()),
+            _ => None,
+        })
+        .collect();
+    let chain = world.members[&0].stock_chain().unwrap();
+    let origin = chain.origin();
+    let links = chain.links().iter().zip(&promised).map(|(sold, terms)| {
+        let tx = &sold.link().tx;
+        json!({
+            "sale": encoded(terms),
+            "sale_id": terms.id(&attempt).to_string(),
+            "amount": terms.amount.to_sat(),
+            "member_funding_key": terms.member_funding_key.to_string(),
+            "lsp_funding_key": terms.lsp_funding_key.to_string(),
+            "next_hash": terms.next_hash.map(hex::encode),
+            "price_msat": terms.price_msat,
+            "valid_until": terms.valid_until,
+            "payment_hash": hex::encode(terms.payment_hash),
+            "txid": tx.txid().to_string(),
+            "unsigned": serialize_hex(&tx.tx),
+            "spends": output(&tx.prevout),
+            "output_key": tx.key.output_key().to_string(),
+            "sighash": hex::encode(tx.sighash),
+            "fee": tx.fee().to_sat(),
+            "signed_vsize": tx.vsize(),
+            "signature": sold.signature().to_string(),
+        })
+    });
+    let links: Vec<Value> = links.collect();
+    assert_eq!(links.len(), 2);
+    let said: Vec<Value> = world.log[since..]
+        .iter()
+        .map(|(_, message)| on_the_wire(message))
+        .collect();
+    assert_eq!(said.len(), 2 * 5);
+    let vectors = json!({
+        "attempt": encoded(&attempt),
+        "tree_feerate": world.plan.tree_feerate,
+        "stock_csv": world.plan.timing.stock_csv,
+        "lsp_key": world::lsp_key(attempt).public().to_string(),
+        "origin": {
+            "txid": origin.outpoint.txid.to_string(),
+            "vout": origin.outpoint.vout,
+            "value": chain.first().value().to_sat(),
+            "member_key": origin.member_key.to_string(),
+            "member_revocation_key": origin.member_revocation_key.to_string(),
+            "hash": hex::encode(origin.hash),
+        },
+        "links": links,
+        "messages": said,
+    });
+    published("sales.json", &vectors);
 }

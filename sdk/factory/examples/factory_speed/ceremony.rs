@@ -35,18 +35,27 @@ enum Party {
     Member(usize),
 }
 
-struct Ceremony {
-    plan: FactoryPlan,
-    lsp: Coordinator,
-    members: Vec<Option<Member>>,
+pub(crate) struct Ceremony {
+    pub(crate) plan: FactoryPlan,
+    pub(crate) lsp: Coordinator,
+    pub(crate) members: Vec<Option<Member>>,
     assemblers: Vec<[Assembler; 2]>,
     frames: VecDeque<(Party, usize, Frame)>,
     opening: Vec<usize>,
     bytes: usize,
-    published: bool,
+    published: Option<Transaction>,
 }
 
 pub(crate) fn run(members: usize) -> Result<Run, Box<dyn Error>> {
+    let (ceremony, time) = build(members)?;
+    Ok(Run {
+        time,
+        bytes_per_member: ceremony.bytes / members,
+    })
+}
+
+/// A factory that is built, and what that took.
+pub(crate) fn build(members: usize) -> Result<(Ceremony, Time), Box<dyn Error>> {
     let plan = plan(members)?;
     let funding_keys = (0..members as u64).map(|slot| key("lsp funding", slot));
     let funding_keys = funding_keys.collect::<Result<Vec<_>, _>>()?;
@@ -61,7 +70,7 @@ pub(crate) fn run(members: usize) -> Result<Run, Box<dyn Error>> {
         frames: VecDeque::new(),
         opening: Vec::new(),
         bytes: 0,
-        published: false,
+        published: None,
     };
     ceremony.act(Party::Lsp, effects)?;
     loop {
@@ -82,16 +91,26 @@ pub(crate) fn run(members: usize) -> Result<Run, Box<dyn Error>> {
     }
     let time = clock.time();
     let complete = |member: &Option<Member>| member.as_ref().is_some_and(|m| m.path().is_some());
-    if !ceremony.published || !ceremony.members.iter().all(complete) {
+    if ceremony.published.is_none() || !ceremony.members.iter().all(complete) {
         return Err("the ceremony did not complete".into());
     }
-    Ok(Run {
-        time,
-        bytes_per_member: ceremony.bytes / members,
-    })
+    Ok((ceremony, time))
 }
 
 impl Ceremony {
+    /// Buries the funding for the LSP and the first member.
+    pub(crate) fn bury(&mut self) -> Result<(), Box<dyn Error>> {
+        let (height, tip) = (TIP + 1, TIP + 100);
+        let tx = self.published.clone().ok_or("nothing was published")?;
+        self.lsp
+            .handle(coordinator::Input::FundingConfirmed { height });
+        self.lsp.handle(coordinator::Input::Height(tip));
+        let member = self.members[0].as_mut().ok_or("no member")?;
+        member.handle(member::Input::FundingConfirmed { tx, height });
+        member.handle(member::Input::Height(tip));
+        Ok(())
+    }
+
     fn receive(&mut self, from: Party, slot: usize, frame: &Frame) -> Result<(), Box<dyn Error>> {
         let direction = usize::from(from == Party::Lsp);
         let Some(message) = self.assemblers[slot][direction].receive(frame)? else {
@@ -158,7 +177,7 @@ impl Ceremony {
                     self.act(Party::Lsp, effects)?;
                 }
                 Effect::Open(slot) => self.opening.push(usize::from(slot.slot)),
-                Effect::Broadcast(_) => self.published = true,
+                Effect::Broadcast(tx) => self.published = Some(tx),
                 _ => {}
             }
         }

@@ -37,6 +37,8 @@ impl Coordinator {
         if was_open {
             let slots = 0..self.members();
             effects.extend(slots.map(|slot| Effect::Suspend(SlotRef { attempt, slot })));
+            let bought = self.seller.usable(attempt).into_iter();
+            effects.extend(bought.map(Effect::SuspendBought));
         }
         if let Phase::Published { built, .. } = &self.phase {
             effects.push(Effect::Broadcast(built.funding.clone()));
@@ -65,6 +67,8 @@ impl Coordinator {
             effects.push(Effect::Emit(Event::Active { attempt, height }));
         }
         effects.extend((0..members).map(|slot| Effect::Activate(SlotRef { attempt, slot })));
+        let bought = self.seller.usable(attempt).into_iter();
+        effects.extend(bought.map(Effect::ActivateBought));
         effects
     }
 }

@@ -5,6 +5,7 @@ use bitcoin::secp256k1::PublicKey;
 
 #[cfg(doc)]
 use crate::effect::Effect;
+use crate::effect::{ChannelRef, QuoteBacking, QuoteWanted};
 use crate::message::Message;
 
 /// Something that happened.
@@ -32,7 +33,8 @@ pub enum Input {
     FundingFailed,
     /// Both sides hold commitments on the slot's outpoint, ours durably.
     ChannelHeld(u16),
-    /// The slot's channel could not be opened or was closed.
+    /// The slot's channel could not be opened or was closed. One that was closed in an active
+    /// factory is told again after a restart.
     ChannelLost(u16),
     /// The time for this round is over.
     TimedOut,
@@ -45,4 +47,21 @@ pub enum Input {
     FundingReorged,
     /// The best chain's height, after what became of the funding up to it.
     Height(u32),
+    /// A transaction of the tree is in mempool or chain: nothing is sold any more. Told again after
+    /// a restart.
+    TreeSeen,
+    /// Answer to [`Effect::PrepareQuote`].
+    QuotePrepared {
+        /// What was asked for.
+        wanted: QuoteWanted,
+        /// What it needs.
+        backing: QuoteBacking,
+    },
+    /// Both sides hold commitments on a bought channel, ours durably.
+    BoughtHeld(ChannelRef),
+    /// The payment for a sale has arrived.
+    SalePaid {
+        /// Its hash.
+        payment_hash: [u8; 32],
+    },
 }

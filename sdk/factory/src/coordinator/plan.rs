@@ -197,6 +197,19 @@ impl LspSecrets {
         &self.key
     }
 
+    /// The revocation hash of the stock output of a slot, after `link` sales.
+    pub(super) fn stock_hash(&self, header: &Header, slot: u16, link: u8) -> [u8; 32] {
+        let output = StockOutput {
+            instance: header.instance,
+            attempt: header.attempt,
+            slot,
+            root_epoch: 0,
+            leaf_epoch: 0,
+            link,
+        };
+        stock_hash(&stock_preimage(&self.seed, &output))
+    }
+
     /// Makes the nonces of the ceremony, once: the randomness is gone afterwards.
     pub(super) fn reserve(&mut self, count: usize) -> Option<ReservedNonces> {
         let randomness = std::mem::take(&mut *self.nonce_randomness);
@@ -257,26 +270,16 @@ pub(super) fn terms(
 ) -> Terms {
     let header = invites[0].header.clone();
     let places = invites.iter().zip(joins).zip(lsp_funding_keys);
-    let slots = places.map(|((invite, join), lsp_funding_key)| {
-        let output = StockOutput {
-            instance: header.instance,
-            attempt: header.attempt,
-            slot: invite.slot,
-            root_epoch: 0,
-            leaf_epoch: 0,
-            link: 0,
-        };
-        SlotRecord {
-            member_key: join.member_key,
-            capacity: invite.capacity,
-            push_msat: invite.push_msat,
-            stock: invite.stock,
-            payout: join.payout.clone(),
-            member_funding_key: join.funding_key,
-            lsp_funding_key: *lsp_funding_key,
-            stock_hash: stock_hash(&stock_preimage(&secrets.seed, &output)),
-            member_revocation_key: join.revocation_key,
-        }
+    let slots = places.map(|((invite, join), lsp_funding_key)| SlotRecord {
+        member_key: join.member_key,
+        capacity: invite.capacity,
+        push_msat: invite.push_msat,
+        stock: invite.stock,
+        payout: join.payout.clone(),
+        member_funding_key: join.funding_key,
+        lsp_funding_key: *lsp_funding_key,
+        stock_hash: secrets.stock_hash(&header, invite.slot, 0),
+        member_revocation_key: join.revocation_key,
     });
     let slots = slots.collect();
     Terms { header, slots }

@@ -9,6 +9,7 @@ use super::{Built, Coordinator, LspSecrets, Phase};
 use crate::effect::Effect;
 use crate::journal::{LspGathering, Record, ReplayError};
 use crate::message::RefusalCode;
+use crate::sale::Seller;
 use crate::tree::TxName;
 
 impl Coordinator {
@@ -41,8 +42,10 @@ impl Coordinator {
             active,
             ended,
             unfunded,
+            seller,
         } = so_far;
         coordinator.unfunded = unfunded;
+        coordinator.seller = seller;
         let mut effects = Vec::new();
         match (built, ended) {
             (_, Some(code)) => coordinator.phase = Phase::Ended(code),
@@ -56,6 +59,9 @@ impl Coordinator {
                         coordinator.waiting_since = height;
                         // Also one that was buried: it may have left the chain meanwhile.
                         effects.push(Effect::Broadcast(built.funding.clone()));
+                        let seller = &coordinator.seller;
+                        let bought = coordinator.on_ground(&built, |ground| seller.agreed(ground));
+                        effects.extend(bought.into_iter().map(Effect::AgreeBought));
                         Phase::Published { built, active }
                     }
                     None => Phase::Acking {
@@ -101,6 +107,7 @@ fn gathered(
         open: false,
         waiting_since: tip,
         unfunded: false,
+        seller: Seller::default(),
     })
 }
 
@@ -113,6 +120,7 @@ struct SoFar {
     active: Option<u32>,
     ended: Option<RefusalCode>,
     unfunded: bool,
+    seller: Seller,
 }
 
 impl SoFar {
@@ -161,6 +169,12 @@ impl SoFar {
                 if self.published.is_some() && self.active.is_none() && !self.unfunded =>
             {
                 self.unfunded = true;
+            }
+            (Record::LspSaleSigned(_) | Record::SaleStepped(_), Some(built))
+                if self.active.is_some() =>
+            {
+                let seller = &mut self.seller;
+                coordinator.on_ground(built, |ground| seller.add(ground, record))?;
             }
             (Record::Ended(body), _) if self.published.is_none() => self.ended = Some(body.code),
             _ => return Err("not what an LSP writes next"),

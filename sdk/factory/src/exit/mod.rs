@@ -26,4 +26,6 @@ pub mod timelock;
 pub use facts::{ChainFacts, Spend};
 pub use path::{SignedEpoch, SignedNode, SignedPath, SignedPathError};
 pub use planner::{Action, Goal, Plan, PlanError, plan};
-pub use status::{BlocksLeft, ExitStatus, Figures, Progress, SWEEP_WEIGHT, Waiting, Worth};
+pub use status::{
+    BlocksLeft, ChannelStatus, ExitStatus, Figures, OnChain, Progress, SWEEP_WEIGHT, Waiting, Worth,
+};

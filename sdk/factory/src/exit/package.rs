@@ -7,10 +7,14 @@
 use bitcoin::Network;
 
 use super::SignedPath;
-use crate::codec::{Decode, DecodeError, Encode, Reader, fields};
+use crate::codec::{Decode, DecodeError, Encode, Reader, write_big_size};
 
-/// The version written, and the only one read.
-const VERSION: u16 = 1;
+/// Written where nothing was sold: paths without a list of sales.
+const WITHOUT_SALES: u16 = 1;
+/// Written where something was.
+const WITH_SALES: u16 = 2;
+/// The most paths of one package.
+const MAX_PATHS: u64 = 4_096;
 
 /// One way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +24,6 @@ pub struct PackagedPath {
     /// Everything to publish.
     pub path: SignedPath,
 }
-
-fields!(PackagedPath { from_height, path });
 
 /// The ways out of every factory of a wallet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +45,10 @@ impl ExitPackage {
         &self.paths
     }
 
+    fn has_sales(&self) -> bool {
+        self.paths.iter().any(|it| !it.path.sales().is_empty())
+    }
+
     /// The chain all of them belong to.
     pub fn network(&self) -> Network {
         self.paths[0].path.header().network
@@ -51,24 +57,47 @@ impl ExitPackage {
 
 impl Encode for ExitPackage {
     fn encode(&self, out: &mut Vec<u8>) {
-        VERSION.encode(out);
-        self.paths.encode(out);
+        let sold = self.has_sales();
+        let version = if sold { WITH_SALES } else { WITHOUT_SALES };
+        version.encode(out);
+        write_big_size(self.paths.len() as u64, out);
+        for it in &self.paths {
+            it.from_height.encode(out);
+            match sold {
+                true => it.path.encode(out),
+                false => it.path.encode_tree(out),
+            }
+        }
     }
 }
 
 impl Decode for ExitPackage {
     fn decode(r: &mut Reader<'_>, _field: &'static str) -> Result<Self, DecodeError> {
-        match u16::decode(r, "version")? {
-            VERSION => {}
+        let version = u16::decode(r, "version")?;
+        let read = match version {
+            WITHOUT_SALES => SignedPath::decode_tree,
+            WITH_SALES => SignedPath::decode,
             typ => {
                 return Err(DecodeError::UnknownType {
                     what: "exit package",
                     typ: typ.into(),
                 });
             }
-        }
+        };
         let field = "paths";
-        let paths = Vec::<PackagedPath>::decode(r, field)?;
-        ExitPackage::new(paths).ok_or(DecodeError::Invalid { field })
+        let count = r.length(MAX_PATHS, field)?;
+        let mut paths = Vec::new();
+        for _ in 0..count {
+            paths.push(PackagedPath {
+                from_height: u32::decode(r, "from_height")?,
+                path: read(r, "path")?,
+            });
+        }
+        let package = ExitPackage::new(paths).ok_or(DecodeError::Invalid { field })?;
+        // One encoding per value.
+        match package.has_sales() == (version == WITH_SALES) {
+            true => Ok(package),
+            false => Err(DecodeError::Invalid { field }),
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! signatures, or from bytes), every transaction spends the output it should, has the delay its
 //! epoch says, and carries a signature valid under the key of that output. It holds no secret.
 
+mod sales;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use bitcoin::{Amount, OutPoint, Transaction, TxOut};
 use super::bump::Parent;
 use crate::codec::{Decode, DecodeError, Encode, Reader, fields};
 use crate::shape::{NodeId, Topology};
+use crate::stock::{SoldLink, StockChain, StockError};
 use crate::terms::{Header, TermsError, TimeoutPolicy};
 use crate::tree::{Role, Tree, TxName};
 
@@ -53,6 +55,8 @@ pub struct SignedPath {
     /// Root first. A new epoch of a node leaves the old nodes below it in place and adds new ones:
     /// a node occurs once for every state of its parent.
     nodes: Vec<SignedNode>,
+    /// Below leaf states, in the order of those; each has something sold.
+    sales: Vec<StockChain>,
     /// Derived from shape and slot: the path's nodes, root first.
     levels: Vec<Level>,
 }
@@ -100,6 +104,15 @@ pub enum SignedPathError {
         name: TxName,
         /// What is wrong with it.
         what: &'static str,
+    },
+    /// A stock chain is not one below a leaf of this path.
+    #[error("sales: {0}")]
+    Sales(#[from] StockError),
+    /// A stock chain below no leaf state of this path, or twice below one, or with nothing sold.
+    #[error("sales: the chain at {stock} is below no leaf of the path, repeated or empty")]
+    StrayChain {
+        /// Where it begins.
+        stock: OutPoint,
     },
     /// A transaction is missing, repeated, or not of this path.
     #[error("the path has not exactly one {name} where one belongs")]
@@ -182,17 +195,19 @@ impl SignedPath {
     }
 
     /// Every outpoint whose spender the planner wants to know: those the path's transactions
-    /// spend, and the channel's.
+    /// spend, the channels', and what is left of a stock of which something was sold.
     pub fn watched(&self) -> Vec<OutPoint> {
         let mut watched = vec![self.funding];
         for node in &self.nodes {
             watched.push(node.started());
             watched.extend(node.epochs.values().map(|epoch| self.below(node, epoch)));
         }
+        watched.extend(self.sales.iter().flat_map(sales::outpoints));
         watched
     }
 
-    /// The outpoint of the channel, in the newest state of everything.
+    /// The outpoint of the leaf's own channel, in the newest state of everything; those of bought
+    /// channels are in [`Self::channel_outpoints`].
     pub fn channel_outpoint(&self) -> OutPoint {
         let mut outpoint = self.funding;
         while let Some(node) = self.kickoff_of(outpoint) {
@@ -225,10 +240,11 @@ impl SignedPath {
         if outpoint == self.funding {
             return Some(&self.funding_output);
         }
-        let mut transactions = self.nodes.iter().flat_map(|node| {
+        let tree = self.nodes.iter().flat_map(|node| {
             let states = node.epochs.values().map(|epoch| &epoch.state);
             std::iter::once(&node.kickoff).chain(states)
         });
+        let mut transactions = tree.chain(self.sold().map(SoldLink::transaction));
         let tx = transactions.find(|tx| tx.compute_txid() == outpoint.txid)?;
         tx.output.get(outpoint.vout as usize)
     }
@@ -264,18 +280,22 @@ impl SignedPath {
                 let after = after.flat_map(|it| std::iter::once(&it.state).chain(&it.distribution));
                 std::iter::once(&node.kickoff).chain(after)
             })
+            .chain(self.sold().map(SoldLink::transaction))
             .filter_map(SignedPath::anchor)
             .collect()
     }
 
     /// What a transaction brings the member: its payout, or its channel.
     pub(super) fn arriving(&self, name: TxName, tx: &Transaction) -> Option<Amount> {
+        if matches!(name.role, Role::Sale(_)) {
+            return Some(tx.output.first()?.value);
+        }
         let level = self.level(name.node)?;
         let is_leaf = self.levels.last() == Some(level);
         let vout = match name.role {
             Role::Distribution => level.payout_vout,
             Role::State if is_leaf => level.below_vout,
-            Role::State | Role::Kickoff => return None,
+            Role::State | Role::Kickoff | Role::Sale(_) => return None,
         };
         Some(tx.output.get(vout as usize)?.value)
     }
@@ -304,6 +324,7 @@ impl SignedPath {
             funding,
             funding_output,
             nodes,
+            sales: Vec::new(),
             levels,
         };
         path.verify()?;
@@ -374,29 +395,5 @@ impl Decode for SignedNode {
             kickoff,
             epochs: listed.into_iter().collect(),
         })
-    }
-}
-
-impl Encode for SignedPath {
-    fn encode(&self, out: &mut Vec<u8>) {
-        self.header.encode(out);
-        self.members.encode(out);
-        self.slot.encode(out);
-        self.funding.encode(out);
-        self.funding_output.encode(out);
-        self.nodes.encode(out);
-    }
-}
-/// Reads a path and checks it as [`SignedPath::new`] does, every signature included.
-impl Decode for SignedPath {
-    fn decode(r: &mut Reader<'_>, field: &'static str) -> Result<Self, DecodeError> {
-        let header = Header::decode(r, "header")?;
-        let members = u16::decode(r, "members")?;
-        let slot = u16::decode(r, "slot")?;
-        let funding = OutPoint::decode(r, "funding")?;
-        let funding_output = TxOut::decode(r, "funding_output")?;
-        let nodes = Vec::<SignedNode>::decode(r, "nodes")?;
-        Self::checked(header, members, slot, funding, funding_output, nodes)
-            .map_err(|_| DecodeError::Invalid { field })
     }
 }

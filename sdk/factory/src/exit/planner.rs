@@ -4,12 +4,16 @@
 //! of the way is ours. Only the first transaction of that rest can be published, because every
 //! other one has an unconfirmed parent. Nothing is remembered between two calls, so a reorg is
 //! just other facts.
+//!
+//! What was sold below a leaf state is published as soon as that state is confirmed, by whoever's
+//! hand and whatever the goal: each sale must be there before its stock output may be reclaimed.
 
 use bitcoin::{OutPoint, Transaction, Txid};
 
-use super::status::{BlocksLeft, ExitStatus, Figures, Progress, Waiting};
+use super::status::{BlocksLeft, ChannelStatus, ExitStatus, Figures, OnChain, Progress, Waiting};
 use super::timelock::{self, TimelockError};
 use super::{ChainFacts, SignedEpoch, SignedNode, SignedPath};
+use crate::stock::{SoldLink, StockChain};
 use crate::terms::TimeoutPolicy;
 use crate::tree::{Role, TxName};
 
@@ -35,7 +39,7 @@ pub enum Action {
     Publish {
         /// Its name.
         name: TxName,
-        /// The epoch it belongs to; a kickoff belongs to none.
+        /// The epoch it belongs to; a kickoff or a sale belongs to none.
         epoch: Option<u8>,
         /// The signed transaction.
         transaction: Transaction,
@@ -83,14 +87,15 @@ pub fn plan(path: &SignedPath, goal: Goal, facts: &ChainFacts) -> Result<Plan, P
         return Err(PlanError::NoDistributions);
     }
     let walk = Walk::new(path, facts)?;
-    let steps = match walk.end {
-        End::Ours(next) => remaining(path, goal, next),
-        End::Over(progress) => return Ok(over(progress)),
+    let (steps, reached) = match walk.end {
+        End::Ours(next) => (remaining(path, goal, next), None),
+        End::Sales(ref below) => (below.steps(), Some(below.reached())),
+        End::Over(progress) => return Ok(over(progress, walk.channels)),
     };
     let Some(first) = steps.first() else {
-        return Ok(over(Progress::Guarding {
-            answered: walk.answered,
-        }));
+        let answered = walk.answered;
+        let progress = reached.unwrap_or(Progress::Guarding { answered });
+        return Ok(over(progress, walk.channels));
     };
     let parent_height = walk.height;
     let waiting = match parent_height {
@@ -122,18 +127,20 @@ pub fn plan(path: &SignedPath, goal: Goal, facts: &ChainFacts) -> Result<Plan, P
         },
         figures: figures(path, &steps),
         rival: pending.filter(|txid| *txid != first.tx.compute_txid()),
+        channels: walk.channels,
     };
     Ok(Plan { actions, status })
 }
 
 /// Nothing of ours is left to do.
-fn over(progress: Progress) -> Plan {
+fn over(progress: Progress, channels: Vec<ChannelStatus>) -> Plan {
     Plan {
         actions: Vec::new(),
         status: ExitStatus {
             progress,
             figures: Figures::default(),
             rival: None,
+            channels,
         },
     }
 }
@@ -146,12 +153,35 @@ struct Walk<'a> {
     confirmed: u32,
     /// The lowest state among them.
     answered: Option<(TxName, u32)>,
+    /// The member's channels below a leaf state that is confirmed.
+    channels: Vec<ChannelStatus>,
     end: End<'a>,
 }
 
 enum End<'a> {
     Ours(Next<'a>),
+    Sales(Below<'a>),
     Over(Progress),
+}
+
+/// A leaf state that is confirmed, and what is left to publish of its sales.
+struct Below<'a> {
+    channel: OutPoint,
+    height: u32,
+    left: Vec<&'a SoldLink>,
+}
+
+impl<'a> Below<'a> {
+    fn reached(&self) -> Progress {
+        Progress::LeafConfirmed {
+            outpoint: self.channel,
+            height: self.height,
+        }
+    }
+
+    fn steps(&self) -> Vec<Step<'a>> {
+        self.left.iter().map(|sold| sale(sold)).collect()
+    }
 }
 
 /// The first transaction that is not confirmed.
@@ -167,6 +197,7 @@ impl<'a> Walk<'a> {
             height: facts.funding_height,
             confirmed: 0,
             answered: None,
+            channels: Vec::new(),
             end: End::Over(Progress::Guarding { answered: None }),
         };
         if let Some(height) = facts.funding_height.filter(|height| *height > facts.tip) {
@@ -204,11 +235,56 @@ impl<'a> Walk<'a> {
             }
         }
         // A signed path is complete: what is no kickoff's input is the channel.
-        walk.end = End::Over(Progress::LeafConfirmed {
+        let height = walk.height.unwrap_or(facts.tip);
+        walk.channels.push(ChannelStatus {
             outpoint,
-            height: walk.height.unwrap_or(facts.tip),
+            on_chain: OnChain::Confirmed { height },
+        });
+        let left = walk.pass_sales(facts, path.sales_below(outpoint.txid))?;
+        walk.end = End::Sales(Below {
+            channel: outpoint,
+            height,
+            left,
         });
         Ok(walk)
+    }
+
+    /// Walks down a stock chain; gives the sales that are still to be published.
+    fn pass_sales(
+        &mut self,
+        facts: &ChainFacts,
+        chain: Option<&'a StockChain>,
+    ) -> Result<Vec<&'a SoldLink>, PlanError> {
+        let mut left = Vec::new();
+        let mut lost = None;
+        for sold in chain.into_iter().flat_map(StockChain::links) {
+            let channel = sold.link().channel;
+            // Below one that is not confirmed nothing can be.
+            let spend = match left.is_empty() && lost.is_none() {
+                true => self.spend(facts, sold.stock().outpoint())?,
+                false => None,
+            };
+            let on_chain = match (spend, lost) {
+                (Some((txid, height)), _) if txid == channel.txid => {
+                    self.passed(height);
+                    OnChain::Confirmed { height }
+                }
+                (Some((by, height)), _) => {
+                    lost = Some((by, height));
+                    OnChain::Lost { by, height }
+                }
+                (None, Some((by, height))) => OnChain::Lost { by, height },
+                (None, None) => {
+                    left.push(sold);
+                    OnChain::Due
+                }
+            };
+            self.channels.push(ChannelStatus {
+                outpoint: channel,
+                on_chain,
+            });
+        }
+        Ok(left)
     }
 
     /// The confirmed spend of `outpoint`, whose own transaction is the last one walked over.
@@ -320,10 +396,22 @@ fn remaining<'a>(path: &'a SignedPath, goal: Goal, next: Next<'a>) -> Vec<Step<'
             return steps;
         }
         steps.push(after(Role::State, &signed.state));
-        match path.kickoff_of(path.below(node, signed)) {
-            Some(child) => (node, started) = (child, false),
-            None => return steps,
-        }
+        let below = path.below(node, signed);
+        let Some(child) = path.kickoff_of(below) else {
+            let sales = path.sales_below(below.txid).into_iter();
+            steps.extend(sales.flat_map(StockChain::links).map(sale));
+            return steps;
+        };
+        (node, started) = (child, false);
+    }
+}
+
+fn sale(sold: &SoldLink) -> Step<'_> {
+    Step {
+        name: sold.link().tx.name,
+        epoch: None,
+        tx: sold.transaction(),
+        not_before: 0,
     }
 }
 
@@ -392,9 +480,8 @@ fn figures(path: &SignedPath, steps: &[Step<'_>]) -> Figures {
         figures.fees += parent.fee;
         figures.parents.push(parent);
     }
-    let arriving = steps
-        .last()
-        .and_then(|last| path.arriving(last.name, last.tx));
-    figures.arriving = arriving.unwrap_or_default();
+    let arriving = steps.iter();
+    let arriving = arriving.filter_map(|step| path.arriving(step.name, step.tx));
+    figures.arriving = arriving.sum();
     figures
 }

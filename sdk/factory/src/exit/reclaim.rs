@@ -1,8 +1,8 @@
 //! What the LSP takes alone: under `LspReclaims` the branches nobody has opened before T, under
-//! either policy the stock of leaves that are on chain.
+//! either policy the unsold stock of leaves that are on chain.
 //!
-//! What always holds: no channel is among it, and no branch somebody has begun to open, so whoever
-//! leaves goes on leaving; a spend goes where the terms pay the LSP and is a function of the chain
+//! What always holds: no channel is among it, no branch somebody has begun to open, and no stock
+//! output that was sold from, so whoever leaves goes on leaving and whoever bought keeps it; a spend goes where the terms pay the LSP and is a function of the chain
 //! and a feerate, so nothing has to be remembered.
 
 use bitcoin::absolute::LockTime;
@@ -19,9 +19,10 @@ use super::ChainFacts;
 use super::bump::FeeCaps;
 use crate::scripts::{self, MIN_OUTPUT};
 use crate::shape::NodeId;
-use crate::signing::{FactoryKey, SignerSetError, TweakedKey};
-use crate::terms::{SlotRecord, TimeoutPolicy};
-use crate::tree::{Tree, TreeNode, stock_key};
+use crate::signing::{FactoryKey, TweakedKey};
+use crate::stock::{Stock, StockChain};
+use crate::terms::TimeoutPolicy;
+use crate::tree::{Tree, TreeNode};
 
 /// An output the LSP takes alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,36 +41,20 @@ pub struct Reclaim {
 }
 
 /// The outpoints beside [`Tree::outpoints`] whose spenders [`reclaims`] wants to know: the stock.
-///
-/// # Errors
-/// A key occurs twice; valid terms have no such.
-pub fn stock_outpoints(
-    tree: &Tree,
-    records: &[SlotRecord],
-) -> Result<Vec<OutPoint>, SignerSetError> {
-    let leaves = tree.nodes().filter(|node| node.node.is_leaf());
-    let mut outpoints = Vec::new();
-    for leaf in leaves {
-        let stock = stock(tree, records, leaf)?;
-        outpoints.extend(stock.into_iter().map(|(outpoint, ..)| outpoint));
-    }
-    Ok(outpoints)
+pub fn stock_outpoints(chains: &[StockChain]) -> Vec<OutPoint> {
+    let stocks = chains.iter().flat_map(StockChain::stocks);
+    stocks.map(Stock::outpoint).collect()
 }
 
 /// What the LSP may take alone of what is on chain and unspent, now or later; `tree` is the whole
-/// one, `records` are its terms'. An opening that waits in the mempool is let pass.
-///
-/// # Errors
-/// A key occurs twice; valid terms have no such.
-pub fn reclaims(
-    tree: &Tree,
-    records: &[SlotRecord],
-    facts: &ChainFacts,
-) -> Result<Vec<Reclaim>, SignerSetError> {
+/// one, `chains` is the stock of all slots with everything that was sold of it
+/// ([`Coordinator::stock_chains`](crate::coordinator::Coordinator::stock_chains)). An opening that
+/// waits in the mempool is let pass.
+pub fn reclaims(tree: &Tree, chains: &[StockChain], facts: &ChainFacts) -> Vec<Reclaim> {
     let mut found = Vec::new();
     let mut open = vec![NodeId(0)];
     if facts.funding_height.is_none() {
-        return Ok(found);
+        return found;
     }
     while let Some(node) = open.pop().and_then(|id| tree.node(id)) {
         let input = node.kickoff.tx.input[0].previous_output;
@@ -88,13 +73,16 @@ pub fn reclaims(
                 }
                 open.extend(&node.node.children);
                 if node.node.is_leaf() {
-                    found.extend(unsold(tree, records, node, height, facts)?);
+                    let state = node.state.txid();
+                    let below = chains.iter();
+                    let below = below.filter(|it| it.origin().outpoint.txid == state);
+                    found.extend(below.filter_map(|it| unsold(tree, it, height, facts)));
                 }
             }
             _ => {}
         }
     }
-    Ok(found)
+    found
 }
 
 /// A branch nobody has opened, which is the LSP's after T.
@@ -121,58 +109,34 @@ fn unopened(tree: &Tree, node: &TreeNode, input: OutPoint) -> Option<Reclaim> {
     })
 }
 
-/// The stock of a leaf whose state confirmed at `height`.
-fn unsold(
-    tree: &Tree,
-    records: &[SlotRecord],
-    leaf: &TreeNode,
-    height: u32,
-    facts: &ChainFacts,
-) -> Result<Vec<Reclaim>, SignerSetError> {
+/// The newest stock output of a chain below a leaf whose state confirmed at `height`, if everything
+/// that was sold before it is on chain: what was sold from belongs to the sale, published or not.
+fn unsold(tree: &Tree, chain: &StockChain, mut height: u32, facts: &ChainFacts) -> Option<Reclaim> {
+    for sold in chain.links() {
+        let (txid, sold_at) = facts.confirmed_spend(&sold.stock().outpoint())?;
+        if txid != sold.link().channel.txid {
+            return None;
+        }
+        height = sold_at;
+    }
+    let stock = chain.newest()?;
+    if facts.confirmed_spend(&stock.outpoint()).is_some() {
+        return None;
+    }
     let csv = tree.header.timing.stock_csv;
     let lsp = tree.header.lsp_key.x_only_public_key().0;
-    let stock = stock(tree, records, leaf)?.into_iter();
-    let unspent = stock.filter(|(outpoint, ..)| facts.confirmed_spend(outpoint).is_none());
-    let reclaims = unspent.map(|(outpoint, key, record)| {
-        let revocation =
-            scripts::stock_revocation_script(record.stock_hash, record.member_revocation_key);
-        let beside = TapLeafHash::from_script(&revocation, LeafVersion::TapScript);
-        Reclaim {
-            outpoint,
-            output: leaf.state.tx.output[outpoint.vout as usize].clone(),
-            allowed: height.saturating_add(u32::from(csv)),
-            lock_time: LockTime::ZERO,
-            sequence: Sequence::from_height(csv),
-            script: scripts::stock_reclaim_script(csv, lsp),
-            control: control(&key, beside.into()),
-            payout: tree.header.lsp_payout.clone(),
-        }
-    });
-    Ok(reclaims.collect())
-}
-
-/// The stock outputs of a leaf, each with its key and its slot's record.
-fn stock<'a>(
-    tree: &Tree,
-    records: &'a [SlotRecord],
-    leaf: &TreeNode,
-) -> Result<Vec<(OutPoint, TweakedKey, &'a SlotRecord)>, SignerSetError> {
-    let txid = leaf.state.txid();
-    let mut found = Vec::new();
-    for slot in leaf.node.slots.clone() {
-        let Some(record) = records.get(usize::from(slot)) else {
-            continue;
-        };
-        let Some(key) = stock_key(&tree.header, record)? else {
-            continue;
-        };
-        let script = key.script_pubkey();
-        let mut outputs = leaf.state.tx.output.iter();
-        if let Some(vout) = outputs.position(|output| output.script_pubkey == script) {
-            found.push((OutPoint::new(txid, vout as u32), key, record));
-        }
-    }
-    Ok(found)
+    let revocation = scripts::stock_revocation_script(stock.hash(), stock.member_revocation_key());
+    let beside = TapLeafHash::from_script(&revocation, LeafVersion::TapScript);
+    Some(Reclaim {
+        outpoint: stock.outpoint(),
+        output: stock.output(),
+        allowed: height.saturating_add(u32::from(csv)),
+        lock_time: LockTime::ZERO,
+        sequence: Sequence::from_height(csv),
+        script: scripts::stock_reclaim_script(csv, lsp),
+        control: control(stock.key(), beside.into()),
+        payout: tree.header.lsp_payout.clone(),
+    })
 }
 
 fn control(key: &TweakedKey, beside: TapNodeHash) -> ControlBlock {

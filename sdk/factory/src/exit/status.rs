@@ -21,6 +21,37 @@ pub struct ExitStatus {
     pub figures: Figures,
     /// Somebody else's unconfirmed transaction that spends what our next one spends.
     pub rival: Option<Txid>,
+    /// Below a leaf state that is confirmed: its own channel, then those bought, in order.
+    pub channels: Vec<ChannelStatus>,
+}
+
+/// One channel below a confirmed leaf state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChannelStatus {
+    /// Its funding outpoint.
+    pub outpoint: OutPoint,
+    /// Whether it is there.
+    pub on_chain: OnChain,
+}
+
+/// Whether a channel's funding output is on chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnChain {
+    /// In this block.
+    Confirmed {
+        /// Height of the block.
+        height: u32,
+    },
+    /// To be published, or waiting for those before it.
+    Due,
+    /// Something else has spent the stock it was sold from.
+    Lost {
+        /// The spender.
+        by: Txid,
+        /// Height of its block.
+        height: u32,
+    },
 }
 
 /// What has happened and what comes next.
@@ -46,9 +77,10 @@ pub enum Progress {
         /// The lowest state of the path on chain and its height; `None` if the root is not open.
         answered: Option<(TxName, u32)>,
     },
-    /// The channel's funding output is on chain: the rest is LDK's.
+    /// The funding outputs of all channels that can be are on chain: the rest is LDK's. Bought ones
+    /// are in [`ExitStatus::channels`].
     LeafConfirmed {
-        /// The channel.
+        /// The leaf's own channel.
         outpoint: OutPoint,
         /// Height of its block.
         height: u32,
@@ -120,7 +152,7 @@ pub struct Figures {
     pub vsize_vb: u64,
     /// The fees they carry. The tree holds them beside the members' money: no member pays them.
     pub fees: Amount,
-    /// The channel, or under [`super::Goal::Reclaim`] the payout, that they bring.
+    /// The channels, or under [`super::Goal::Reclaim`] the payout, that they bring.
     pub arriving: Amount,
 }
 

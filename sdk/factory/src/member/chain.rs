@@ -61,13 +61,15 @@ impl Member {
     pub(super) fn funding_reorged(&mut self) -> Vec<Effect> {
         self.funding_height = None;
         self.waiting_since = self.tip;
-        match std::mem::take(&mut self.open) {
-            true => vec![
-                Effect::Suspend(self.slot()),
-                Effect::Emit(Event::Reorged(self.attempt())),
-            ],
-            false => Vec::new(),
+        if !std::mem::take(&mut self.open) {
+            return Vec::new();
         }
+        let slot = self.slot();
+        let mut effects = vec![Effect::Suspend(slot)];
+        let bought = self.buyer.usable(slot).into_iter();
+        effects.extend(bought.map(Effect::SuspendBought));
+        effects.push(Effect::Emit(Event::Reorged(self.attempt())));
+        effects
     }
 
     /// The factory begins to exist when path and funding are both final.
@@ -88,6 +90,9 @@ impl Member {
             effects.push(Effect::Emit(Event::Active { attempt, height }));
         }
         effects.push(Effect::Activate(slot));
+        let bought = self.buyer.usable(slot).into_iter();
+        effects.extend(bought.map(Effect::ActivateBought));
+        effects.extend(self.buying(|buyer, ground| buyer.due(ground)));
         effects
     }
 

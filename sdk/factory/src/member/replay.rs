@@ -4,9 +4,10 @@
 //! error that names the record; nothing is guessed, and a journal never makes this code panic.
 
 use super::{Member, Path, Phase};
-use crate::effect::Effect;
-use crate::journal::{Record, ReplayError};
+use crate::effect::{Effect, SlotRef};
+use crate::journal::{MemberJoined, Record, ReplayError};
 use crate::message::{PartialBytes, RefusalCode};
+use crate::sale::{Buyer, BuyerGround};
 use crate::signing::FactoryKey;
 use crate::tree::{Blueprint, TxName};
 
@@ -28,13 +29,14 @@ impl Member {
             Some(_) => return Err(refuse(0, "a member's journal begins with its join")),
         };
         let mut so_far = SoFar::default();
+        let key = FactoryKey::derive(seed, &joined.salt);
         for (position, record) in records.iter().enumerate().skip(1) {
             so_far
-                .add(joined.invite.slot, record)
+                .add(&joined, &key, record)
                 .map_err(|what| refuse(position, what))?;
         }
         let mut member = Member {
-            key: FactoryKey::derive(seed, &joined.salt),
+            key,
             phase: Phase::Ended(RefusalCode::Restarted),
             joined,
             tip,
@@ -43,6 +45,7 @@ impl Member {
             waiting_since: so_far.waiting_since,
             unfunded: so_far.unfunded,
             dormant: so_far.dormant,
+            buyer: so_far.buyer,
         };
         let SoFar {
             path,
@@ -57,7 +60,7 @@ impl Member {
                 Vec::new()
             }
             (Some(path), Some(partial), None) => {
-                let effects = vec![
+                let mut effects = vec![
                     Effect::Agree(member.channel(&path)),
                     Effect::Watch(path.tree.funding),
                 ];
@@ -65,6 +68,8 @@ impl Member {
                     true => Phase::Complete { path, active },
                     false => Phase::Committed { path, partial },
                 };
+                let bought = member.buying(|buyer, ground| buyer.agreed(ground));
+                effects.extend(bought.into_iter().map(Effect::AgreeBought));
                 effects
             }
             _ => member.end(RefusalCode::Restarted),
@@ -83,10 +88,17 @@ struct SoFar {
     waiting_since: u32,
     unfunded: bool,
     dormant: Option<RefusalCode>,
+    buyer: Buyer,
 }
 
 impl SoFar {
-    fn add(&mut self, slot: u16, record: &Record) -> Result<(), &'static str> {
+    fn add(
+        &mut self,
+        joined: &MemberJoined,
+        key: &FactoryKey,
+        record: &Record,
+    ) -> Result<(), &'static str> {
+        let slot = joined.invite.slot;
         if self.ended.is_some() {
             return Err("the attempt has ended");
         }
@@ -130,6 +142,7 @@ impl SoFar {
                 }
                 path.signatures.push(body.signature);
                 self.dormant = None;
+                self.buyer.begin(path.stock());
             }
             (Record::Dormant(body), Some(_))
                 if self.partial.is_some() && self.active.is_none() && self.dormant.is_none() =>
@@ -143,6 +156,21 @@ impl SoFar {
             }
             (Record::Activated(body), Some(path)) if path.complete() => {
                 self.active = Some(body.height);
+            }
+            (
+                Record::MemberSaleSigned(_) | Record::MemberSaleSig(_) | Record::SaleStepped(_),
+                Some(path),
+            ) if self.active.is_some() => {
+                let attempt = path.tree.header.attempt();
+                let ground = BuyerGround {
+                    slot: SlotRef { attempt, slot },
+                    lsp: joined.lsp,
+                    header: &path.tree.header,
+                    key,
+                    tip: 0,
+                    active: false,
+                };
+                self.buyer.add(&ground, record)?;
             }
             (Record::Ended(body), _) if self.partial.is_none() => self.ended = Some(body.code),
             _ => return Err("not what a member writes next"),

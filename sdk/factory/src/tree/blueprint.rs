@@ -608,5 +608,5 @@ fn standard(outputs: &[TxOut], field: &'static str) -> Result<(), PathMismatch> 
 
 /// A script of the length every tree output has; amounts are computed before keys are.
 fn taproot_size() -> bitcoin::ScriptBuf {
-    bitcoin::ScriptBuf::from_bytes(vec![0; 34])
+    bitcoin::ScriptBuf::from_bytes(vec![0; scripts::P2TR_SIZE])
 }

@@ -39,7 +39,7 @@ pub(super) fn distribution_outputs(
     outputs.push(scripts::anchor());
     let spent = |outputs: &[TxOut]| -> Option<Amount> {
         let paid = sum(outputs)?;
-        paid.checked_add(fee(header, outputs))
+        paid.checked_add(fee(header.tree_feerate, outputs))
     };
     if spent(&outputs)? > input {
         return None;
@@ -63,7 +63,7 @@ pub(super) fn distribution_outputs(
 
 /// What the spender of an output needs to hold for these outputs and its own fee.
 pub(super) fn required_input(header: &Header, outputs: &[TxOut]) -> Option<Amount> {
-    sum(outputs)?.checked_add(fee(header, outputs))
+    sum(outputs)?.checked_add(fee(header.tree_feerate, outputs))
 }
 
 fn sum(outputs: &[TxOut]) -> Option<Amount> {
@@ -73,15 +73,15 @@ fn sum(outputs: &[TxOut]) -> Option<Amount> {
         .filter(|sum| *sum <= Amount::MAX_MONEY)
 }
 
-/// Endogenous fee of a transaction with these outputs, at the terms' feerate.
-fn fee(header: &Header, outputs: &[TxOut]) -> Amount {
+/// Endogenous fee of a transaction with these outputs, at `feerate` sat/vB.
+pub(crate) fn fee(feerate: u32, outputs: &[TxOut]) -> Amount {
     let tx = transaction(
         OutPoint::null(),
         Sequence::ZERO,
         LockTime::ZERO,
         outputs.to_vec(),
     );
-    Amount::from_sat(signed_vsize(&tx) as u64 * u64::from(header.tree_feerate))
+    Amount::from_sat(signed_vsize(&tx) as u64 * u64::from(feerate))
 }
 
 /// Virtual size once the input carries its 64-byte signature.
@@ -91,7 +91,7 @@ pub(super) fn signed_vsize(tx: &Transaction) -> usize {
     tx.vsize()
 }
 
-pub(super) fn transaction(
+pub(crate) fn transaction(
     input: OutPoint,
     sequence: Sequence,
     lock_time: LockTime,
@@ -111,7 +111,7 @@ pub(super) fn transaction(
 }
 
 /// Puts a transaction together with its sighash.
-pub(super) fn tree_tx(
+pub(crate) fn tree_tx(
     node: NodeId,
     role: Role,
     tx: Transaction,

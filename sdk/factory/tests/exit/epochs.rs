@@ -85,6 +85,8 @@ pub(crate) fn stored(path: &SignedPath, nodes: Vec<SignedNode>) -> Vec<u8> {
     path.funding().encode(&mut bytes);
     path.funding_output().encode(&mut bytes);
     nodes.encode(&mut bytes);
+    // No sales.
+    0u8.encode(&mut bytes);
     bytes
 }
 

@@ -5,6 +5,7 @@
 
 mod epochs;
 mod reclaim;
+mod sales;
 mod stored;
 #[path = "../support/mod.rs"]
 mod support;

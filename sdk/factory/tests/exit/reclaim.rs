@@ -9,10 +9,11 @@ use superscalar_factory::exit::reclaim::{Reclaim, reclaims, stock_outpoints};
 use superscalar_factory::exit::{ChainFacts, Spend, timelock};
 use superscalar_factory::scripts;
 use superscalar_factory::shape::{NodeId, Shape};
+use superscalar_factory::stock::StockChain;
 use superscalar_factory::terms::{Terms, TimeoutPolicy};
 use superscalar_factory::tree::{Blueprint, Role, Tree};
 
-use super::support::{Parties, core_script, funding, terms};
+use super::support::{Parties, core_script, funding, sell, terms};
 use super::{EXPIRY, LEAF, ROOT, START, name};
 
 const STOCK_CSV: u32 = 144;
@@ -22,6 +23,8 @@ struct Four {
     terms: Terms,
     tree: Tree,
     facts: ChainFacts,
+    /// The stock of all slots, and what was sold of it.
+    chains: Vec<StockChain>,
 }
 
 impl Four {
@@ -34,7 +37,12 @@ impl Four {
             funding_height: Some(START),
             spends: BTreeMap::new(),
         };
+        let chain = |slot: u16| {
+            let record = &terms.slots[usize::from(slot)];
+            StockChain::of_slot(&tree, slot, record).unwrap().unwrap()
+        };
         Four {
+            chains: (0..4).map(chain).collect(),
             parties,
             terms,
             tree,
@@ -64,7 +72,7 @@ impl Four {
     }
 
     fn found(&self) -> Vec<Reclaim> {
-        reclaims(&self.tree, &self.terms.slots, &self.facts).unwrap()
+        reclaims(&self.tree, &self.chains, &self.facts)
     }
 
     /// The spend of what was found: valid by Core's rules as it stands and in no other way, and in
@@ -143,7 +151,7 @@ fn of_an_opened_tree_it_takes_other_branches_and_stock_and_no_channel() {
     four.facts.spends.insert(OutPoint::new(leaf, 2), by);
     assert_eq!(four.found().len(), 2);
     // All stock, the closed leaf's too, is watched for.
-    let watched = stock_outpoints(&four.tree, &four.terms.slots).unwrap();
+    let watched = stock_outpoints(&four.chains);
     assert_eq!(watched.len(), 4);
     assert_eq!(
         watched[..2],
@@ -229,4 +237,55 @@ fn a_wallet_leaves_an_exit_and_a_margin_before_t() {
     let four = Four::new(TimeoutPolicy::LspReclaims);
     // Regtest: 2·6 + 2·(4 + 4) + 36 to leave, six steps of 6 to notice.
     assert_eq!(four.terms.header.leave_by(), Some(EXPIRY - 64 - 36));
+}
+
+/// What was sold from is the buyer's whether or not the sale is on chain, however long that takes;
+/// what is left after the last sale is the LSP's, a whole delay after that one.
+#[test]
+fn stock_that_was_sold_from_is_never_taken() {
+    let mut four = Four::new(TimeoutPolicy::MembersReclaim);
+    let sold = [10_000, 5_000].map(|sat| sell(&four.parties, &mut four.chains[0], 0, sat));
+    let leaf_height = EXPIRY - 500;
+    four.open_first_leaf(leaf_height);
+    four.facts.tip = leaf_height + 5 * STOCK_CSV;
+    let first = four.chains[0].first().outpoint();
+    let all: Vec<OutPoint> = four.chains[0].stocks().map(|it| it.outpoint()).collect();
+    let watched = stock_outpoints(&four.chains);
+    assert!(all.len() == 3 && all.iter().all(|it| watched.contains(it)));
+    let taken = |four: &Four| -> Vec<(OutPoint, u32)> {
+        let found = four.found().into_iter();
+        let mine = found.filter(|it| all.contains(&it.outpoint));
+        mine.map(|it| (it.outpoint, it.allowed)).collect()
+    };
+    // The neighbour's, of which nothing was sold, is due; this one's is not, with no sale on chain,
+    // with the first in the mempool, with the first confirmed.
+    assert_eq!(four.found().len(), 1);
+    assert_eq!(taken(&four), []);
+    let spend = |tx: &Transaction, height| Spend {
+        txid: tx.compute_txid(),
+        height,
+    };
+    four.facts.spends.insert(first, spend(&sold[0], None));
+    assert_eq!(taken(&four), []);
+    let height = Some(leaf_height + 2);
+    four.facts.spends.insert(first, spend(&sold[0], height));
+    assert_eq!(taken(&four), [], "the second sale is not on chain");
+    let height = Some(leaf_height + 9);
+    four.facts.spends.insert(all[1], spend(&sold[1], height));
+    let due = leaf_height + 9 + STOCK_CSV;
+    assert_eq!(taken(&four), [(all[2], due)]);
+    let reclaim = four.found().into_iter().find(|it| it.outpoint == all[2]);
+    let tx = four.spend(&reclaim.unwrap(), leaf_height + 9);
+    assert!(!sold.iter().any(|sale| {
+        let channel = OutPoint::new(sale.compute_txid(), 0);
+        tx.input[0].previous_output == channel
+    }));
+    // Nor is anything left to take where something else has spent the stock, or the rest.
+    let height = Some(leaf_height + 11);
+    four.facts.spends.insert(all[2], spend(&tx, height));
+    assert_eq!(taken(&four), []);
+    four.facts.spends.remove(&all[2]);
+    assert_eq!(taken(&four).len(), 1);
+    four.facts.spends.insert(first, spend(&tx, height));
+    assert_eq!(taken(&four), []);
 }

@@ -12,13 +12,14 @@ use std::sync::LazyLock;
 use bitcoin::hashes::Hash as _;
 use bitcoin::secp256k1::schnorr::Signature;
 use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey, SignOnly};
-use bitcoin::{Amount, Network, OutPoint, ScriptBuf, Txid, WPubkeyHash};
+use bitcoin::{Amount, Network, OutPoint, ScriptBuf, Transaction, Txid, WPubkeyHash};
 use superscalar_factory::exit::SignedPath;
 use superscalar_factory::scripts::tagged_hash;
 use superscalar_factory::shape::Shape;
 use superscalar_factory::signing::{
     AggregateNonce, FactoryKey, NoncePool, PublicNonce, SecretNonce, SigningSession,
 };
+use superscalar_factory::stock::{LinkTerms, StockChain};
 use superscalar_factory::terms::{
     FeeRules, Header, Instance, PROTOCOL_VERSION, SlotRecord, Terms, TimeoutPolicy,
 };
@@ -55,6 +56,10 @@ impl Parties {
         self.lsp.public()
     }
 
+    pub fn member(&self, slot: usize) -> &FactoryKey {
+        &self.members[slot]
+    }
+
     pub fn member_key(&self, slot: usize) -> PublicKey {
         self.members[slot].public()
     }
@@ -69,16 +74,7 @@ impl Parties {
 
     /// Everyone's signature of one transaction.
     pub fn sign(&self, tree: &Tree, tx: &TreeTx) -> Signature {
-        let signers = self.signers(tree, tx);
-        let (nonces, public) = nonces(&signers);
-        let aggregate = AggregateNonce::sum(&public).unwrap();
-        let session = SigningSession::new(&tx.key, aggregate, tx.sighash);
-        let partials: Vec<_> = signers
-            .iter()
-            .zip(nonces)
-            .map(|(key, nonce)| session.partial_sign(nonce, key).unwrap())
-            .collect();
-        session.aggregate(&public, &partials).unwrap()
+        sign_with(&self.signers(tree, tx), tx)
     }
 
     /// Everyone's signatures of everything a view of a tree holds.
@@ -96,6 +92,40 @@ impl Parties {
         });
         SignedPath::new(tree, slot, signatures).unwrap()
     }
+}
+
+/// The signature of all of `signers`.
+pub fn sign_with(signers: &[&FactoryKey], tx: &TreeTx) -> Signature {
+    let (nonces, public) = nonces(signers);
+    let aggregate = AggregateNonce::sum(&public).unwrap();
+    let session = SigningSession::new(&tx.key, aggregate, tx.sighash);
+    let partials: Vec<_> = signers
+        .iter()
+        .zip(nonces)
+        .map(|(key, nonce)| session.partial_sign(nonce, key).unwrap())
+        .collect();
+    session.aggregate(&public, &partials).unwrap()
+}
+
+/// What is agreed for the next sale of a chain.
+pub fn link_terms(chain: &StockChain, amount: Amount) -> LinkTerms {
+    let number = chain.links().len() as u64;
+    let everything = amount == chain.sellable().whole;
+    let hash = tagged_hash("next stock", &[&number.to_be_bytes()]);
+    LinkTerms {
+        amount,
+        member_funding_key: point("bought by member", number),
+        lsp_funding_key: point("sold by lsp", number),
+        next_hash: (!everything).then_some(hash),
+    }
+}
+
+/// A sale that was signed by both: it is part of the chain then.
+pub fn sell(parties: &Parties, chain: &mut StockChain, slot: usize, sat: u64) -> Transaction {
+    let wanted = link_terms(chain, Amount::from_sat(sat));
+    let link = chain.sell(&wanted).unwrap();
+    let signature = sign_with(&[parties.lsp(), parties.member(slot)], &link.tx);
+    chain.push(wanted, signature).unwrap().transaction().clone()
 }
 
 /// A fresh nonce of each signer. Two of one key differ by the operating system's randomness, and

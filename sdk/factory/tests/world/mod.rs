@@ -20,11 +20,15 @@ use bitcoin::{
 };
 use superscalar_factory::codec::{Decode as _, Encode as _};
 use superscalar_factory::coordinator::{self, Coordinator, FactoryPlan, LspSecrets, Seat};
-use superscalar_factory::effect::{Effect, Event, SlotChannel};
-use superscalar_factory::journal::Record;
+use superscalar_factory::effect::{
+    Bill, ChannelRef, Effect, Event, QuoteBacking, QuoteWanted, SlotChannel,
+};
+use superscalar_factory::journal::{Guard, Record};
 use superscalar_factory::member::{self, JoinSecrets, Member, WalletLimits};
-use superscalar_factory::message::{Attempt, Message};
+use superscalar_factory::message::{Attempt, Message, SaleId};
+use superscalar_factory::sale::{Ask, BuyError, SalePolicy};
 use superscalar_factory::shape::Shape;
+use superscalar_factory::signing::FactoryKey;
 use superscalar_factory::terms::{Instance, TimeoutPolicy};
 use superscalar_factory::timing::Timing;
 use superscalar_factory::wire::{self, Assembler};
@@ -72,6 +76,23 @@ pub fn plan(members: u16) -> FactoryPlan {
 
 pub const TIP: u32 = 100;
 
+/// The LSP's key in the factory of this attempt.
+pub fn lsp_key(attempt: Attempt) -> FactoryKey {
+    let salt = bytes("lsp salt", number(attempt));
+    FactoryKey::derive(&bytes("lsp seed", 0), &salt)
+}
+
+/// What the LSP of a world sells at, once it sells.
+pub fn policy() -> SalePolicy {
+    SalePolicy {
+        base_msat: 1_000,
+        ppm_per_month: 2_500,
+        min_amount: Amount::from_sat(5_000),
+        valid_blocks: 6,
+        min_life_blocks: 144,
+    }
+}
+
 /// Another number for every attempt and factory, with room for slots: what would be random.
 fn number(attempt: Attempt) -> u64 {
     let mut first = [0; 8];
@@ -109,6 +130,22 @@ pub struct World {
     pub crash: Option<(Party, usize)>,
     /// The party that was killed and is not back yet.
     pub dead: Option<Party>,
+    /// What the LSP sells at, also after a restart.
+    pub policy: Option<SalePolicy>,
+    /// Bought channels agreed by each party.
+    pub bought: BTreeMap<(Party, ChannelRef), SlotChannel>,
+    /// Bought channels the LSP is about to open.
+    pub opening_bought: VecDeque<ChannelRef>,
+    pub activated_bought: Vec<(Party, ChannelRef)>,
+    /// What members are to pay.
+    pub bills: VecDeque<(u16, Bill)>,
+    /// What was paid, by hash; a shell pays one hash once.
+    pub paid: BTreeMap<[u8; 32], u64>,
+    /// What the LSP's shell is asked for; answered at once unless that is held back.
+    pub wanted: Vec<QuoteWanted>,
+    pub hold_back_quotes: bool,
+    /// Random values drawn so far.
+    drawn: u64,
     /// Rewrites what a party sends; `None` loses it.
     pub tamper: Box<dyn FnMut(Party, Message) -> Option<Message>>,
 }
@@ -135,6 +172,15 @@ impl World {
             released: Vec::new(),
             crash: None,
             dead: None,
+            policy: None,
+            bought: BTreeMap::new(),
+            opening_bought: VecDeque::new(),
+            activated_bought: Vec::new(),
+            bills: VecDeque::new(),
+            paid: BTreeMap::new(),
+            wanted: Vec::new(),
+            hold_back_quotes: false,
+            drawn: 0,
             tamper: Box::new(|_, message| Some(message)),
         }
     }
@@ -178,8 +224,13 @@ impl World {
                 self.hand_over(from, to, message);
             }
             // The member acts on NodeSigs, which precede the open on the same connection.
-            let slot = self.opening.pop_front()?;
-            self.open(slot);
+            match self.opening.pop_front() {
+                Some(slot) => self.open(slot),
+                None => {
+                    let id = self.opening_bought.pop_front()?;
+                    self.open_bought(id);
+                }
+            }
         }
     }
 
@@ -228,7 +279,9 @@ impl World {
         // What leaves the house is on disk before it.
         let leaves = |effect: &Effect| {
             let others = matches!(effect, Effect::Send { .. } | Effect::Broadcast(_));
-            others || matches!(effect, Effect::Open(_) | Effect::Activate(_))
+            let channels = matches!(effect, Effect::Open(_) | Effect::Activate(_));
+            let bought = matches!(effect, Effect::OpenBought(_) | Effect::ActivateBought(_));
+            others || channels || bought || matches!(effect, Effect::Pay(_))
         };
         let recorded = |effect: &Effect| matches!(effect, Effect::Persist(_));
         let last = effects.iter().rposition(recorded);
@@ -281,6 +334,31 @@ impl World {
                 Effect::Watch(_) => {}
                 Effect::Broadcast(tx) => self.broadcast.push(tx),
                 Effect::Emit(event) => self.events.push((who, event)),
+                Effect::PrepareQuote(wanted) => {
+                    self.wanted.push(wanted.clone());
+                    if !self.hold_back_quotes {
+                        let backing = self.backing(&wanted);
+                        self.tell_lsp(coordinator::Input::QuotePrepared { wanted, backing });
+                    }
+                }
+                Effect::NeedRandomness(id) => {
+                    let randomness = self.random();
+                    let input = member::Input::SaleRandomness { id, randomness };
+                    self.tell(id.slot.slot, input);
+                }
+                Effect::AgreeBought(bought) => {
+                    let known = self.bought.insert((who, bought.id), bought.channel.clone());
+                    assert!(known.is_none_or(|known| known == bought.channel));
+                }
+                Effect::OpenBought(id) => {
+                    assert!(self.bought.contains_key(&(who, id)), "agreed before opened");
+                    self.opening_bought.push_back(id);
+                }
+                Effect::ActivateBought(id) => self.activated_bought.push((who, id)),
+                Effect::SuspendBought(id) => {
+                    self.activated_bought.retain(|open| *open != (who, id));
+                }
+                Effect::Pay(bill) => self.bills.push_back((bill.id.slot.slot, bill)),
                 other => panic!("an effect this world does not know: {other:?}"),
             }
         }
@@ -377,7 +455,7 @@ impl World {
     }
 
     /// Drops everything the party has in memory.
-    fn kill(&mut self, who: Party) {
+    pub fn kill(&mut self, who: Party) {
         self.crash = None;
         self.dead = Some(who);
         match who {
@@ -394,7 +472,8 @@ impl World {
         let effects = match who {
             Party::Lsp => {
                 let replayed = Coordinator::replay(&bytes("lsp seed", 0), records, tip);
-                let (lsp, effects) = replayed.unwrap();
+                let (mut lsp, effects) = replayed.unwrap();
+                lsp.set_sale_policy(self.policy.clone());
                 self.lsp = Some(lsp);
                 effects
             }
@@ -418,6 +497,7 @@ impl World {
         self.inbox
             .retain(|(from, to, _)| *from != end && *to != end);
         self.opening.retain(|open| *open != slot);
+        self.opening_bought.retain(|open| open.slot.slot != slot);
         if let Some(lsp) = &mut self.lsp {
             let peer = self.plan.seats[usize::from(slot)].peer;
             let effects = lsp.handle(coordinator::Input::Connected(peer));
@@ -427,5 +507,138 @@ impl World {
             let effects = member.handle(member::Input::Connected);
             self.act(end, effects);
         }
+    }
+    /// Tells the LSP's role something.
+    pub fn tell_lsp(&mut self, input: coordinator::Input) {
+        let effects = self.lsp.as_mut().map(|lsp| lsp.handle(input));
+        self.act(Party::Lsp, effects.unwrap_or_default());
+    }
+
+    /// Tells a member's role something.
+    pub fn tell(&mut self, slot: u16, input: member::Input) {
+        let member = self.members.get_mut(&slot);
+        let effects = member.map(|member| member.handle(input));
+        self.act(Party::Member(slot), effects.unwrap_or_default());
+    }
+
+    /// An active factory whose LSP sells.
+    pub fn selling(plan: FactoryPlan) -> World {
+        let mut world = World::with(plan);
+        world.run();
+        world.confirm_funding(TIP + 1);
+        world.sell_at(Some(policy()));
+        world
+    }
+
+    pub fn sell_at(&mut self, policy: Option<SalePolicy>) {
+        self.policy = policy.clone();
+        self.lsp.as_mut().unwrap().set_sale_policy(policy);
+    }
+
+    /// 32 bytes never drawn before in this world.
+    pub fn random(&mut self) -> [u8; 32] {
+        self.drawn += 1;
+        bytes("drawn", self.drawn)
+    }
+
+    /// What the LSP's shell knows of a channel: the same key whenever it is asked, and the invoice
+    /// of the hash it is asked for.
+    pub fn backing(&mut self, wanted: &QuoteWanted) -> QuoteBacking {
+        let number = u64::from(wanted.id.slot.slot) * 100 + u64::from(wanted.id.seq);
+        let randomness = self.random();
+        let free = wanted.price_msat == 0;
+        let new_hash = if free {
+            [0; 32]
+        } else {
+            bytes("payment", self.drawn)
+        };
+        let payment_hash = wanted.payment_hash.unwrap_or(new_hash);
+        QuoteBacking {
+            funding_key: key("lsp bought", number),
+            payment_hash,
+            invoice: if free {
+                String::new()
+            } else {
+                "lnbcrt".repeat(40)
+            },
+            randomness,
+        }
+    }
+
+    /// What a member asks for, watched by itself.
+    pub fn wish(&self, slot: u16, sat: u64) -> Ask {
+        let id = self.members[&slot].next_channel();
+        let seq = id.map_or(0, |id| u64::from(id.seq));
+        Ask {
+            amount: Amount::from_sat(sat),
+            max_price_msat: u64::MAX,
+            funding_key: key("member bought", u64::from(slot) * 100 + seq),
+            guard: Guard::Member,
+        }
+    }
+
+    /// The member asks; gives the quote's sale once it is there.
+    pub fn ask(&mut self, slot: u16, ask: Ask) -> Result<Option<SaleId>, BuyError> {
+        let before = self.events.len();
+        let effects = self.members.get_mut(&slot).unwrap().ask(ask)?;
+        self.act(Party::Member(slot), effects);
+        self.deliver();
+        Ok(self.events[before..]
+            .iter()
+            .find_map(|(who, event)| match event {
+                Event::Quoted { sale, .. } if *who == Party::Member(slot) => Some(*sale),
+                _ => None,
+            }))
+    }
+
+    /// The member accepts; what follows is yet to be delivered.
+    pub fn accept(&mut self, slot: u16, sale: SaleId) -> Result<(), BuyError> {
+        let randomness = self.random();
+        let accepted = self
+            .members
+            .get_mut(&slot)
+            .unwrap()
+            .accept(sale, &randomness);
+        self.act(Party::Member(slot), accepted?);
+        Ok(())
+    }
+
+    /// Both sides hold the bought channel if they agreed to the same one.
+    pub fn open_bought(&mut self, id: ChannelRef) {
+        let slot = id.slot.slot;
+        let ours = self.bought.get(&(Party::Lsp, id)).cloned();
+        let theirs = self.bought.get(&(Party::Member(slot), id)).cloned();
+        let (Some(mut ours), Some(theirs)) = (ours, theirs) else {
+            return;
+        };
+        ours.peer = theirs.peer;
+        assert_eq!(ours, theirs);
+        self.tell_lsp(coordinator::Input::BoughtHeld(id));
+        self.tell(slot, member::Input::BoughtHeld(id));
+    }
+
+    /// Members pay what they owe; gives how many did.
+    pub fn pay(&mut self) -> usize {
+        let mut paid = 0;
+        while let Some((slot, bill)) = self.bills.pop_front() {
+            let payment_hash = bill.payment_hash;
+            self.paid.insert(payment_hash, bill.price_msat);
+            self.tell_lsp(coordinator::Input::SalePaid { payment_hash });
+            self.tell(slot, member::Input::SalePaid(bill.id));
+            paid += 1;
+        }
+        paid
+    }
+
+    /// A whole sale, paid for.
+    pub fn buy(&mut self, slot: u16, sat: u64) {
+        let sale = self
+            .ask(slot, self.wish(slot, sat))
+            .unwrap()
+            .expect("a quote");
+        self.accept(slot, sale).unwrap();
+        self.deliver();
+        self.pay();
+        self.deliver();
     }
 }

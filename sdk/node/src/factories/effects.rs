@@ -193,12 +193,12 @@ impl Engine {
         // Before the funding can be on chain: nobody can open the tree unseen, and no exit has to
         // search old blocks.
         let member = self.members.get(&attempt).and_then(Member::tree);
-        let coordinator = self.coordinators.get(&attempt).and_then(Coordinator::built);
-        if let Some(tree) = member.or(coordinator.map(|built| &built.tree)) {
+        let coordinator = self.coordinators.get(&attempt);
+        let built = coordinator.and_then(Coordinator::built);
+        if let Some(tree) = member.or(built.map(|built| &built.tree)) {
             let mut outpoints: Vec<OutPoint> = tree.outpoints().into_iter().collect();
-            let stock = coordinator.map(|built| stock_outpoints(tree, &built.terms.slots));
-            // An error is one of keys that occur twice, which built terms have not.
-            outpoints.extend(stock.and_then(Result::ok).unwrap_or_default());
+            let stock = coordinator.map(|role| stock_outpoints(&role.stock_chains()));
+            outpoints.extend(stock.unwrap_or_default());
             watcher.watch_outpoints(&outpoints)?;
         }
         self.watched

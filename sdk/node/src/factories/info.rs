@@ -508,6 +508,7 @@ fn tree_info(tree: &Tree) -> Vec<TreeNodeInfo> {
                     Role::Kickoff => "kickoff",
                     Role::State => "state",
                     Role::Distribution => "distribution",
+                    Role::Sale(_) => "sale",
                 }
                 .to_owned(),
                 txid: tx.txid().to_string(),

@@ -9,7 +9,6 @@ use superscalar_factory::coordinator::{Built, Coordinator};
 use superscalar_factory::exit::reclaim::{reclaims, stock_outpoints};
 use superscalar_factory::exit::{self, ChainFacts, Goal, Progress, Spend, Worth};
 use superscalar_factory::member::Member;
-use superscalar_factory::signing::SignerSetError;
 use superscalar_factory::terms::TimeoutPolicy;
 
 use super::bridge;
@@ -110,30 +109,31 @@ impl Engine {
     }
 
     async fn reclaim_from(&self, role: &Coordinator, built: &Built) -> Result<(), EngineError> {
-        let (tree, records) = (&built.tree, &built.terms.slots);
+        let tree = &built.tree;
         let opened = self.parts.chain.watcher().spend(&tree.funding).is_some();
         let over =
             tree.header.policy == TimeoutPolicy::LspReclaims && self.tip >= tree.header.expiry;
         if !(opened || over) {
             return Ok(());
         }
-        let stock = stock_outpoints(tree, records).map_err(unsound)?;
+        let chains = role.stock_chains();
+        let stock = stock_outpoints(&chains);
         let watched = tree.outpoints().into_iter().chain(stock);
         let mut facts = self.confirmed_spends(tree.funding, watched);
         let due = |facts: &ChainFacts| {
-            let mut found = reclaims(tree, records, facts).map_err(unsound)?;
+            let mut found = reclaims(tree, &chains, facts);
             found.retain(|reclaim| reclaim.is_due(facts));
-            Ok::<_, EngineError>(found)
+            found
         };
         // Of what is due the mempool may know more.
-        for reclaim in due(&facts)? {
+        for reclaim in due(&facts) {
             let status = self.parts.chain.outpoint_status(reclaim.outpoint).await?;
             if let OutPointStatus::SpentInMempool(txid) = status {
                 let spend = Spend { txid, height: None };
                 facts.spends.insert(reclaim.outpoint, spend);
             }
         }
-        let due = due(&facts)?;
+        let due = due(&facts);
         if due.is_empty() {
             return Ok(());
         }
@@ -177,9 +177,4 @@ impl Engine {
             spends: spends.collect(),
         }
     }
-}
-
-/// Built terms repeat no key.
-fn unsound(error: SignerSetError) -> EngineError {
-    EngineError::Exit(error.to_string())
 }
