@@ -1,8 +1,8 @@
 //! Selling inbound liquidity out of a member's stock: the two sub-roles, owned by
 //! [`Member`](crate::member::Member) and [`Coordinator`](crate::coordinator::Coordinator).
 //!
-//! One sale is [`QuoteRequest`] → [`Quote`] → [`SaleAccept`] → (the channel is opened) → [`SaleSig`]
-//! → [`SaleStored`], then the payment. What always holds:
+//! One sale is [`QuoteRequest`] → [`Quote`] → [`SaleAccept`] → (the channel is opened) →
+//! [`SaleSig`] → [`SaleStored`], then the payment. What always holds:
 //! - For one stock output one transaction is signed, whatever was quoted, said or lost; the record
 //!   that says which is durable before the signature leaves. Signing the same again takes a fresh
 //!   nonce.
@@ -14,15 +14,15 @@
 //! - Nothing is signed once somebody has begun to open the factory.
 //!
 //! What the caller owes:
-//! - *The channel's keys follow from its [`ChannelRef`]*, and one is used for one channel: what LDK
-//!   gave up after `funding_created` stays what it is, and its stock output with it.
+//! - *The channel's keys follow from its [`ChannelRef`]*, and one is used for one channel: what
+//!   LDK gave up after `funding_created` stays what it is, and its stock output with it.
 //! - *One payment for one hash*, only of the bill's hash and no more than its price.
-//! - *Told again after a restart*: the LSP's policy, the funding before any peer is heard, `TreeSeen`,
-//!   closed channels, payments that have arrived.
-//! - *Looked at from then on*: with each [`Delivered`](crate::effect::Event::Delivered) there are new
-//!   outpoints in [`SignedPath::watched`](crate::exit::SignedPath::watched) and
-//!   [`stock_outpoints`](crate::exit::reclaim::stock_outpoints); the LSP publishes sales as well, or its
-//!   own money below them stays where it is.
+//! - *Told again after a restart*: the LSP's policy, the funding before any peer is heard,
+//!   `TreeSeen`, closed channels, payments that have arrived.
+//! - *Looked at from then on*: with each [`Delivered`](crate::effect::Event::Delivered) there are
+//!   new outpoints in [`SignedPath::watched`](crate::exit::SignedPath::watched) and
+//!   [`stock_outpoints`](crate::exit::reclaim::stock_outpoints). The LSP publishes sales as well,
+//!   or its own money below them stays where it is.
 
 mod buyer;
 mod price;
