@@ -109,10 +109,13 @@ async fn waits(rush: &Rush, commitment: &Transaction, blocks: u32) {
 /// what a commitment's second stage and sweeping cost; the height at which the payment was claimed.
 async fn arrives(rush: &Rush, commitment: &Transaction, coins_sat: u64) -> u32 {
     let network = &rush.network;
-    let next = network.chain.height().unwrap() + 1;
-    let height = network.confirm(commitment.compute_txid(), &[0]).await;
-    assert_eq!(height, next, "the commitment comes when it may");
     let htlc = output_of(commitment, HTLC_SAT);
+    let again = network.spent(rush.path.channel).await;
+    assert_eq!(again, commitment.compute_txid());
+    network.spent(htlc).await;
+    let next = network.chain.height().unwrap() + 1;
+    let height = network.confirm(again, &[0]).await;
+    assert_eq!(height, next, "the commitment comes when it may");
     let claimed_at = network.mined_spend(htlc, &[0]).await;
     assert_eq!(claimed_at, height, "its second stage as well");
     let (claim, _) = network.confirmed_spender(htlc);
