@@ -13,6 +13,8 @@ const SILENT: usize = 1;
 const CUT_OFF: usize = 3;
 /// The LSP waits so long for an answer in a group that fails.
 const SHORT_ROUND_SECS: u16 = 10;
+/// A Join has at least five nonces of 66 bytes; what keeps a connection alive is less.
+const LEAST_JOIN_BYTES: u64 = 330;
 
 /// One group of two.
 struct Group {
@@ -250,4 +252,49 @@ async fn a_member_silent_while_signing_is_left_out_and_no_coin_is_locked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_silent_while_opening_is_left_out_and_no_coin_is_locked() {
     silent_while("opening").await;
+}
+
+/// Of four one is silent and one away when the round ends, and one of the two who are left is silent
+/// in the next: the last, who did everything right, waits for another factory without a word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_did_nothing_wrong_is_asked_again_and_then_waits_for_the_next() {
+    superscalar_tests::log_to_stderr();
+    let network = TestNetwork::start(4).await;
+    network.fund_lsp(&[10_000_000; 2]).await;
+    let coins = || network.lsp().onchain().balance().unwrap();
+    let before = coins();
+    network.all_waiting(4).await;
+    let wires: Vec<_> = network.members.iter().map(|it| &it.wire.to_lsp).collect();
+    let said = |member: usize| wires[member].carried_bytes();
+    let earlier: Vec<u64> = (0..4).map(said).collect();
+    wires[0].hold();
+    let request = BuildRequest {
+        round_seconds: SHORT_ROUND_SECS,
+        ..regtest_factory(4)
+    };
+    let factory = network.lsp().create_factory(request).await.unwrap();
+    network
+        .wait("three to have answered", async || {
+            (1..4).all(|member| said(member) > earlier[member] + LEAST_JOIN_BYTES)
+        })
+        .await;
+    network.wallet(1).stop().await;
+    wires[2].hold();
+
+    let peers = [2, 3].map(|member| network.wallet(member).node_id());
+    let mut next = None;
+    network
+        .wait("the next attempt to have ended", async || {
+            let infos = network.lsp().factories().await.unwrap();
+            next = infos.into_iter().find(|it| it.factory != factory);
+            next.as_ref().is_some_and(|it| it.ended.is_some())
+        })
+        .await;
+    let mut seats: Vec<String> = next.unwrap().seats.into_iter().map(|it| it.peer).collect();
+    seats.sort_by_key(|peer| peers.iter().position(|it| it == peer));
+    assert_eq!(seats, peers);
+    network.all_waiting(1).await;
+    assert_eq!(network.lsp().waiting().await.unwrap(), peers[1..]);
+    assert_eq!(coins(), before);
+    network.stop().await;
 }

@@ -133,6 +133,13 @@ impl Seeking {
     }
 }
 
+/// An attempt of the LSP's that is not published.
+pub(super) struct Begun {
+    pub(super) plan: FactoryPlan,
+    /// The least capacity that each of its members had asked for.
+    pub(super) wanted: BTreeMap<PublicKey, Amount>,
+}
+
 /// The funding output of an attempt, as last told to its role.
 #[derive(Clone, Copy)]
 pub(super) struct Watched {
@@ -150,7 +157,7 @@ pub(crate) struct Engine {
     /// What the store refused, with all that follows it in the same attempt.
     pub(super) stalled: VecDeque<(Attempt, Effect)>,
     pub(super) patience: Patience,
-    pub(super) plans: BTreeMap<Attempt, FactoryPlan>,
+    pub(super) plans: BTreeMap<Attempt, Begun>,
     pub(super) waiting: BTreeMap<PublicKey, Amount>,
     pub(super) seeking: Option<Seeking>,
     pub(super) assemblers: HashMap<PublicKey, Assembler>,

@@ -15,7 +15,7 @@ use superscalar_factory::wire::{Frame, WireError};
 use tokio::time::{Duration, Instant};
 
 use super::bridge;
-use super::engine::{Command, Engine, Seeking};
+use super::engine::{Begun, Command, Engine, Seeking};
 use super::error::EngineError;
 use super::info::BuildRequest;
 use crate::chain::{Confirmation, Tip};
@@ -539,41 +539,38 @@ impl Engine {
             self.parts.host.funding_pubkey(&bridge::slot_id(&slot))
         });
         let (role, effects) = Coordinator::start(&plan, secrets, keys.collect(), self.tip)?;
-        for seat in &plan.seats {
-            self.waiting.remove(&seat.peer);
-        }
+        let asked = plan.seats.iter().filter_map(|seat| {
+            let wanted = self.waiting.remove(&seat.peer)?;
+            Some((seat.peer, wanted))
+        });
+        let wanted = asked.collect();
         self.coordinators.insert(attempt, role);
-        self.plans.insert(attempt, plan);
+        self.plans.insert(attempt, Begun { plan, wanted });
         self.queue(attempt, effects);
         Ok(bridge::name(&attempt))
     }
 
     /// After a failed attempt: again without those at fault, who must ask again themselves.
     pub(super) fn retry(&mut self, attempt: Attempt, at_fault: &[u16]) {
-        let Some(plan) = self.plans.remove(&attempt) else {
+        let Some(Begun { plan, wanted }) = self.plans.remove(&attempt) else {
             return;
         };
-        // Who is away could not answer; whoever it is asks again when it is back.
-        let out = |(slot, seat): &(u16, &Seat)| {
-            at_fault.contains(slot) || !self.parts.host.is_connected(&seat.peer)
-        };
-        let slots = (0u16..).zip(&plan.seats);
-        let (out, left): (Vec<_>, Vec<_>) = slots.partition(out);
-        let slots: Vec<u16> = out.iter().map(|(slot, _)| *slot).collect();
+        let mut out = at_fault.to_vec();
+        for (slot, seat) in (0u16..).zip(&plan.seats) {
+            if !self.parts.host.is_connected(&seat.peer) {
+                // Away, it could not answer; it asks again when it is back.
+                out.push(slot);
+            } else if let Some(wanted) = wanted.get(&seat.peer).filter(|_| !out.contains(&slot)) {
+                // It asked once, and waits: for the next attempt, or another factory.
+                self.waiting.entry(seat.peer).or_insert(*wanted);
+            }
+        }
         // Without anybody at fault it is not the members that the next attempt would do without.
         let again = !at_fault.is_empty() && attempt.number < MAX_ATTEMPTS;
-        let begun = match plan.retry(&slots).filter(|_| again) {
-            Some(next) => self.begin(next).map(|_| true),
-            None => Ok(false),
-        };
-        match begun {
-            Ok(true) => return,
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "the next attempt could not be started"),
-        }
-        // They asked once and are told nothing: they wait for a place in another factory.
-        for (_, seat) in left {
-            self.waiting.entry(seat.peer).or_insert(seat.capacity);
+        if let Some(next) = plan.retry(&out).filter(|_| again)
+            && let Err(error) = self.begin(next)
+        {
+            tracing::warn!(%error, "the next attempt could not be started");
         }
     }
 
