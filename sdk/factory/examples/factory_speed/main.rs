@@ -2,7 +2,9 @@
 //! selling a channel in it.
 //!
 //! Everything runs on one thread of one process; CPU time is the thread's own, so that other load
-//! on the machine disturbs little. Numbers are medians over rounds.
+//! on the machine disturbs little. Numbers are medians over rounds. What shares the processor's
+//! cores with the machine does disturb: so the bench shape is told in verifications as well, which
+//! are measured in turns with it.
 //!
 //! `cargo run --release -p superscalar-factory --example factory_speed [-- --json] [-- --rounds N]`
 
@@ -14,6 +16,7 @@
 mod ceremony;
 mod sale;
 mod signing;
+mod yardstick;
 
 use std::error::Error;
 use std::{env, fs, time::Instant};
@@ -88,6 +91,7 @@ fn figures(rounds: u32) -> Result<Vec<Figure>, Box<dyn Error>> {
     };
     let name = "bench shape: binary, 127 members".to_owned();
     signing_figures(&mut figures, &name, &bench, rounds)?;
+    figures.insert(1, in_verifications(&name, &bench, rounds)?);
     for members in [4, 8, 16, 64] {
         let shape = Shape::two_layers(members);
         let name = format!("{members} members, {} per leaf", shape.members_per_leaf);
@@ -182,6 +186,29 @@ fn signing_figures(
         ),
     });
     Ok(())
+}
+
+/// How many verifications a factory costs as much as.
+fn in_verifications(
+    name: &str,
+    case: &signing::Case,
+    rounds: u32,
+) -> Result<Figure, Box<dyn Error>> {
+    let yardstick = yardstick::Yardstick::new()?;
+    let mut ratios = Vec::new();
+    for round in 0..rounds {
+        let before_s = yardstick.verification_s()?;
+        let whole_s = signing::run(case, round)?.whole.cpu_s;
+        let after_s = yardstick.verification_s()?;
+        ratios.push(2.0 * whole_s / (before_s + after_s));
+    }
+    Ok(Figure {
+        figure: name.to_owned(),
+        value: format!("{:.0}", median(ratios.into_iter())),
+        unit: "verifications",
+        remark: "as many BIP340 verifications by libsecp256k1 take as long, measured in turns"
+            .to_owned(),
+    })
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
