@@ -13,7 +13,8 @@ use superscalar_sdk::keys::WalletKeys;
 use superscalar_sdk::store::{DATABASE_FILE, Store, StoreError};
 use superscalar_sdk::{
     Begin, BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp,
-    LspBuilder, LspUri, Mnemonic, PaymentStatus, Preset, Wallet, WalletBuilder, WordCount,
+    LspBuilder, LspUri, Mnemonic, PaymentStatus, Preset, SalePolicy, Wallet, WalletBuilder,
+    WordCount,
 };
 use tempfile::TempDir;
 
@@ -508,6 +509,7 @@ async fn open_lsp(
         .storage_dir(directory)
         .chain_source(chain_config(chain))
         .listen("127.0.0.1:0".parse().unwrap())
+        .sales(sale_policy())
         .poll_interval(poll_interval)
         .start()
         .await
@@ -547,6 +549,17 @@ impl Member {
             Some(remote) => builder.backup(remote.store(), begin),
             None => builder,
         }
+    }
+}
+
+/// What the LSP sells stock for.
+pub fn sale_policy() -> SalePolicy {
+    SalePolicy {
+        base_msat: 1_000,
+        ppm_per_month: 2_500,
+        min_amount: Amount::from_sat(20_000),
+        valid_blocks: 6,
+        min_life_blocks: 300,
     }
 }
 

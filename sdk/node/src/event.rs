@@ -89,6 +89,50 @@ pub enum Event {
         /// The field that was wrong, empty if none.
         field: String,
     },
+    /// A channel was sold out of the stock beside ours. A wallet can receive on it; an LSP forwards
+    /// into it as soon as it is paid for.
+    InboundDelivered {
+        /// The factory.
+        factory: String,
+        /// The place in it.
+        slot: u16,
+        /// Which channel of the place: 1 for the first that was sold.
+        channel: u32,
+        /// Its capacity in satoshi.
+        capacity_sat: u64,
+    },
+    /// A channel that was sold is paid for, or was free.
+    InboundPaid {
+        /// The factory.
+        factory: String,
+        /// The place in it.
+        slot: u16,
+        /// Which channel of the place.
+        channel: u32,
+        /// What it cost in millisatoshi.
+        price_msat: u64,
+    },
+    /// LSP: a signed sale is not delivered, because somebody has begun to open the factory.
+    InboundWithheld {
+        /// The factory.
+        factory: String,
+        /// The place in it.
+        slot: u16,
+        /// Which channel of the place.
+        channel: u32,
+    },
+    /// The other side wanted something else signed for an output that something was signed for. It
+    /// was refused and is worth telling: an honest one never does.
+    FactoryEquivocation {
+        /// The factory.
+        factory: String,
+        /// The place in it.
+        slot: u16,
+        /// The channel that something was signed for.
+        channel: u32,
+        /// The other side's node id.
+        peer: String,
+    },
     /// A payment arrived.
     PaymentReceived {
         /// Its hash.

@@ -47,8 +47,8 @@ pub use backup::{BackupError, BackupState, BackupStatus, Begin};
 pub use chain::BitcoindAuth;
 pub use event::{Event, EventPage, StoredEvent};
 pub use factories::{
-    BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo,
-    SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
+    BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, InboundQuote, Policy,
+    Preset, SeatInfo, SoldInfo, SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };
 pub use keys::{Mnemonic, WordCount};
 #[cfg(feature = "lsp")]
@@ -56,6 +56,8 @@ pub use lsp::{ChannelInfo, Lsp, LspBuilder};
 pub use node::StartError;
 pub use payments::{Direction, Payment, PaymentStatus};
 pub use superscalar_factory::exit::bump::FeeCaps;
+#[cfg(feature = "lsp")]
+pub use superscalar_factory::sale::SalePolicy;
 pub use superscalar_factory::timing::DEFAULT_PAYER_CLTV_BLOCKS as DEFAULT_ROUTE_LIMIT_BLOCKS;
 pub use wallet::{
     Action, Backup, Balance, ChainConfig, Exit, Factories, JoinRequest, Lightning, LspUri, Onchain,

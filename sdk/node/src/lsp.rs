@@ -8,6 +8,7 @@ use std::time::Duration;
 use bitcoin::Network;
 use serde::{Deserialize, Serialize};
 use superscalar_factory::exit::bump::FeeCaps;
+use superscalar_factory::sale::SalePolicy;
 
 use crate::backup::{BackupError, BackupStatus, Begin, RemoteStore};
 use crate::event::EventPage;
@@ -31,6 +32,7 @@ pub struct LspBuilder {
     poll_interval: Duration,
     fee_caps: FeeCaps,
     backup: Option<BackupConfig>,
+    sales: Option<SalePolicy>,
 }
 
 impl LspBuilder {
@@ -46,6 +48,7 @@ impl LspBuilder {
             poll_interval: Duration::from_secs(1),
             fee_caps: FeeCaps::default(),
             backup: None,
+            sales: None,
         }
     }
 
@@ -91,6 +94,14 @@ impl LspBuilder {
         self
     }
 
+    /// Sells channels out of the stock beside the members' channels, on these conditions. Without
+    /// them nothing is sold.
+    #[must_use]
+    pub fn sales(mut self, policy: SalePolicy) -> LspBuilder {
+        self.sales = Some(policy);
+        self
+    }
+
     /// Where everything the LSP holds is written before it counts, see
     /// [`backup`](crate::backup). Once a directory has a backup it is opened with it only. Needs a
     /// multi-threaded runtime.
@@ -119,6 +130,7 @@ impl LspBuilder {
             poll_interval: self.poll_interval,
             fee_caps: self.fee_caps,
             backing,
+            sales: self.sales,
         })
         .await?;
         let handle = NodeHandle::default();

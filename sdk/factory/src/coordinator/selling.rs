@@ -32,6 +32,11 @@ impl Coordinator {
         StockChain::of_slot(&built.tree, slot, record).ok()?
     }
 
+    /// Hashes of the payments that are owed for channels.
+    pub fn owed(&self) -> Vec<[u8; 32]> {
+        self.seller.owed()
+    }
+
     pub(super) fn connected(&mut self, peer: PublicKey) -> Vec<Effect> {
         let mut effects = self.repeat(peer);
         let slot = self.peers.iter().position(|other| *other == peer);

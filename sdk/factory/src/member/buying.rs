@@ -3,7 +3,7 @@
 use super::{Member, Phase, Refused};
 use crate::effect::{ChannelRef, Effect};
 use crate::journal::SaleStep;
-use crate::message::{Message, RefusalCode, SaleId};
+use crate::message::{Message, RefusalCode, SaleId, SaleTerms};
 use crate::sale::{Ask, BuyError, Buyer, BuyerGround, Stage};
 use crate::stock::{Sellable, StockChain};
 
@@ -29,6 +29,11 @@ impl Member {
     /// Where the sale under way stands; `None` if there is none.
     pub fn sale_stage(&self) -> Option<Stage> {
         self.buyer.stage()
+    }
+
+    /// What was quoted under this name, as long as it can be accepted.
+    pub fn quoted(&self, sale: SaleId) -> Option<&SaleTerms> {
+        self.buyer.quoted_as(&self.attempt(), sale)
     }
 
     /// Asks what a channel costs. Answered by

@@ -15,7 +15,7 @@ use super::sign::{self, Nonces, Session};
 use super::{VERSION, bought, verify};
 use crate::effect::{Bill, BoughtChannel, ChannelRef, Effect, Event, SlotRef};
 use crate::journal::{Guard, MemberSaleSigned, SaleStep, SaleStepped};
-use crate::message::{Message, Quote, QuoteRequest, SaleAccept, SaleId, SaleTerms};
+use crate::message::{Attempt, Message, Quote, QuoteRequest, SaleAccept, SaleId, SaleTerms};
 use crate::signing::FactoryKey;
 use crate::stock::{Link, Sellable, StockChain};
 use crate::terms::Header;
@@ -182,6 +182,12 @@ impl Buyer {
     pub(crate) fn next_channel(&self, slot: SlotRef) -> Option<ChannelRef> {
         let stock = self.chain.as_ref()?.newest()?;
         Some(ChannelRef::sold(slot, VERSION, stock.link()))
+    }
+
+    /// What was quoted under this name and is not accepted.
+    pub(crate) fn quoted_as(&self, attempt: &Attempt, sale: SaleId) -> Option<&SaleTerms> {
+        let terms = &self.quote.as_ref()?.sale;
+        (terms.id(attempt) == sale).then_some(terms)
     }
 
     pub(crate) fn ask(&mut self, ground: &Ground<'_>, ask: Ask) -> Result<Vec<Effect>, BuyError> {

@@ -343,6 +343,17 @@ impl Seller {
         Vec::new()
     }
 
+    /// Hashes of the payments that are owed for channels, held or not.
+    pub(crate) fn owed(&self) -> Vec<[u8; 32]> {
+        let each = self.places.values().flat_map(|place| {
+            let delivered = place.last().filter(|_| place.unpaid);
+            let signed = place.signed.iter().filter(|it| !it.paid);
+            delivered.into_iter().chain(signed.map(|it| &it.terms))
+        });
+        let owed = each.filter(|terms| terms.price_msat > 0);
+        owed.map(|terms| terms.payment_hash).collect()
+    }
+
     /// After a reconnect: what the member may not have heard.
     pub(crate) fn repeat(&self, ground: &Ground<'_>, slot: u16) -> Vec<Effect> {
         let place = self.places.get(&slot);

@@ -1,6 +1,6 @@
 //! The same things in the words of two rooms: factory core and hosting.
 
-use superscalar_factory::effect::{SlotChannel, SlotRef};
+use superscalar_factory::effect::{BoughtChannel, ChannelRef, SlotChannel, SlotRef};
 use superscalar_factory::message::Attempt;
 use superscalar_factory::terms::Instance;
 
@@ -17,7 +17,8 @@ pub(super) fn slot_id(slot: &SlotRef) -> hosting::SlotId {
     }
 }
 
-/// `None` for an id no factory of ours gave out.
+/// The place a channel belongs to, whichever of its channels it is; `None` for an id no factory of
+/// ours gave out.
 pub(super) fn slot_ref(id: &hosting::SlotId) -> Option<SlotRef> {
     Some(SlotRef {
         attempt: Attempt {
@@ -26,6 +27,31 @@ pub(super) fn slot_ref(id: &hosting::SlotId) -> Option<SlotRef> {
         },
         slot: id.slot.checked_sub(1)?,
     })
+}
+
+/// The same of any channel of a place.
+pub(super) fn channel_id(channel: &ChannelRef) -> hosting::SlotId {
+    hosting::SlotId {
+        epoch: channel.version,
+        seq: channel.seq,
+        ..slot_id(&channel.slot)
+    }
+}
+
+/// `None` for an id no factory of ours gave out.
+pub(super) fn channel_ref(id: &hosting::SlotId) -> Option<ChannelRef> {
+    Some(ChannelRef {
+        slot: slot_ref(id)?,
+        version: id.epoch,
+        seq: id.seq,
+    })
+}
+
+pub(super) fn bought(bought: &BoughtChannel, is_lsp: bool) -> hosting::SlotChannel {
+    hosting::SlotChannel {
+        slot: channel_id(&bought.id),
+        ..channel(&bought.channel, is_lsp)
+    }
 }
 
 pub(super) fn channel(channel: &SlotChannel, is_lsp: bool) -> hosting::SlotChannel {

@@ -239,24 +239,23 @@ impl Engine {
         Ok(self.parts.onchain.paid_through(&path.anchors()) + pending)
     }
 
-    /// The amount that leaves: what a distribution pays, or what is ours in the channel, HTLCs
-    /// that only the chain settles included.
+    /// The amount that leaves: what a distribution pays, or what is ours in all channels,
+    /// HTLCs that only the chain settles included.
     pub(super) fn leaving(&self, exit: &str, goal: Goal, path: &SignedPath) -> Amount {
         if goal != Goal::Leave {
             let planned = superscalar_factory::exit::plan(path, goal, &Default::default());
             return planned.map_or(Amount::ZERO, |plan| plan.status.figures.arriving);
         }
-        let Some(slot) = self.slot_of(exit) else {
-            return Amount::ZERO;
-        };
-        let open = self.parts.host.channel_state(&slot);
-        let closed = self.parts.host.slot(&slot);
-        let msat = match (open, closed) {
-            (Some(state), _) => state.balance_msat,
-            (None, Some(slot)) => slot.last_balance_msat + slot.at_stake_msat,
-            (None, None) => 0,
-        };
-        Amount::from_sat(msat / 1_000)
+        let host = &self.parts.host;
+        let each = self.channels_of_exit(exit).into_iter().map(|id| {
+            let msat = match (host.channel_state(&id), host.slot(&id)) {
+                (Some(state), _) => state.balance_msat,
+                (None, Some(slot)) => slot.last_balance_msat + slot.at_stake_msat,
+                (None, None) => 0,
+            };
+            Amount::from_sat(msat / 1_000)
+        });
+        each.sum()
     }
 
     /// Whether the coins there are would speed the exits of all these factories up to `feerate`.

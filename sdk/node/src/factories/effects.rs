@@ -8,7 +8,6 @@ use lightning::ln::types::ChannelId;
 use superscalar_factory::codec::Encode as _;
 use superscalar_factory::coordinator::{self, Coordinator};
 use superscalar_factory::effect::{Effect, Event as CoreEvent, SlotRef};
-use superscalar_factory::exit::reclaim::stock_outpoints;
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::{Attempt, Message};
 use superscalar_factory::wire;
@@ -16,7 +15,7 @@ use superscalar_factory::wire;
 use super::bridge;
 use super::engine::{Engine, Seeking, Watched};
 use crate::event::Event;
-use crate::hosting::{ChannelError, FactoryMessage, SlotError, SlotPhase};
+use crate::hosting::{ChannelError, FactoryMessage, SlotError, SlotId, SlotPhase};
 use crate::onchain::{FundingRequest, OnchainError};
 use crate::store::StoreError;
 
@@ -80,7 +79,7 @@ impl Engine {
                     host.allow_signing(&slot)?;
                 }
             }
-            Effect::Open(slot) => self.open(&slot),
+            Effect::Open(slot) => self.open_channel(&bridge::slot_id(&slot)),
             Effect::Activate(slot) => {
                 let activated = self.parts.host.activate(&bridge::slot_id(&slot));
                 still_possible(activated, "the channel was not activated")?;
@@ -93,10 +92,7 @@ impl Engine {
             Effect::Watch(outpoint) => self.watch(attempt, outpoint).await?,
             Effect::Broadcast(tx) => self.publish(tx).await,
             Effect::Emit(event) => self.emit(attempt, event)?,
-            other => {
-                let error = format!("an effect this node does not know: {other:?}");
-                return Err(Failure::Never(error));
-            }
+            other => self.sell(attempt, other).await?,
         }
         Ok(())
     }
@@ -158,14 +154,13 @@ impl Engine {
         }
     }
 
-    fn open(&self, slot: &SlotRef) {
-        let id = bridge::slot_id(slot);
+    pub(super) fn open_channel(&self, id: &SlotId) {
         let host = &self.parts.host;
-        if host.channel_state(&id).is_some() {
+        if host.channel_state(id).is_some() {
             // Already under way.
             return;
         }
-        if let Err(error) = host.open_slot(&id) {
+        if let Err(error) = host.open_slot(id) {
             tracing::info!(slot = %id, %error, "the channel could not be opened yet");
         }
     }
@@ -196,10 +191,9 @@ impl Engine {
         let coordinator = self.coordinators.get(&attempt);
         let built = coordinator.and_then(Coordinator::built);
         if let Some(tree) = member.or(built.map(|built| &built.tree)) {
-            let mut outpoints: Vec<OutPoint> = tree.outpoints().into_iter().collect();
-            let stock = coordinator.map(|role| stock_outpoints(&role.stock_chains()));
-            outpoints.extend(stock.unwrap_or_default());
+            let outpoints: Vec<OutPoint> = tree.outpoints().into_iter().collect();
             watcher.watch_outpoints(&outpoints)?;
+            self.watch_sales(&attempt)?;
         }
         self.watched
             .entry(attempt)
@@ -297,12 +291,18 @@ impl Engine {
             }
             CoreEvent::Refused {
                 peer, code, field, ..
-            } if self.bears_with(peer) => Event::FactoryRefused {
-                factory,
-                peer: peer.to_string(),
-                reason: code.to_string(),
-                field,
-            },
+            } => {
+                self.quote_refused(attempt, code, &field);
+                if !self.bears_with(peer) {
+                    return Ok(());
+                }
+                Event::FactoryRefused {
+                    factory,
+                    peer: peer.to_string(),
+                    reason: code.to_string(),
+                    field,
+                }
+            }
             CoreEvent::Ended { code, at_fault, .. } => {
                 if let Some(seeking) = &mut self.seeking {
                     seeking.leave(attempt);
@@ -314,7 +314,10 @@ impl Engine {
                     at_fault,
                 }
             }
-            _ => return Ok(()),
+            other => match self.sale_event(attempt, other)? {
+                Some(told) => told,
+                None => return Ok(()),
+            },
         };
         Ok(self.tell(&told)?)
     }
@@ -335,7 +338,7 @@ fn is_refusal(effect: &Effect) -> bool {
 }
 
 /// Why an effect was not carried out.
-enum Failure {
+pub(super) enum Failure {
     /// The store cannot write now: a full disk may have room again.
     Later(String),
     /// It contradicts what is already agreed, and always will.
@@ -358,7 +361,7 @@ impl From<SlotError> for Failure {
 }
 
 /// For steps a slot may have left behind: only a failing store keeps them from being over.
-fn still_possible(done: Result<(), SlotError>, what: &str) -> Result<(), Failure> {
+pub(super) fn still_possible(done: Result<(), SlotError>, what: &str) -> Result<(), Failure> {
     match done.map_err(Failure::from) {
         Err(Failure::Never(error)) => {
             tracing::warn!(error, "{what}");

@@ -12,6 +12,7 @@ use superscalar_factory::exit::bump::FeeCaps;
 use superscalar_factory::exit::package::PackagedPath;
 use superscalar_factory::member::{Member, WalletLimits};
 use superscalar_factory::message::Attempt;
+use superscalar_factory::sale::SalePolicy;
 use superscalar_factory::terms::Instance;
 use superscalar_factory::wire::Assembler;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,11 +23,13 @@ use super::error::EngineError;
 use super::exits::Exits;
 use super::info::{BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo};
 use super::patience::Patience;
+use super::sales::{PriceAnswer, Sales};
 use crate::chain::{Chain, Tip};
 use crate::event::EventLog;
 use crate::hosting::{Host, HostEvent};
 use crate::keys::Secret32;
 use crate::onchain::{OnchainError, OnchainWallet};
+use crate::payments::Payments;
 use crate::store::Store;
 
 /// How long the store is left alone after it could not write.
@@ -43,6 +46,9 @@ pub(crate) struct EngineParts {
     pub(crate) host: Arc<Host>,
     pub(crate) events: Arc<EventLog>,
     pub(crate) fee_caps: FeeCaps,
+    pub(crate) payments: Arc<Payments>,
+    /// What an LSP sells stock for; `None` if it does not.
+    pub(crate) sales: Option<SalePolicy>,
 }
 
 /// What the application asks for.
@@ -60,6 +66,17 @@ pub(crate) enum Command {
     Build {
         request: BuildRequest,
         answer: oneshot::Sender<Result<String, EngineError>>,
+    },
+    AskPrice {
+        factory: String,
+        amount: Amount,
+        max_price_msat: u64,
+        answer: PriceAnswer,
+    },
+    Buy {
+        factory: String,
+        quote: String,
+        answer: oneshot::Sender<Result<(), EngineError>>,
     },
     Waiting(oneshot::Sender<Vec<PublicKey>>),
     List(oneshot::Sender<Vec<FactoryInfo>>),
@@ -169,6 +186,7 @@ pub(crate) struct Engine {
     /// that not both can confirm.
     pub(super) given_up: BTreeMap<Instance, OutPoint>,
     pub(super) exits: Exits,
+    pub(super) sales: Sales,
     /// Factories whose journal cannot be read, and what is wrong with it.
     pub(super) damaged: BTreeMap<Attempt, String>,
     pub(super) tip: u32,
@@ -202,6 +220,7 @@ impl Engine {
             publishing: Vec::new(),
             given_up: BTreeMap::new(),
             exits,
+            sales: Sales::default(),
             damaged: BTreeMap::new(),
             tip: tip.height,
         };
@@ -209,6 +228,8 @@ impl Engine {
         engine.free_unnamed_fundings()?;
         engine.settle().await;
         engine.block(tip).await;
+        engine.resume_sales();
+        engine.settle().await;
         engine.suspend_unburied();
         let (commands, orders) = mpsc::unbounded_channel();
         let (done, settled) = watch::channel(tip.height);

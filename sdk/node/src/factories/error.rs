@@ -94,6 +94,58 @@ pub enum EngineError {
         /// The most there may be.
         cap_sat_per_vb: u64,
     },
+    /// The LSP is not connected.
+    #[error("{peer} is not connected")]
+    NotConnected {
+        /// Who.
+        peer: bitcoin::secp256k1::PublicKey,
+    },
+    /// There is no stock beside the channel, or all of it is sold.
+    #[error("factory {factory} has nothing to sell beside this channel")]
+    NothingToBuy {
+        /// The factory.
+        factory: String,
+    },
+    /// A channel is not bought as things stand.
+    #[error(transparent)]
+    Buy(#[from] superscalar_factory::sale::BuyError),
+    /// The LSP does not sell, or not that.
+    #[error("the LSP does not sell that: {reason}")]
+    NotSold {
+        /// Why.
+        reason: superscalar_factory::message::NoSaleReason,
+        /// The least it sells, in satoshi; 0 where the amount is not the reason.
+        least_sat: u64,
+        /// The most the stock allows, in satoshi; 0 where the amount is not the reason.
+        up_to_sat: u64,
+        /// The amount that leaves no stock, which can be bought as well; 0 likewise.
+        whole_sat: u64,
+    },
+    /// A quote came that is not as it was asked for: too dear, or wrong.
+    #[error("the quote was refused, {code}: {field}")]
+    QuoteRefused {
+        /// Why.
+        code: superscalar_factory::message::RefusalCode,
+        /// The field, `price_msat` for one that is too dear.
+        field: String,
+    },
+    /// Another price was asked for before this one was answered.
+    #[error("another price was asked for meanwhile")]
+    AskedAgain,
+    /// There is not enough on our side of the channels with the LSP.
+    #[error("{price_msat} msat are to be paid, {spendable_msat} can be")]
+    CannotPay {
+        /// What it costs.
+        price_msat: u64,
+        /// What can be sent to the LSP.
+        spendable_msat: u64,
+    },
+    /// The LSP gave no answer in time; what it says later is not lost.
+    #[error("the LSP has not answered in {seconds} s")]
+    NoAnswer {
+        /// How long was waited.
+        seconds: u64,
+    },
     /// The exit cannot be planned.
     #[error("exit: {0}")]
     Exit(String),

@@ -9,9 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::{Amount, FeeRate, OutPoint};
 use serde::{Deserialize, Serialize};
-use superscalar_factory::exit::package::PackagedPath;
 use superscalar_factory::exit::{
-    self, Action, ChainFacts, Goal, Progress, SignedPath, Spend, Waiting, Worth,
+    self, Action, ChainFacts, ChannelStatus, Goal, OnChain, Progress, SignedPath, Waiting, Worth,
 };
 
 use super::bridge;
@@ -19,11 +18,11 @@ use super::bumps::{Purse, TARGET_BLOCKS};
 use super::engine::Engine;
 use super::error::EngineError;
 use super::info::{ExitInfo, ExitMode, ExitPlan, SpeedUp};
-use crate::chain::OutPointStatus;
 use crate::event::Event;
+use crate::hosting::SlotId;
 use crate::store::{Store, StoreError};
 use superscalar_factory::coordinator::Built;
-use superscalar_factory::effect::SlotRef;
+use superscalar_factory::effect::{ChannelRef, SlotRef};
 
 const SETTING: &str = "exits";
 /// Weight of a `static_remotekey` commitment without HTLCs, in virtual bytes (BOLT3: 724 weight).
@@ -92,9 +91,30 @@ impl Exits {
 }
 
 impl Engine {
-    /// A channel was closed that we did not close: while building, the attempt ends; afterwards
-    /// the member leaves.
-    pub(super) async fn slot_closed(&mut self, slot: SlotRef, reason: &str, at_stake_msat: u64) {
+    /// A channel was closed that we did not close. With a bought one that was not delivered nothing
+    /// is lost; with one that was, the place is left as with the leaf's own.
+    pub(super) async fn channel_closed(
+        &mut self,
+        id: &ChannelRef,
+        reason: &str,
+        at_stake_msat: u64,
+    ) {
+        match id.seq {
+            0 => self.slot_closed(id.slot, reason, at_stake_msat).await,
+            _ if self.is_delivered(id) => self.leave_closed(&id.slot, reason, at_stake_msat).await,
+            _ => {
+                let place = bridge::place(&id.slot);
+                tracing::warn!(
+                    place,
+                    reason,
+                    "nothing more is sold here before the next epoch"
+                );
+            }
+        }
+    }
+
+    /// While building the attempt ends; afterwards the member leaves.
+    async fn slot_closed(&mut self, slot: SlotRef, reason: &str, at_stake_msat: u64) {
         use superscalar_factory::{coordinator, member};
         self.member(slot.attempt, |_| member::Input::ChannelLost);
         self.coordinator(slot.attempt, coordinator::Input::ChannelLost(slot.slot));
@@ -252,11 +272,8 @@ impl Engine {
         // Nothing moves in this channel any more; its commitment is held until the leaf is there.
         // Who waits for T goes on paying and being paid till then.
         let now = job.mode == ExitMode::Leave || self.tip >= path.header().expiry;
-        if let Some(slot) = self.slot_of(factory).filter(|_| now)
-            && self.parts.host.channel_state(&slot).is_some()
-            && let Err(error) = self.parts.host.force_close(&slot)
-        {
-            tracing::warn!(%error, "the channel is not closed yet");
+        if now {
+            self.close_channels(factory);
         }
         let facts = self.facts(&path).await?;
         let planned = exit::plan(&path, goal, &facts);
@@ -274,8 +291,9 @@ impl Engine {
         self.exits.sped.insert(factory.to_owned(), sped);
         let progress = planned.status.progress;
         match progress {
-            Progress::LeafConfirmed { height, outpoint } => {
-                self.leaf_confirmed(factory, height, outpoint)?;
+            Progress::LeafConfirmed { height, .. } => {
+                let channels = confirmed(&planned.status.channels);
+                self.leaf_confirmed(factory, height, &channels)?;
             }
             Progress::PaidOut {
                 outpoint, amount, ..
@@ -338,8 +356,7 @@ impl Engine {
             })
             .collect();
         for slot in places {
-            let entry = self.parts.host.slot(&bridge::slot_id(&slot));
-            if entry.is_some_and(|entry| entry.leaf_height.is_some()) {
+            if self.is_answered(&slot) {
                 continue;
             }
             let place = bridge::place(&slot);
@@ -352,6 +369,16 @@ impl Engine {
             defended.insert(place);
         }
         defended
+    }
+
+    /// Whether everything of a place is on chain: the leaf, and what was sold below it.
+    fn is_answered(&self, slot: &SlotRef) -> bool {
+        let host = &self.parts.host;
+        let counts = |id: &SlotId| {
+            bridge::channel_ref(id).is_some_and(|id| id.seq == 0 || self.is_delivered(&id))
+        };
+        let mut channels = self.channels_of(slot).into_iter().filter(counts);
+        channels.all(|id| host.slot(&id).is_some_and(|it| it.leaf_height.is_some()))
     }
 
     async fn defend_path(&mut self, place: &str) -> Result<(), EngineError> {
@@ -373,14 +400,14 @@ impl Engine {
         &mut self,
         factory: &str,
         height: u32,
-        channel: OutPoint,
+        channels: &[OutPoint],
     ) -> Result<(), EngineError> {
         let Some(job) = self.exits.jobs.get(factory).cloned() else {
             return Ok(());
         };
         self.parts.host.rebroadcast_claims();
         let known = job.done && job.leaf_told == Some(height);
-        let done = known || self.is_settled(channel);
+        let done = known || channels.iter().all(|channel| self.is_settled(*channel));
         if job.leaf_told == Some(height) && job.done == done {
             return Ok(());
         }
@@ -528,15 +555,18 @@ impl Engine {
                 info.blocks_left_best = Some(blocks_left.best);
                 info.blocks_left_worst = Some(blocks_left.worst);
             }
-            Progress::LeafConfirmed { outpoint, height } => {
-                let closing = self.parts.host.closing(outpoint);
+            Progress::LeafConfirmed { height, .. } => {
+                let channels = confirmed(&planned.status.channels);
+                let watcher = self.parts.chain.watcher();
+                let closings = channels.iter().map(|it| self.parts.host.closing(*it));
+                let closings: Vec<_> = closings.collect();
+                let pending_sat = closings.iter().map(|it| it.pending_sat).sum();
+                let ready = closings.iter().filter_map(|it| it.ready_height).max();
+                let closed = channels.iter().all(|it| watcher.spend(it).is_some());
                 info.leaf_height = Some(height);
-                info.pending_sat = if job.done { 0 } else { closing.pending_sat };
-                info.blocks_left_best = closing
-                    .ready_height
-                    .map(|ready| ready.saturating_sub(facts.tip));
-                let closed = self.parts.chain.watcher().spend(&outpoint).is_some();
-                let done = job.done || (closed && closing.pending_sat == 0);
+                info.pending_sat = if job.done { 0 } else { pending_sat };
+                info.blocks_left_best = ready.map(|ready| ready.saturating_sub(facts.tip));
+                let done = job.done || (closed && pending_sat == 0);
                 info.stage = if done { "done" } else { "closing" }.to_owned();
                 info.waiting = match (done, closed) {
                     (true, _) => String::new(),
@@ -553,87 +583,14 @@ impl Engine {
         }
         Ok(info)
     }
+}
 
-    /// Every complete path, and where to look for it: the funding's block, or the next one.
-    pub(super) fn export_paths(&self) -> Result<Vec<PackagedPath>, EngineError> {
-        let members = self.members.keys().map(bridge::name);
-        let places = self.coordinators.iter().flat_map(|(attempt, role)| {
-            let slots = 0..role.invites().len() as u16;
-            slots.map(|slot| {
-                let attempt = *attempt;
-                bridge::place(&SlotRef { attempt, slot })
-            })
-        });
-        let watcher = self.parts.chain.watcher();
-        let mut paths = Vec::new();
-        for name in members.chain(places) {
-            let path = match self.signed_path(&name) {
-                Ok(path) => path,
-                Err(EngineError::NoPath { .. }) => continue,
-                Err(error) => return Err(error),
-            };
-            let funding = watcher.confirmation(&path.funding().txid);
-            paths.push(PackagedPath {
-                from_height: funding.map_or(self.tip + 1, |at| at.height),
-                path,
-            });
-        }
-        Ok(paths)
-    }
-
-    pub(super) fn slot_of(&self, key: &str) -> Option<crate::hosting::SlotId> {
-        self.exit_slot(key).map(|slot| bridge::slot_id(&slot))
-    }
-
-    /// A member leaves by a factory's name, an LSP by name and slot.
-    fn exit_slot(&self, key: &str) -> Option<SlotRef> {
-        match self.parts.is_lsp {
-            true => bridge::slot_of_place(key),
-            false => Some(self.members.get(&bridge::attempt(key)?)?.slot()),
-        }
-    }
-
-    pub(super) fn signed_path(&self, key: &str) -> Result<SignedPath, EngineError> {
-        let unknown = || self.missing(key);
-        let no_path = |phase: &str| EngineError::NoPath {
-            factory: key.to_owned(),
-            phase: phase.to_owned(),
-        };
-        let slot = self.exit_slot(key).ok_or_else(unknown)?;
-        let made = if let Some(role) = self.coordinators.get(&slot.attempt) {
-            let built = role.built().filter(|built| built.complete());
-            let built = built.ok_or_else(|| no_path(role.phase()))?;
-            SignedPath::new(&built.tree, slot.slot, built.named_signatures())
-        } else {
-            let role = self.members.get(&slot.attempt).ok_or_else(unknown)?;
-            let path = role.path().ok_or_else(|| no_path(role.phase()))?;
-            let names = path.tree.signing_order(path.slot());
-            let signatures = names.into_iter().zip(path.signatures.iter().copied());
-            SignedPath::new(&path.tree, path.slot(), signatures)
-        };
-        made.map_err(|error| EngineError::Exit(error.to_string()))
-    }
-
-    /// What the chain says about a path, mempool included.
-    async fn facts(&self, path: &SignedPath) -> Result<ChainFacts, EngineError> {
-        let chain = &self.parts.chain;
-        let funding = chain.watcher().confirmation(&path.funding().txid);
-        let mut facts = ChainFacts {
-            tip: chain.watcher().tip()?.height,
-            funding_height: funding.map(|at| at.height),
-            spends: BTreeMap::new(),
-        };
-        for outpoint in path.watched() {
-            let spend = match chain.outpoint_status(outpoint).await? {
-                OutPointStatus::Spent(spend) => Spend {
-                    txid: spend.spender.compute_txid(),
-                    height: Some(spend.confirmation.height),
-                },
-                OutPointStatus::SpentInMempool(txid) => Spend { txid, height: None },
-                OutPointStatus::Unspent => continue,
-            };
-            facts.spends.insert(outpoint, spend);
-        }
-        Ok(facts)
-    }
+/// The outputs of a place's channels that are on chain.
+fn confirmed(channels: &[ChannelStatus]) -> Vec<OutPoint> {
+    let there = |it: &&ChannelStatus| matches!(it.on_chain, OnChain::Confirmed { .. });
+    channels
+        .iter()
+        .filter(there)
+        .map(|it| it.outpoint)
+        .collect()
 }

@@ -1,11 +1,13 @@
 //! What the engine tells and is asked, in types an application can hold.
 
-use bitcoin::{Amount, Network};
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{Amount, Network, OutPoint};
 use serde::{Deserialize, Serialize};
 use superscalar_factory::coordinator::Coordinator;
 use superscalar_factory::member::Member;
-use superscalar_factory::message::Attempt;
+use superscalar_factory::message::{Attempt, Invite};
 use superscalar_factory::shape::Shape;
+use superscalar_factory::stock::StockChain;
 use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::timing::Timing;
 use superscalar_factory::tree::{Role, Tree};
@@ -158,6 +160,58 @@ pub struct SeatInfo {
     pub stock_sat: u64,
     /// The channel's outpoint in the leaf, `txid:vout`, once known.
     pub channel: Option<String>,
+    /// What was sold of that money, each a channel of its own, in order.
+    #[serde(default)]
+    pub sold: Vec<SoldInfo>,
+    /// What is left of it in satoshi.
+    #[serde(default)]
+    pub stock_left_sat: u64,
+    /// The largest channel that can be bought now and leaves something, in satoshi.
+    #[serde(default)]
+    pub sellable_sat: u64,
+    /// Or exactly this much, which leaves nothing, in satoshi.
+    #[serde(default)]
+    pub sellable_whole_sat: u64,
+}
+
+/// A channel that was sold out of a place's stock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SoldInfo {
+    /// Its outpoint, `txid:vout`.
+    pub channel: String,
+    /// Its capacity in satoshi.
+    pub capacity_sat: u64,
+}
+
+impl SeatInfo {
+    fn with_stock(mut self, chain: Option<&StockChain>) -> SeatInfo {
+        let Some(chain) = chain else { return self };
+        let sold = chain.links().iter().map(|sold| SoldInfo {
+            channel: sold.link().channel.to_string(),
+            capacity_sat: sold.terms().amount.to_sat(),
+        });
+        let left = chain.newest().map(|stock| stock.value().to_sat());
+        let sellable = chain.sellable();
+        self.sold = sold.collect();
+        self.stock_left_sat = left.unwrap_or(0);
+        self.sellable_sat = sellable.up_to.to_sat();
+        self.sellable_whole_sat = sellable.whole.to_sat();
+        self
+    }
+
+    fn new(slot: u16, peer: String, capacity_sat: u64, stock_sat: u64) -> SeatInfo {
+        SeatInfo {
+            slot,
+            peer,
+            capacity_sat,
+            stock_sat,
+            channel: None,
+            sold: Vec::new(),
+            stock_left_sat: 0,
+            sellable_sat: 0,
+            sellable_whole_sat: 0,
+        }
+    }
 }
 
 /// One node of a factory's tree.
@@ -371,18 +425,17 @@ impl Engine {
             .map(|slot| &slot.channel)
             .filter_map(|channel| {
                 let place = bridge::slot_ref(&channel.slot)?;
-                (place.attempt == *attempt).then_some((place, channel))
+                let own = channel.slot.seq == 0;
+                (own && place.attempt == *attempt).then_some((place, channel))
             });
         let mut seats = Vec::new();
         let mut exit_delay_blocks = 0;
         for (place, channel) in channels {
             exit_delay_blocks = u32::from(channel.exit_delay_blocks);
+            let (peer, capacity_sat) = (channel.peer.to_string(), channel.capacity_sat);
             seats.push(SeatInfo {
-                slot: place.slot,
-                peer: channel.peer.to_string(),
-                capacity_sat: channel.capacity_sat,
-                stock_sat: 0,
                 channel: Some(channel.outpoint.to_string()),
+                ..SeatInfo::new(place.slot, peer, capacity_sat, 0)
             });
         }
         seats.sort_by_key(|seat| seat.slot);
@@ -450,27 +503,17 @@ fn member_info(role: &Member) -> FactoryInfo {
         funding: tree.map(|tree| tree.funding.to_string()),
         funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
         tree_feerate: header.tree_feerate,
-        seats: vec![SeatInfo {
-            slot: invite.slot,
-            peer: role.lsp().to_string(),
-            capacity_sat: invite.capacity.to_sat(),
-            stock_sat: invite.stock.to_sat(),
-            channel: outpoint.map(|outpoint| outpoint.to_string()),
-        }],
+        seats: vec![seat(invite, role.lsp(), outpoint, role.stock_chain())],
     }
 }
 
 fn coordinator_info(role: &Coordinator) -> FactoryInfo {
     let tree = role.built().map(|built| &built.tree);
     let seats = role.invites().iter().zip(role.peers());
-    let seats = seats.map(|(invite, peer)| SeatInfo {
-        slot: invite.slot,
-        peer: peer.to_string(),
-        capacity_sat: invite.capacity.to_sat(),
-        stock_sat: invite.stock.to_sat(),
-        channel: tree
-            .and_then(|tree| tree.channel_outpoint(invite.slot))
-            .map(|outpoint| outpoint.to_string()),
+    let seats = seats.map(|(invite, peer)| {
+        let outpoint = tree.and_then(|tree| tree.channel_outpoint(invite.slot));
+        let chain = role.stock_chain(invite.slot);
+        seat(invite, *peer, outpoint, chain.as_ref())
     });
     let header = role.invites().first().map(|invite| &invite.header);
     FactoryInfo {
@@ -487,6 +530,20 @@ fn coordinator_info(role: &Coordinator) -> FactoryInfo {
         tree_feerate: header.map_or(0, |it| it.tree_feerate),
         seats: seats.collect(),
     }
+}
+
+fn seat(
+    invite: &Invite,
+    peer: PublicKey,
+    channel: Option<OutPoint>,
+    stock: Option<&StockChain>,
+) -> SeatInfo {
+    let (capacity, stock_sat) = (invite.capacity.to_sat(), invite.stock.to_sat());
+    let seat = SeatInfo {
+        channel: channel.map(|outpoint| outpoint.to_string()),
+        ..SeatInfo::new(invite.slot, peer.to_string(), capacity, stock_sat)
+    };
+    seat.with_stock(stock)
 }
 
 fn epoch(states: u8, layers: u32) -> String {

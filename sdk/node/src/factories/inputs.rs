@@ -6,7 +6,7 @@ use lightning_block_sync::BlockData;
 use superscalar_factory::coordinator::{
     self, Coordinator, FactoryPlan, LspSecrets, PlanError, Seat,
 };
-use superscalar_factory::effect::{Effect, SlotRef};
+use superscalar_factory::effect::{ChannelRef, Effect, SlotRef};
 use superscalar_factory::member::{self, JoinSecrets, Member};
 use superscalar_factory::message::{Attempt, Invite, Message, Refusal, RefusalCode, Seek};
 use superscalar_factory::shape::Shape;
@@ -55,9 +55,8 @@ impl Engine {
                 self.waiting.remove(&peer);
             }
             HostEvent::ChannelHeld { slot } => {
-                if let Some(slot) = bridge::slot_ref(&slot) {
-                    self.member(slot.attempt, |_| member::Input::ChannelHeld);
-                    self.coordinator(slot.attempt, coordinator::Input::ChannelHeld(slot.slot));
+                if let Some(id) = bridge::channel_ref(&slot) {
+                    self.channel_held(id);
                 }
             }
             HostEvent::OpenFailed { slot, reason } => {
@@ -69,8 +68,8 @@ impl Engine {
                 at_stake_msat,
                 ..
             } => {
-                if let Some(slot) = bridge::slot_ref(&slot) {
-                    self.slot_closed(slot, &reason, at_stake_msat).await;
+                if let Some(id) = bridge::channel_ref(&slot) {
+                    self.channel_closed(&id, &reason, at_stake_msat).await;
                 }
             }
             HostEvent::ExitNeeded {
@@ -92,6 +91,8 @@ impl Engine {
                 amount_sat,
                 script,
             } => self.fund_ordinary(channel, peer, script, Amount::from_sat(amount_sat)),
+            HostEvent::PaymentReceived { payment_hash, .. } => self.paid_to_us(payment_hash),
+            HostEvent::PaymentSent { .. } => self.pay_bills(),
             other => tracing::debug!(?other, "nothing to do with factories"),
         }
         self.settle().await;
@@ -118,6 +119,23 @@ impl Engine {
             Command::Build { request, answer } => {
                 let started = self.build(request);
                 let _ = answer.send(started);
+            }
+            Command::AskPrice {
+                factory,
+                amount,
+                max_price_msat,
+                answer,
+            } => {
+                self.ask_price(&factory, amount, max_price_msat, answer)
+                    .await;
+            }
+            Command::Buy {
+                factory,
+                quote,
+                answer,
+            } => {
+                let bought = self.buy(&factory, &quote).await;
+                let _ = answer.send(bought);
             }
             Command::Waiting(answer) => {
                 let _ = answer.send(self.waiting.keys().copied().collect());
@@ -173,6 +191,7 @@ impl Engine {
         // block a reorg has just taken away, and open its channel, or take one in several new
         // blocks for missing.
         self.look_at_fundings().await;
+        self.look_for_openings();
         for attempt in self.attempts() {
             self.member(attempt, |_| member::Input::Height(tip.height));
             self.coordinator(attempt, coordinator::Input::Height(tip.height));
@@ -180,6 +199,7 @@ impl Engine {
         self.settle().await;
         self.republish().await;
         self.judge_fees();
+        self.pay_bills();
         self.judge_state();
         self.begin_missed_exits().await;
         self.leave_in_time().await;
@@ -270,6 +290,16 @@ impl Engine {
             self.coordinator(attempt, coordinator::Input::TimedOut);
         }
         self.settle().await;
+    }
+
+    /// A channel is there for both sides: the leaf's own, or one that was bought.
+    fn channel_held(&mut self, id: ChannelRef) {
+        if id.seq > 0 {
+            return self.bought_held(id);
+        }
+        let SlotRef { attempt, slot } = id.slot;
+        self.member(attempt, |_| member::Input::ChannelHeld);
+        self.coordinator(attempt, coordinator::Input::ChannelHeld(slot));
     }
 
     pub(super) fn member(
@@ -538,7 +568,8 @@ impl Engine {
             let slot = SlotRef { attempt, slot };
             self.parts.host.funding_pubkey(&bridge::slot_id(&slot))
         });
-        let (role, effects) = Coordinator::start(&plan, secrets, keys.collect(), self.tip)?;
+        let (mut role, effects) = Coordinator::start(&plan, secrets, keys.collect(), self.tip)?;
+        role.set_sale_policy(self.parts.sales.clone());
         let asked = plan.seats.iter().filter_map(|seat| {
             let wanted = self.waiting.remove(&seat.peer)?;
             Some((seat.peer, wanted))
@@ -574,7 +605,7 @@ impl Engine {
         }
     }
 
-    fn queue(&mut self, attempt: Attempt, effects: Vec<Effect>) {
+    pub(super) fn queue(&mut self, attempt: Attempt, effects: Vec<Effect>) {
         self.due
             .extend(effects.into_iter().map(|effect| (attempt, effect)));
     }

@@ -20,9 +20,9 @@ impl Engine {
     pub(super) async fn begin_missed_exits(&mut self) {
         for entry in self.parts.host.slots() {
             let closed = entry.phase == SlotPhase::Closed && entry.leaf_height.is_none();
-            if let Some(slot) = bridge::slot_ref(&entry.channel.slot).filter(|_| closed) {
+            if let Some(id) = bridge::channel_ref(&entry.channel.slot).filter(|_| closed) {
                 let reason = "the channel was closed";
-                self.slot_closed(slot, reason, entry.at_stake_msat).await;
+                self.channel_closed(&id, reason, entry.at_stake_msat).await;
             }
         }
     }

@@ -14,15 +14,18 @@ mod exits;
 mod info;
 mod inputs;
 mod late;
+mod paths;
 mod patience;
 mod reclaim;
 mod replay;
+mod sales;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
 pub use error::EngineError;
 pub use info::{
-    BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo, SpeedUp,
-    SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
+    BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo, SoldInfo,
+    SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };
+pub use sales::InboundQuote;

@@ -66,8 +66,7 @@ impl Engine {
         let members = self.members.iter().filter(|(_, role)| opened(role));
         let opened: Vec<String> = members.map(|(attempt, _)| bridge::name(attempt)).collect();
         for factory in opened {
-            let slot = self.slot_of(&factory);
-            if slot.is_some_and(|slot| self.parts.host.channel_state(&slot).is_some()) {
+            if !self.open_channels(&factory).is_empty() {
                 self.close_if_over(&factory);
             }
         }
@@ -75,7 +74,7 @@ impl Engine {
 
     /// Whether something else than its leaf is buried on a place's path: its channel is closed then.
     pub(super) fn close_if_over(&self, place: &str) -> bool {
-        let (Ok(path), Some(slot)) = (self.signed_path(place), self.slot_of(place)) else {
+        let Ok(path) = self.signed_path(place) else {
             return false;
         };
         let facts = self.confirmed_spends(path.funding(), path.watched());
@@ -87,11 +86,7 @@ impl Engine {
         if facts.tip < height + BURIED_BLOCKS {
             return false;
         }
-        if self.parts.host.channel_state(&slot).is_some()
-            && let Err(error) = self.parts.host.force_close(&slot)
-        {
-            tracing::warn!(place, %error, "a channel that is over stays open until the next block");
-        }
+        self.close_channels(place);
         true
     }
 

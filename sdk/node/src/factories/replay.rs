@@ -53,7 +53,8 @@ impl Engine {
         let of_another = || "its records are another factory's".to_owned();
         if is_lsp {
             let replayed = Coordinator::replay(seed, &records, self.tip);
-            let (role, effects) = replayed.map_err(|error| error.to_string())?;
+            let (mut role, effects) = replayed.map_err(|error| error.to_string())?;
+            role.set_sale_policy(self.parts.sales.clone());
             (role.attempt() == attempt)
                 .then_some(())
                 .ok_or_else(of_another)?;

@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bitcoin::hashes::Hash;
+use bitcoin::secp256k1::PublicKey;
 use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::channelmanager::{OptionalBolt11PaymentParams, PaymentId};
 use lightning::ln::outbound_payment::{Bolt11PaymentError, RetryableSendFailure};
@@ -92,6 +93,31 @@ impl Host {
         description: &str,
         expiry_secs: u32,
     ) -> Result<Bolt11Invoice, InvoiceError> {
+        let (hints, blocks_early) = self.receiving_hints(None)?;
+        self.signed_invoice(amount_msat, description, expiry_secs, hints, blocks_early)
+    }
+
+    /// An invoice for `peer`, who needs no hint of how to reach us.
+    pub fn invoice_of_peer(
+        &self,
+        peer: &PublicKey,
+        amount_msat: u64,
+        description: &str,
+        expiry_secs: u32,
+    ) -> Result<Bolt11Invoice, InvoiceError> {
+        let (_, blocks_early) = self.receiving_hints(Some(peer))?;
+        let amount = Some(amount_msat);
+        self.signed_invoice(amount, description, expiry_secs, Vec::new(), blocks_early)
+    }
+
+    fn signed_invoice(
+        &self,
+        amount_msat: Option<u64>,
+        description: &str,
+        expiry_secs: u32,
+        hints: Vec<RouteHint>,
+        blocks_early: u16,
+    ) -> Result<Bolt11Invoice, InvoiceError> {
         if description.len() > MAX_DESCRIPTION_BYTES {
             return Err(InvoiceError::DescriptionTooLong {
                 bytes: description.len(),
@@ -100,7 +126,6 @@ impl Host {
         if self.is_receiving_paused() {
             return Err(InvoiceError::FeesTooHigh);
         }
-        let (hints, blocks_early) = self.receiving_hints()?;
         let min_final = min_final_cltv_expiry_blocks(blocks_early);
         let channels = &self.parts.channels;
         let (hash, secret, metadata) = channels
@@ -158,14 +183,21 @@ impl Host {
         Ok(hash.0)
     }
 
-    /// Hints over every channel that may receive, and the longest `blocks_early` among them.
-    /// A hint is left out where the peer has not announced its terms yet.
-    fn receiving_hints(&self) -> Result<(Vec<RouteHint>, u16), InvoiceError> {
+    /// Hints over every channel that may receive, of `only` this peer if one is given, and the
+    /// longest `blocks_early` among them. A hint is left out where the peer has not announced its
+    /// terms yet.
+    fn receiving_hints(
+        &self,
+        only: Option<&PublicKey>,
+    ) -> Result<(Vec<RouteHint>, u16), InvoiceError> {
         let mut hints = Vec::new();
         let mut blocks_early = 0;
         let mut any = false;
         let mut ended = None;
         for channel in self.parts.channels.list_usable_channels() {
+            if only.is_some_and(|peer| channel.counterparty.node_id != *peer) {
+                continue;
+            }
             match self.parts.slots.by_user_channel_id(channel.user_channel_id) {
                 Some(slot) if slot.phase != SlotPhase::Active => continue,
                 Some(slot) => {

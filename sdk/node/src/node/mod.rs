@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bitcoin::FeeRate;
 use superscalar_factory::exit::bump::FeeCaps;
+use superscalar_factory::sale::SalePolicy;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinHandle;
 
@@ -42,6 +43,7 @@ pub(crate) struct NodeConfig {
     pub(crate) poll_interval: Duration,
     pub(crate) fee_caps: FeeCaps,
     pub(crate) backing: Option<Backing>,
+    pub(crate) sales: Option<SalePolicy>,
 }
 
 /// Why a node did not start.
@@ -157,6 +159,8 @@ impl Node {
                 host: Arc::clone(&host),
                 events: Arc::clone(&events),
                 fee_caps: config.fee_caps,
+                payments: Arc::clone(&payments),
+                sales: config.sales,
             },
             inbox,
         )

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use superscalar_factory::coordinator::PlanError;
+use superscalar_factory::sale::BuyError;
 
 use crate::backup::BackupError;
 use crate::chain::{BroadcastError, ChainError};
@@ -154,6 +155,14 @@ impl WalletError {
                 EngineError::Onchain(error) => onchain_code(error),
                 EngineError::Store(error) => store_code(error),
                 EngineError::Chain(error) => chain_code(error),
+                EngineError::NotConnected { .. } => "not_connected",
+                EngineError::NothingToBuy { .. } => "nothing_to_buy",
+                EngineError::NotSold { .. } => "not_sold",
+                EngineError::QuoteRefused { .. } => "quote_refused",
+                EngineError::AskedAgain => "asked_again",
+                EngineError::CannotPay { .. } => "cannot_pay",
+                EngineError::NoAnswer { .. } => "no_answer",
+                EngineError::Buy(error) => buy_code(error),
                 _ => "factory_failed",
             },
             WalletError::Store(error) => store_code(error),
@@ -197,6 +206,8 @@ impl WalletError {
             _ => match self.code() {
                 "invalid_mnemonic" => Some("mnemonic"),
                 "amount_too_small" => Some("amount_sat"),
+                "amount_not_sold" => Some("capacity_sat"),
+                "no_quote" | "quote_expired" => Some("quote"),
                 _ => None,
             },
         }
@@ -219,6 +230,41 @@ impl WalletError {
             WalletError::Factory(EngineError::NoPath { factory, phase }) => {
                 add("factory", factory);
                 add("phase", phase);
+            }
+            WalletError::Factory(EngineError::NotConnected { peer }) => add("peer", peer),
+            WalletError::Factory(EngineError::NothingToBuy { factory }) => add("factory", factory),
+            WalletError::Factory(EngineError::NotSold {
+                reason,
+                least_sat,
+                up_to_sat,
+                whole_sat,
+            }) => {
+                add("reason", reason);
+                add("least_sat", least_sat);
+                add("up_to_sat", up_to_sat);
+                add("whole_sat", whole_sat);
+            }
+            WalletError::Factory(EngineError::QuoteRefused { code, field }) => {
+                add("reason", code);
+                add("quoted", field);
+            }
+            WalletError::Factory(EngineError::CannotPay {
+                price_msat,
+                spendable_msat,
+            }) => {
+                add("price_msat", price_msat);
+                add("spendable_msat", spendable_msat);
+            }
+            WalletError::Factory(EngineError::NoAnswer { seconds }) => add("seconds", seconds),
+            WalletError::Factory(EngineError::Buy(BuyError::Amount { sellable, .. })) => {
+                add("up_to_sat", &sellable.up_to.to_sat());
+                add("whole_sat", &sellable.whole.to_sat());
+            }
+            WalletError::Factory(EngineError::Buy(BuyError::UsedUp { max_sales })) => {
+                add("max_sales", max_sales);
+            }
+            WalletError::Factory(EngineError::Buy(BuyError::Expired { valid_until })) => {
+                add("valid_until_height", valid_until);
             }
             WalletError::Onchain(OnchainError::InsufficientFunds { needed, available }) => {
                 add("needed_sat", &needed.to_sat());
@@ -268,6 +314,11 @@ impl WalletError {
                     | "not_enough_members"
                     | "no_active_channel"
                     | "fees_too_high"
+                    | "not_connected"
+                    | "no_answer"
+                    | "asked_again"
+                    | "sale_pending"
+                    | "factory_not_active"
             )
     }
 
@@ -276,8 +327,9 @@ impl WalletError {
         match self.code() {
             "already_paid" => Action::Nothing,
             "stopped" => Action::Start,
-            "no_active_channel" | "no_path" | "factory_ending" => Action::JoinFactory,
-            "insufficient_funds" => Action::AddFunds,
+            "no_active_channel" | "no_path" | "factory_ending" | "nothing_to_buy"
+            | "sales_used_up" | "factory_opened" | "not_sold" => Action::JoinFactory,
+            "insufficient_funds" | "cannot_pay" | "sale_unpaid" => Action::AddFunds,
             "chain_unreachable" | "chain_unauthorized" | "chain_failed" => Action::CheckChainSource,
             "storage_locked" => Action::CloseOtherInstance,
             "wrong_seed" | "wrong_network" => Action::UseMatchingSeed,
@@ -295,12 +347,30 @@ impl WalletError {
             | "invalid_mnemonic"
             | "invalid_terms"
             | "amount_too_small"
+            | "amount_not_sold"
+            | "no_quote"
+            | "quote_expired"
+            | "quote_refused"
             | "unknown_factory" => Action::CorrectInput,
-            "not_enough_members" | "peer_unreachable" | "payment_failed" | "fees_too_high" => {
-                Action::Wait
-            }
+            "not_enough_members" | "peer_unreachable" | "payment_failed" | "fees_too_high"
+            | "not_connected" | "no_answer" | "asked_again" | "sale_pending"
+            | "factory_not_active" => Action::Wait,
             _ => Action::Report,
         }
+    }
+}
+
+fn buy_code(error: &BuyError) -> &'static str {
+    match error {
+        BuyError::NotActive => "factory_not_active",
+        BuyError::Opened => "factory_opened",
+        BuyError::UsedUp { .. } => "sales_used_up",
+        BuyError::Amount { .. } => "amount_not_sold",
+        BuyError::Pending { .. } => "sale_pending",
+        BuyError::Unpaid { .. } => "sale_unpaid",
+        BuyError::NoQuote => "no_quote",
+        BuyError::Expired { .. } => "quote_expired",
+        _ => "factory_failed",
     }
 }
 

@@ -17,7 +17,8 @@ use super::error::WalletError;
 use super::handle::NodeHandle;
 use crate::backup::BackupStatus;
 use crate::factories::{
-    Command, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, TreeNodeInfo,
+    Command, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, InboundQuote, Policy,
+    TreeNodeInfo,
 };
 use crate::hosting::PayError;
 use crate::package::{Freshness, PackageError, seal};
@@ -255,6 +256,9 @@ impl JoinRequest {
     }
 }
 
+/// How long an LSP may think about a price.
+const QUOTE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Factories.
 #[derive(Clone)]
 pub struct Factories {
@@ -298,6 +302,54 @@ impl Factories {
             answer,
         });
         Ok(joined.await??)
+    }
+
+    /// Asks the LSP what a channel of `capacity_sat` more to receive on costs. It comes out of the
+    /// stock beside our own channel in this factory: no on-chain transaction, no neighbour, no wait.
+    /// [`FactoryInfo::seats`] says how much there is. A price above `max_price_msat` is refused.
+    ///
+    /// # Errors
+    /// `not_connected`, `nothing_to_buy`, `not_sold` with the reason and what could be sold,
+    /// `quote_refused` for a price above the limit, `no_answer`, and why nothing can be bought as
+    /// things stand.
+    pub async fn quote_inbound(
+        &self,
+        factory: &str,
+        capacity_sat: u64,
+        max_price_msat: u64,
+    ) -> Result<InboundQuote, WalletError> {
+        let factory = factory.to_owned();
+        let node = self.node.get()?;
+        let asked = node.engine.ask(|answer| Command::AskPrice {
+            factory,
+            amount: Amount::from_sat(capacity_sat),
+            max_price_msat,
+            answer,
+        });
+        let silent = |_| EngineError::NoAnswer {
+            seconds: QUOTE_TIMEOUT.as_secs(),
+        };
+        let answered = tokio::time::timeout(QUOTE_TIMEOUT, asked).await;
+        Ok(answered.map_err(silent)???)
+    }
+
+    /// Accepts a quote. From here on the channel is made by itself, also over restarts:
+    /// [`InboundDelivered`](crate::Event::InboundDelivered) says that it can receive,
+    /// [`InboundPaid`](crate::Event::InboundPaid) that its price was paid, after that and never
+    /// before.
+    ///
+    /// # Errors
+    /// `cannot_pay` where our side of the channels is worth less than the price, `no_quote` and
+    /// `quote_expired` for one that cannot be accepted any more.
+    pub async fn buy_inbound(&self, quote: &InboundQuote) -> Result<(), WalletError> {
+        let node = self.node.get()?;
+        let (factory, quote) = (quote.factory.clone(), quote.quote.clone());
+        let bought = node.engine.ask(|answer| Command::Buy {
+            factory,
+            quote,
+            answer,
+        });
+        Ok(bought.await??)
     }
 
     /// The own path of a factory, node by node.

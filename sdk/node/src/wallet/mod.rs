@@ -231,6 +231,7 @@ impl Wallet {
             poll_interval: self.poll_interval,
             fee_caps: self.fee_caps,
             backing,
+            sales: None,
         })
         .await?;
         self.node.set(Arc::clone(&node));

@@ -23,6 +23,7 @@ use super::super::bridge;
 use super::super::engine::{Engine, EngineParts};
 use super::super::exits::Exits;
 use super::super::patience::Patience;
+use super::super::sales::Sales;
 use super::ceremony::{self, Ours, US};
 use super::net::Net;
 use crate::backup::{Begin, Creation, RESTORED, RemoteError, RemoteStore};
@@ -33,6 +34,7 @@ use crate::hosting::{
 };
 use crate::keys::{Mnemonic, WalletKeys};
 use crate::onchain::OnchainWallet;
+use crate::payments::Payments;
 use crate::store::{Backing, DATABASE_FILE, Store};
 
 const WORDS: &str = "abandon abandon abandon abandon abandon abandon abandon abandon abandon \
@@ -257,6 +259,8 @@ impl Rooms {
                 host: Arc::clone(&self.host),
                 events: Arc::new(EventLog::new(Arc::clone(&self.store))),
                 fee_caps: FeeCaps::default(),
+                payments: Arc::new(Payments::new(Arc::clone(&self.store))),
+                sales: None,
             },
             members: BTreeMap::new(),
             coordinators: BTreeMap::new(),
@@ -272,6 +276,7 @@ impl Rooms {
             publishing: Vec::new(),
             given_up: BTreeMap::new(),
             exits,
+            sales: Sales::default(),
             damaged: BTreeMap::new(),
             tip: tip.height,
         };

@@ -1,0 +1,293 @@
+//! Channels sold out of stock, on real nodes: what a member can receive grows within a moment, its
+//! neighbours may sleep, nothing is on chain for it, and the way out brings all of it home.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use superscalar_sdk::{
+    BuildRequest, ChannelInfo, Event, ExitMode, InboundQuote, PaymentStatus, SeatInfo, Wallet,
+};
+use superscalar_tests::network::{TestNetwork, regtest_factory, sale_policy};
+
+/// More than any price here.
+const ANY_PRICE_MSAT: u64 = 100_000_000;
+
+fn with_stock(members: u16, stock_sat: u64) -> BuildRequest {
+    BuildRequest {
+        stock_sat,
+        ..regtest_factory(members)
+    }
+}
+
+async fn quote(network: &TestNetwork, member: usize, factory: &str, sat: u64) -> InboundQuote {
+    let factories = network.wallet(member).factories();
+    let quoted = factories.quote_inbound(factory, sat, ANY_PRICE_MSAT).await;
+    quoted.unwrap()
+}
+
+/// Buys a channel and waits until both sides say that it is paid for.
+async fn buy(network: &TestNetwork, member: usize, factory: &str, sat: u64) -> u64 {
+    let quote = quote(network, member, factory, sat).await;
+    let wallet = network.wallet(member);
+    let before = paid_for(&events(wallet));
+    let sold = paid_for(&lsp_events(network));
+    wallet.factories().buy_inbound(&quote).await.unwrap();
+    network
+        .wait("the channel to be paid for", async || {
+            paid_for(&events(wallet)) > before && paid_for(&lsp_events(network)) > sold
+        })
+        .await;
+    quote.price_msat
+}
+
+fn events(wallet: &Wallet) -> Vec<Event> {
+    let page = wallet.events(0, 1_000).unwrap();
+    page.events.into_iter().map(|it| it.event).collect()
+}
+
+fn lsp_events(network: &TestNetwork) -> Vec<Event> {
+    let page = network.lsp().events(0, 1_000).unwrap();
+    page.events.into_iter().map(|it| it.event).collect()
+}
+
+fn paid_for(events: &[Event]) -> usize {
+    let paid = |event: &&Event| matches!(event, Event::InboundPaid { .. });
+    events.iter().filter(paid).count()
+}
+
+async fn seat(network: &TestNetwork, member: usize, factory: &str) -> SeatInfo {
+    let infos = network.wallet(member).factories().list().await.unwrap();
+    let info = infos.into_iter().find(|it| it.factory == factory).unwrap();
+    info.seats.into_iter().next().unwrap()
+}
+
+/// The LSP's side of all channels of a member.
+fn channels(network: &TestNetwork, member: usize) -> Vec<ChannelInfo> {
+    let peer = network.wallet(member).node_id();
+    let mut all = network.lsp().channels();
+    all.retain(|channel| channel.peer == peer);
+    all
+}
+
+/// Waits until no payment is on its way; what the member and the LSP have then, in msat.
+async fn at_rest(network: &TestNetwork, member: usize) -> (u64, u64) {
+    let mut sums = (0, 0);
+    network
+        .wait("the channels to be at rest", async || {
+            let channels = channels(network, member);
+            let pending: u32 = channels
+                .iter()
+                .map(|it| it.inbound_htlcs + it.outbound_htlcs)
+                .sum();
+            let theirs: u64 = channels.iter().map(|it| it.balance_msat).sum();
+            let whole: u64 = channels.iter().map(|it| it.capacity_sat * 1_000).sum();
+            sums = (network.balance_msat(member), theirs);
+            pending == 0 && sums.0 + sums.1 == whole
+        })
+        .await;
+    sums
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_buys_channels_and_receives_more_than_any_of_them_holds() {
+    superscalar_tests::log_to_stderr();
+    let network = TestNetwork::start(2).await;
+    let factory = network.build(with_stock(2, 300_000)).await;
+    network.lsp_pays(0, 100_000_000).await;
+    let before = seat(&network, 0, &factory).await;
+    assert_eq!((before.stock_sat, before.sold.len()), (300_000, 0));
+
+    // The neighbour sleeps.
+    network.wallet(1).stop().await;
+    let life_blocks = 2_000 - 1;
+    let first_sat = 120_000;
+    let first_msat = buy(&network, 0, &factory, first_sat).await;
+    let amount = bitcoin::Amount::from_sat(first_sat);
+    let priced = sale_policy().price_msat(amount, life_blocks);
+    assert_eq!(Some(first_msat), priced);
+    let (ours, _) = at_rest(&network, 0).await;
+    assert_eq!(ours, 100_000_000 - first_msat);
+
+    // Everything that is left, so that no stock remains.
+    let left = seat(&network, 0, &factory).await;
+    assert_eq!(left.sold.len(), 1);
+    assert_eq!(left.sold[0].capacity_sat, first_sat);
+    let second_msat = buy(&network, 0, &factory, left.sellable_whole_sat).await;
+    let after = seat(&network, 0, &factory).await;
+    assert_eq!((after.sold.len(), after.stock_left_sat), (2, 0));
+    // Nothing is lost but the fees and anchors of the two sales.
+    let sold: u64 = after.sold.iter().map(|it| it.capacity_sat).sum();
+    let fees_sat = 2 * (300_000 - left.stock_left_sat - first_sat) - 330;
+    assert!(300_000 - sold < fees_sat + 2_000, "{sold}");
+    let used_up = network.wallet(0).factories();
+    let used_up = used_up
+        .quote_inbound(&factory, 20_000, ANY_PRICE_MSAT)
+        .await;
+    assert_eq!(used_up.unwrap_err().code(), "nothing_to_buy");
+
+    // More than any one channel can carry.
+    let (ours, _) = at_rest(&network, 0).await;
+    assert_eq!(ours, 100_000_000 - first_msat - second_msat);
+    let payment_msat = 560_000_000;
+    network.lsp_pays(0, payment_msat).await;
+    let (ours, theirs) = at_rest(&network, 0).await;
+    assert_eq!(ours, 100_000_000 - first_msat - second_msat + payment_msat);
+    let capacity_sat = 500_000 + sold;
+    assert_eq!(ours + theirs, capacity_sat * 1_000);
+    assert!(network.chain.mempool().unwrap().is_empty());
+    network.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_bought_is_answered_with_the_reason() {
+    let network = TestNetwork::start(2).await;
+    let factory = network.build(with_stock(2, 100_000)).await;
+    let factories = network.wallet(0).factories();
+    let asked = async |sat: u64, most_msat: u64| {
+        let quoted = factories.quote_inbound(&factory, sat, most_msat).await;
+        quoted.unwrap_err()
+    };
+    assert_eq!(
+        asked(90_000_000, ANY_PRICE_MSAT).await.code(),
+        "amount_not_sold"
+    );
+    let small = asked(10_000, ANY_PRICE_MSAT).await;
+    assert_eq!(small.code(), "not_sold");
+    assert!(small.fields().contains(&("least_sat", "20000".to_owned())));
+    let dear = asked(50_000, 10).await;
+    assert_eq!(dear.code(), "quote_refused");
+    assert!(dear.fields().contains(&("quoted", "price_msat".to_owned())));
+    let nowhere = factories.quote_inbound("00", 50_000, ANY_PRICE_MSAT).await;
+    assert_eq!(nowhere.unwrap_err().code(), "unknown_factory");
+
+    // Without a millisatoshi nothing is bought, and nothing is signed.
+    let quoted = quote(&network, 0, &factory, 50_000).await;
+    let poor = factories.buy_inbound(&quoted).await.unwrap_err();
+    assert_eq!(poor.code(), "cannot_pay");
+    let other = InboundQuote {
+        quote: "00".repeat(32),
+        ..quoted.clone()
+    };
+    let unknown = factories.buy_inbound(&other).await.unwrap_err();
+    assert_eq!(unknown.code(), "no_quote");
+    network.lsp_pays(0, 50_000_000).await;
+    let quoted = quote(&network, 0, &factory, 50_000).await;
+    network.mine(7).await;
+    let late = factories.buy_inbound(&quoted).await.unwrap_err();
+    assert_eq!(late.code(), "quote_expired");
+    assert_eq!(channels(&network, 0).len(), 1);
+    buy(&network, 0, &factory, 50_000).await;
+    assert_eq!(channels(&network, 0).len(), 2);
+    network.stop().await;
+}
+
+/// Which of the two directions is silent when the LSP stops.
+#[derive(Clone, Copy, Debug)]
+enum Silent {
+    Member,
+    Lsp,
+}
+
+async fn a_sale_goes_on_when_both_restart_after(silent: Silent) {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(2).await;
+    let factory = network.build(with_stock(2, 300_000)).await;
+    network.lsp_pays(0, 100_000_000).await;
+
+    let quoted = quote(&network, 0, &factory, 60_000).await;
+    let wire = &network.members[0].wire;
+    let held = match silent {
+        Silent::Member => &wire.to_lsp,
+        Silent::Lsp => &wire.to_member,
+    };
+    held.hold();
+    let factories = network.wallet(0).factories();
+    factories.buy_inbound(&quoted).await.unwrap();
+    held.until_held(1).await;
+    network.lose_lsp().await;
+    let wire = &network.members[0].wire;
+    wire.to_lsp.pass();
+    wire.to_member.pass();
+    network.restart(0).await;
+    network.restart_lsp().await;
+    network
+        .wait("the channel to be paid for", async || {
+            let paid = events(network.wallet(0));
+            paid_for(&paid) == 1 && paid_for(&lsp_events(&network)) == 1
+        })
+        .await;
+    let (ours, _) = at_rest(&network, 0).await;
+    assert_eq!(ours, 100_000_000 - quoted.price_msat);
+
+    // It works after both were away, and is paid once.
+    network.restart(0).await;
+    network.restart_lsp().await;
+    network.reconnected().await;
+    network.lsp_pays(0, 430_000_000).await;
+    let paid = network.wallet(0).lightning().payments().unwrap();
+    let paid = paid.iter().filter(|it| {
+        it.amount_msat == Some(quoted.price_msat) && it.status == PaymentStatus::Succeeded
+    });
+    assert_eq!(paid.count(), 1);
+    let seat = seat(&network, 0, &factory).await;
+    assert_eq!(seat.sold.len(), 1);
+    network.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sale_whose_acceptance_was_lost_goes_on_after_a_restart_of_both() {
+    a_sale_goes_on_when_both_restart_after(Silent::Member).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sale_whose_channel_was_not_opened_goes_on_after_a_restart_of_both() {
+    a_sale_goes_on_when_both_restart_after(Silent::Lsp).await;
+}
+
+/// The LSP is gone for good; balances on both channels come home, each on its own output.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bought_channel_is_left_with_the_leaf_and_brings_its_balance_home() {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(2).await;
+    let factory = network.build(with_stock(2, 300_000)).await;
+    network.lsp_pays(0, 100_000_000).await;
+    buy(&network, 0, &factory, 120_000).await;
+    // Fills the bought channel as well.
+    network.lsp_pays(0, 440_000_000).await;
+    let (ours, _) = at_rest(&network, 0).await;
+    let on_both: Vec<u64> = {
+        let theirs = channels(&network, 0);
+        let ours = theirs
+            .iter()
+            .map(|it| it.capacity_sat * 1_000 - it.balance_msat);
+        ours.collect()
+    };
+    assert!(on_both.iter().all(|msat| *msat > 20_000_000), "{on_both:?}");
+    network.lose_lsp().await;
+
+    let exit = network.wallet(0).exit();
+    let plan = exit.plan(&factory).await.unwrap();
+    assert_eq!(
+        plan.balance_sat,
+        on_both.iter().map(|msat| msat / 1_000).sum::<u64>()
+    );
+    exit.start(&factory, ExitMode::Leave).await.unwrap();
+    for _ in 0..400 {
+        network.mine(1).await;
+        if network.exit(0).await.stage == "done" {
+            break;
+        }
+    }
+    let info = network.exit(0).await;
+    assert_eq!(info.stage, "done", "{info:?}");
+    let seat = seat(&network, 0, &factory).await;
+    for channel in seat.sold.iter().map(|it| &it.channel).chain(&seat.channel) {
+        let outpoint = channel.parse().unwrap();
+        let (commitment, _) = network.confirmed_spender(outpoint);
+        assert_eq!(commitment.input.len(), 1);
+    }
+    let coins = network.wallet(0).onchain().balance().unwrap();
+    let home_sat = coins.spendable_sat + coins.reserved_sat;
+    // The commitments were paid for by who opened the channels, the LSP; the sweeps pay themselves.
+    let lost_sat = ours / 1_000 - home_sat;
+    assert!(lost_sat < 5_000, "{home_sat} of {ours} msat came home");
+    network.stop().await;
+}
