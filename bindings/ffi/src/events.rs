@@ -47,6 +47,40 @@ pub enum Event {
         /// The field that was wrong, empty if none.
         field: String,
     },
+    /// A channel was bought and is held: it can receive.
+    InboundDelivered {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+        /// Which channel of the place: 1 for the first that was bought.
+        channel: u32,
+        /// Its capacity in satoshi.
+        capacity_sat: u64,
+    },
+    /// A channel that was bought is paid for, or was free.
+    InboundPaid {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+        /// Which channel of the place.
+        channel: u32,
+        /// What it cost in millisatoshi.
+        price_msat: u64,
+    },
+    /// The LSP wanted something else signed for an output that something was signed for. It was
+    /// refused; an honest one never does it.
+    FactoryEquivocation {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+        /// The channel that something was signed for.
+        channel: u32,
+        /// The other side's node id.
+        peer: String,
+    },
     /// A payment arrived.
     PaymentReceived {
         /// Its hash.
@@ -177,6 +211,39 @@ impl From<sdk::Event> for Event {
             } => Event::PaymentFailed {
                 payment_hash,
                 reason,
+            },
+            Told::InboundDelivered {
+                factory,
+                slot,
+                channel,
+                capacity_sat,
+            } => Event::InboundDelivered {
+                factory,
+                slot,
+                channel,
+                capacity_sat,
+            },
+            Told::InboundPaid {
+                factory,
+                slot,
+                channel,
+                price_msat,
+            } => Event::InboundPaid {
+                factory,
+                slot,
+                channel,
+                price_msat,
+            },
+            Told::FactoryEquivocation {
+                factory,
+                slot,
+                channel,
+                peer,
+            } => Event::FactoryEquivocation {
+                factory,
+                slot,
+                channel,
+                peer,
             },
             Told::ExitStarted { factory, reason } => Event::ExitStarted { factory, reason },
             Told::ExitLeafConfirmed { factory, height } => {

@@ -56,6 +56,38 @@ pub struct SeatInfo {
     pub stock_sat: u64,
     /// The channel's outpoint in the leaf, `txid:vout`, once known.
     pub channel: Option<String>,
+    /// What was sold of that money, each a channel of its own, in order.
+    pub sold: Vec<SoldInfo>,
+    /// What is left of it in satoshi.
+    pub stock_left_sat: u64,
+    /// The largest channel that can be bought now and leaves something, in satoshi.
+    pub sellable_sat: u64,
+    /// Or exactly this much, which leaves nothing, in satoshi.
+    pub sellable_whole_sat: u64,
+}
+
+/// A channel that was sold out of a place's stock.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct SoldInfo {
+    /// Its outpoint, `txid:vout`.
+    pub channel: String,
+    /// Its capacity in satoshi.
+    pub capacity_sat: u64,
+}
+
+/// What the LSP asks for a channel.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct InboundQuote {
+    /// Names the quote: a hash of everything that is promised in it, hex.
+    pub quote: String,
+    /// The factory.
+    pub factory: String,
+    /// Capacity of the channel in satoshi, all of it the LSP's at first.
+    pub capacity_sat: u64,
+    /// What is paid once the channel is held, in millisatoshi.
+    pub price_msat: u64,
+    /// The last height at which it may be accepted.
+    pub valid_until_height: u32,
 }
 
 /// Who is paid at expiry if nobody does anything.
@@ -106,6 +138,30 @@ impl Factories {
     pub async fn join_with(&self, request: JoinRequest) -> Result<(), WalletError> {
         let factories = self.wallet.factories();
         runtime::finish(async move { factories.join_with(request.into()).await }).await
+    }
+
+    /// Asks the LSP what a channel of `capacity_sat` more to receive on costs, out of the stock
+    /// beside our own channel in this factory. A price above `max_price_msat` is refused.
+    pub async fn quote_inbound(
+        &self,
+        factory: String,
+        capacity_sat: u64,
+        max_price_msat: u64,
+    ) -> Result<InboundQuote, WalletError> {
+        let factories = self.wallet.factories();
+        let quoted = runtime::finish(async move {
+            let quoted = factories.quote_inbound(&factory, capacity_sat, max_price_msat);
+            quoted.await
+        });
+        Ok(quoted.await?.into())
+    }
+
+    /// Accepts a quote. The channel is then made by itself, also over restarts: the event
+    /// `InboundDelivered` says that it can receive, `InboundPaid` that its price was paid, after
+    /// that and never before.
+    pub async fn buy_inbound(&self, quote: InboundQuote) -> Result<(), WalletError> {
+        let factories = self.wallet.factories();
+        runtime::finish(async move { factories.buy_inbound(&quote.into()).await }).await
     }
 }
 
@@ -196,13 +252,63 @@ impl From<sdk::SeatInfo> for SeatInfo {
             capacity_sat,
             stock_sat,
             channel,
+            sold,
+            stock_left_sat,
+            sellable_sat,
+            sellable_whole_sat,
         } = seat;
+        let sold = sold.into_iter().map(|it| SoldInfo {
+            channel: it.channel,
+            capacity_sat: it.capacity_sat,
+        });
         SeatInfo {
             slot,
             peer,
             capacity_sat,
             stock_sat,
             channel,
+            sold: sold.collect(),
+            stock_left_sat,
+            sellable_sat,
+            sellable_whole_sat,
+        }
+    }
+}
+
+impl From<InboundQuote> for sdk::InboundQuote {
+    fn from(quoted: InboundQuote) -> sdk::InboundQuote {
+        let InboundQuote {
+            quote,
+            factory,
+            capacity_sat,
+            price_msat,
+            valid_until_height,
+        } = quoted;
+        sdk::InboundQuote {
+            quote,
+            factory,
+            capacity_sat,
+            price_msat,
+            valid_until_height,
+        }
+    }
+}
+
+impl From<sdk::InboundQuote> for InboundQuote {
+    fn from(quoted: sdk::InboundQuote) -> InboundQuote {
+        let sdk::InboundQuote {
+            quote,
+            factory,
+            capacity_sat,
+            price_msat,
+            valid_until_height,
+        } = quoted;
+        InboundQuote {
+            quote,
+            factory,
+            capacity_sat,
+            price_msat,
+            valid_until_height,
         }
     }
 }

@@ -28,7 +28,10 @@ pub use builder::{
 pub use error::{Action, ErrorInfo, WalletError};
 pub use events::{Event, EventPage, StoredEvent};
 pub use exit::{Exit, ExitInfo, ExitMode, ExitPlan};
-pub use factories::{Factories, FactoryInfo, JoinRequest, Policy, SeatInfo, standard_join_request};
+pub use factories::{
+    Factories, FactoryInfo, InboundQuote, JoinRequest, Policy, SeatInfo, SoldInfo,
+    standard_join_request,
+};
 pub use lightning::{Direction, Lightning, Payment, PaymentStatus, SendQuote};
 pub use onchain::{Onchain, OnchainCoins};
 pub use wallet::{Balance, Status, Wallet};

@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bitcoin::Amount;
 use serde::Deserialize;
 use superscalar_sdk::hosting::{LspPolicy, OrdinaryOpens};
-use superscalar_sdk::{BitcoindAuth, ChainConfig, FeeCaps};
+use superscalar_sdk::{BitcoindAuth, ChainConfig, FeeCaps, SalePolicy};
 
 /// Everything `lsp-node` is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,7 @@ pub(crate) struct Config {
     pub(crate) policy: LspPolicy,
     pub(crate) backup_dir: Option<PathBuf>,
     pub(crate) fee_caps: FeeCaps,
+    pub(crate) sales: Option<SalePolicy>,
 }
 
 /// Why a configuration cannot be used.
@@ -126,6 +128,7 @@ struct File {
     channels: Channels,
     #[serde(default)]
     exit_fees: ExitFees,
+    sales: Option<Sales>,
 }
 
 #[derive(Deserialize)]
@@ -168,6 +171,16 @@ struct ExitFees {
     percent_per_exit: Option<u8>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sales {
+    base_msat: Option<u64>,
+    ppm_per_month: Option<u32>,
+    min_sat: Option<u64>,
+    valid_blocks: Option<u16>,
+    min_life_blocks: Option<u32>,
+}
+
 /// A key and what is wrong with its value.
 type Wrong = (&'static str, String);
 
@@ -202,6 +215,7 @@ impl File {
             policy: policy(&self.fees, &self.channels)?,
             backup_dir: self.backup_dir.map(|dir| folder.join(dir)),
             fee_caps: fee_caps(&self.exit_fees)?,
+            sales: self.sales.as_ref().map(sales).transpose()?,
         })
     }
 }
@@ -271,6 +285,26 @@ fn fee_caps(fees: &ExitFees) -> Result<FeeCaps, Wrong> {
     })
 }
 
+fn sales(sales: &Sales) -> Result<SalePolicy, Wrong> {
+    let usual = SalePolicy::default();
+    let min_sat = sales.min_sat.unwrap_or(usual.min_amount.to_sat());
+    Ok(SalePolicy {
+        base_msat: sales.base_msat.unwrap_or(usual.base_msat),
+        ppm_per_month: in_range(
+            "sales.ppm_per_month",
+            sales.ppm_per_month.unwrap_or(usual.ppm_per_month),
+            0..=1_000_000,
+        )?,
+        min_amount: Amount::from_sat(in_range("sales.min_sat", min_sat, 1_000..=1_000_000_000)?),
+        valid_blocks: in_range(
+            "sales.valid_blocks",
+            sales.valid_blocks.unwrap_or(usual.valid_blocks),
+            1..=144,
+        )?,
+        min_life_blocks: sales.min_life_blocks.unwrap_or(usual.min_life_blocks),
+    })
+}
+
 fn in_range<T: PartialOrd + std::fmt::Display>(
     key: &'static str,
     value: T,
@@ -309,13 +343,14 @@ mod tests {
         assert_eq!(config.mnemonic_file, Path::new("/etc/lsp/mnemonic"));
         assert_eq!(config.policy, LspPolicy::default());
         assert_eq!(config.fee_caps, FeeCaps::default());
+        assert_eq!(config.sales, None);
         assert_eq!(config.backup_dir, None);
         let backed = EXAMPLE.replace("# backup_dir", "backup_dir");
         let backup_dir = parse(&backed).unwrap().backup_dir.unwrap();
         assert_eq!(backup_dir, Path::new("/mnt/disk/lsp-backup"));
         let spelled_out = EXAMPLE
-            .replace("# base_msat", "base_msat")
-            .replace("# ppm", "ppm")
+            .replacen("# base_msat", "base_msat", 1)
+            .replacen("# ppm", "ppm", 1)
             .replace("# accept_ordinary", "accept_ordinary")
             .replace("# delta_blocks", "delta_blocks")
             .replace("# max_sat_per_vb", "max_sat_per_vb")
@@ -324,6 +359,18 @@ mod tests {
             .replace("# poll_interval_ms", "poll_interval_ms")
             .replace("# allow_remote", "allow_remote");
         assert_eq!(parse(&spelled_out).unwrap(), config);
+        let sells = EXAMPLE.replace("# [sales]", "[sales]");
+        assert_eq!(parse(&sells).unwrap().sales, Some(SalePolicy::default()));
+        let spelled_out = sells
+            .replace("# ppm_per_month", "ppm_per_month")
+            .replace("# min_sat", "min_sat")
+            .replace("# valid_blocks", "valid_blocks")
+            .replace("# min_life_blocks", "min_life_blocks")
+            .replace("# base_msat", "base_msat");
+        assert_eq!(
+            parse(&spelled_out).unwrap().sales,
+            parse(&sells).unwrap().sales
+        );
     }
 
     #[test]

@@ -86,6 +86,9 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         .policy(config.policy)
         .fee_caps(config.fee_caps)
         .poll_interval(config.poll_interval);
+    if let Some(sales) = config.sales {
+        builder = builder.sales(sales);
+    }
     if let Some(directory) = config.backup_dir {
         let begin = match args.restore {
             true => Begin::Restore,

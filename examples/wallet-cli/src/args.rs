@@ -96,6 +96,9 @@ pub(crate) enum Command {
         /// The factory's name.
         factory: String,
     },
+    /// Buy more to receive on, out of the stock beside the own channel.
+    #[command(subcommand)]
+    Inbound(Inbound),
     /// Leave a factory alone, asking nobody.
     #[command(subcommand)]
     Exit(Exit),
@@ -130,6 +133,32 @@ pub(crate) enum Command {
     Sync,
     /// Stop the running wallet.
     Stop,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Inbound {
+    /// What a channel costs. Buys nothing.
+    Quote {
+        /// The factory's name.
+        factory: String,
+        /// Capacity of the channel, in satoshi.
+        #[arg(long, value_name = "SAT")]
+        capacity: u64,
+    },
+    /// Buy a channel, if it costs no more than the limit.
+    Buy {
+        /// The factory's name.
+        factory: String,
+        /// Capacity of the channel, in satoshi.
+        #[arg(long, value_name = "SAT")]
+        capacity: u64,
+        /// The most it may cost.
+        #[arg(long, value_name = "MSAT")]
+        max_price_msat: u64,
+        /// Wait until it is there and paid for.
+        #[arg(long)]
+        wait: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -19,10 +19,10 @@ use std::process::ExitCode;
 use bitcoin::hex::FromHex as _;
 use clap::Parser;
 use serde_json::{Value, json};
-use superscalar_sdk::{JoinRequest, Policy, WordCount};
+use superscalar_sdk::{InboundQuote, JoinRequest, Policy, WordCount};
 use tracing_subscriber::EnvFilter;
 
-use args::{Cli, Command, Exit, Words};
+use args::{Cli, Command, Exit, Inbound, Words};
 use client::Client;
 use export::Passphrase;
 use protocol::{Failure, Request};
@@ -139,6 +139,33 @@ async fn converse(client: &mut Client, command: Command) -> Result<(Kind, Value)
             }
             let payment = wait::for_payment(client, hash).await?;
             return Ok((Kind::Object, json!(payment)));
+        }
+        Command::Inbound(Inbound::Quote { factory, capacity }) => {
+            let request = Request::InboundQuote {
+                factory,
+                capacity_sat: capacity,
+                max_price_msat: u64::MAX,
+            };
+            (Kind::Object, request)
+        }
+        Command::Inbound(Inbound::Buy {
+            factory,
+            capacity,
+            max_price_msat,
+            wait,
+        }) => {
+            let after = client.newest_event().await?;
+            let request = Request::InboundQuote {
+                factory,
+                capacity_sat: capacity,
+                max_price_msat,
+            };
+            let quote: InboundQuote = client.ask(&request).await?;
+            let bought = client.call(&Request::InboundBuy(quote.clone())).await?;
+            if wait {
+                wait::for_inbound(client, after, &quote.factory).await?;
+            }
+            return Ok((Kind::Object, bought));
         }
         Command::Exit(Exit::Start {
             factory,

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use superscalar_sdk::{ExitMode, JoinRequest, WalletError};
+use superscalar_sdk::{ExitMode, InboundQuote, JoinRequest, WalletError};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::export::Passphrase;
@@ -40,6 +40,12 @@ pub(crate) enum Request {
     Tree {
         factory: String,
     },
+    InboundQuote {
+        factory: String,
+        capacity_sat: u64,
+        max_price_msat: u64,
+    },
+    InboundBuy(InboundQuote),
     ExitPlan {
         factory: String,
     },

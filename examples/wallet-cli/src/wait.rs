@@ -78,6 +78,27 @@ pub(crate) async fn for_payment(
     }
 }
 
+/// Waits until a channel bought after event `after` is there and paid for.
+pub(crate) async fn for_inbound(
+    client: &mut Client,
+    mut after: u64,
+    bought_in: &str,
+) -> Result<(), Failure> {
+    let bar = spinner("waiting for the channel");
+    loop {
+        match client.next_event(&mut after).await? {
+            Some(Event::InboundDelivered { factory, .. }) if factory == bought_in => {
+                bar.set_message("the channel is there: paying for it");
+            }
+            Some(Event::InboundPaid { factory, .. }) if factory == bought_in => {
+                bar.finish_and_clear();
+                return Ok(());
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Waits until an exit has brought everything into the wallet.
 pub(crate) async fn for_exit(client: &mut Client, factory: &str) -> Result<ExitInfo, Failure> {
     let bar = ProgressBar::new(0);

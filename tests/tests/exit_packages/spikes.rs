@@ -122,7 +122,12 @@ async fn arrives(rush: &Rush, commitment: &Transaction, coins_sat: u64) -> u32 {
     let claimed_sat = HTLC_SAT - HTLC_SUCCESS_FEE_SAT;
     let claimed = output_of(&claim, claimed_sat);
     let mut sweeps = BTreeSet::<Txid>::new();
+    while network.chain.height().unwrap() < height + MEMBER_DELAY_BLOCKS - 1 {
+        network.block(&[0]).await;
+    }
     for output in [output_of(commitment, BALANCE_SAT), claimed] {
+        // Handed over in a moment of its own, before its block is mined.
+        network.spent(output).await;
         let swept_at = network.mined_spend(output, &[0]).await;
         assert_eq!(swept_at, height + MEMBER_DELAY_BLOCKS);
         sweeps.insert(network.taken(output).0);

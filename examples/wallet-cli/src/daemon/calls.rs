@@ -59,6 +59,19 @@ async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
         Request::Balance {} => done(&wallet.balance()?),
         Request::Factories {} => done(&wallet.factories().list().await?),
         Request::Tree { factory } => done(&wallet.factories().tree(&factory).await?),
+        Request::InboundQuote {
+            factory,
+            capacity_sat,
+            max_price_msat,
+        } => {
+            let factories = wallet.factories();
+            let quoted = factories.quote_inbound(&factory, capacity_sat, max_price_msat);
+            done(&quoted.await?)
+        }
+        Request::InboundBuy(quote) => {
+            wallet.factories().buy_inbound(&quote).await?;
+            done(&quote)
+        }
         Request::ExitPlan { factory } => done(&wallet.exit().plan(&factory).await?),
         Request::ExitStart {
             factory,

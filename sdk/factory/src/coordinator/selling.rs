@@ -3,7 +3,7 @@
 use bitcoin::secp256k1::PublicKey;
 
 use super::{Built, Coordinator, Phase};
-use crate::effect::Effect;
+use crate::effect::{Effect, SlotRef};
 use crate::message::{Message, RefusalCode};
 use crate::sale::{SalePolicy, Seller, SellerGround};
 use crate::stock::StockChain;
@@ -30,6 +30,12 @@ impl Coordinator {
         let record = built.terms.slots.get(usize::from(slot))?;
         // An error is one of keys that occur twice, which built terms have not.
         StockChain::of_slot(&built.tree, slot, record).ok()?
+    }
+
+    /// All places.
+    pub fn places(&self) -> impl Iterator<Item = SlotRef> + use<> {
+        let attempt = self.attempt;
+        (0..self.members()).map(move |slot| SlotRef { attempt, slot })
     }
 
     /// Hashes of the payments that are owed for channels.

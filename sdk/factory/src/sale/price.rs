@@ -20,6 +20,19 @@ pub struct SalePolicy {
     pub min_life_blocks: u32,
 }
 
+impl Default for SalePolicy {
+    /// A satoshi and a quarter of a percent a month, from 20,000 sat on, for at least a week.
+    fn default() -> SalePolicy {
+        SalePolicy {
+            base_msat: 1_000,
+            ppm_per_month: 2_500,
+            min_amount: Amount::from_sat(20_000),
+            valid_blocks: 6,
+            min_life_blocks: 1_008,
+        }
+    }
+}
+
 impl SalePolicy {
     /// The price in millisatoshi of a channel of `amount` in a factory that lives `life_blocks`
     /// more: `base + amount · ppm/10⁶ · life/4,320`, rounded up to the millisatoshi. `None` where

@@ -19,9 +19,7 @@ use super::engine::Engine;
 use super::error::EngineError;
 use super::info::{ExitInfo, ExitMode, ExitPlan, SpeedUp};
 use crate::event::Event;
-use crate::hosting::SlotId;
 use crate::store::{Store, StoreError};
-use superscalar_factory::coordinator::Built;
 use superscalar_factory::effect::{ChannelRef, SlotRef};
 
 const SETTING: &str = "exits";
@@ -313,7 +311,12 @@ impl Engine {
     }
 
     /// Carries the planner's actions out; what own coins do for the last of them.
-    async fn act(&self, purse: Purse<'_>, path: &SignedPath, actions: &[Action]) -> SpeedUp {
+    pub(super) async fn act(
+        &self,
+        purse: Purse<'_>,
+        path: &SignedPath,
+        actions: &[Action],
+    ) -> SpeedUp {
         let mut sped = SpeedUp::NotNeeded;
         for action in actions {
             let Action::Publish {
@@ -332,68 +335,6 @@ impl Engine {
             }
         }
         sped
-    }
-
-    /// The LSP's duty, before T and after it: every kickoff, whoever published it, is followed by
-    /// the newest state before a distribution may. Members need not: while every epoch is the
-    /// first and nothing was sold, no state and no distribution pays them less than another.
-    pub(super) async fn defend(&mut self) -> BTreeSet<String> {
-        let mut defended = BTreeSet::new();
-        let opened = |built: &Built| {
-            let funding = built.tree.funding;
-            built.complete() && self.parts.chain.watcher().spend(&funding).is_some()
-        };
-        let places: Vec<SlotRef> = self
-            .coordinators
-            .iter()
-            .filter_map(|(attempt, role)| Some((attempt, role.built().filter(|it| opened(it))?)))
-            .flat_map(|(attempt, built)| {
-                let slots = 0..built.terms.slots.len() as u16;
-                slots.map(|slot| SlotRef {
-                    attempt: *attempt,
-                    slot,
-                })
-            })
-            .collect();
-        for slot in places {
-            if self.is_answered(&slot) {
-                continue;
-            }
-            let place = bridge::place(&slot);
-            if self.close_if_over(&place) {
-                continue;
-            }
-            if let Err(error) = self.defend_path(&place).await {
-                tracing::warn!(place, %error, "a kickoff may be unanswered until the next block");
-            }
-            defended.insert(place);
-        }
-        defended
-    }
-
-    /// Whether everything of a place is on chain: the leaf, and what was sold below it.
-    fn is_answered(&self, slot: &SlotRef) -> bool {
-        let host = &self.parts.host;
-        let counts = |id: &SlotId| {
-            bridge::channel_ref(id).is_some_and(|id| id.seq == 0 || self.is_delivered(&id))
-        };
-        let mut channels = self.channels_of(slot).into_iter().filter(counts);
-        channels.all(|id| host.slot(&id).is_some_and(|it| it.leaf_height.is_some()))
-    }
-
-    async fn defend_path(&mut self, place: &str) -> Result<(), EngineError> {
-        let path = self.signed_path(place)?;
-        let facts = self.facts(&path).await?;
-        let planned = exit::plan(&path, Goal::Defend, &facts);
-        let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
-        let purse = Purse {
-            exit: place,
-            // What a distribution would take of the LSP's: capacity and stock.
-            leaving: self.leaving(place, Goal::Reclaim, &path),
-            feerate: None,
-        };
-        self.act(purse, &path, &planned.actions).await;
-        Ok(())
     }
 
     fn leaf_confirmed(

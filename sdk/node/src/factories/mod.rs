@@ -7,6 +7,7 @@
 
 mod bridge;
 mod bumps;
+mod defence;
 mod effects;
 mod engine;
 mod error;

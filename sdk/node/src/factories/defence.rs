@@ -1,0 +1,95 @@
+//! Answers to what somebody else has begun to open.
+//!
+//! What always holds: every kickoff, whoever published it, is followed by the newest state before a
+//! distribution may, and every sale by its transaction before the LSP may take the stock it came
+//! from. Nothing is opened here that is closed.
+
+use std::collections::BTreeSet;
+
+use bitcoin::OutPoint;
+use superscalar_factory::coordinator::Coordinator;
+use superscalar_factory::effect::SlotRef;
+use superscalar_factory::exit::{self, Goal};
+use superscalar_factory::member::Member;
+use superscalar_factory::stock::StockChain;
+
+use super::bridge;
+use super::bumps::Purse;
+use super::engine::Engine;
+use super::error::EngineError;
+use crate::hosting::SlotId;
+
+impl Engine {
+    /// The LSP's duty for every place, before T and after it. A member need not while every epoch
+    /// is the first and it has bought nothing: no state and no distribution pays it less than
+    /// another. What it has bought is its own once it is on chain, and until then only its LSP's
+    /// word.
+    pub(super) async fn defend(&mut self) -> BTreeSet<String> {
+        let mut defended = BTreeSet::new();
+        for (place, name) in self.threatened() {
+            if self.is_answered(&place) || self.close_if_over(&name) {
+                continue;
+            }
+            if let Err(error) = self.defend_path(&name).await {
+                tracing::warn!(
+                    name,
+                    %error,
+                    "a kickoff or a sale may be unanswered until the next block"
+                );
+            }
+            defended.insert(name);
+        }
+        defended
+    }
+
+    /// The places to look after, below roots that are open, and what their ways out are called.
+    fn threatened(&self) -> Vec<(SlotRef, String)> {
+        let watcher = self.parts.chain.watcher();
+        let is_open = |funding: OutPoint| watcher.spend(&funding).is_some();
+        let coordinators = self.coordinators.values().filter(|role| {
+            let built = role.built().filter(|built| built.complete());
+            built.is_some_and(|built| is_open(built.tree.funding))
+        });
+        let places = coordinators.flat_map(Coordinator::places);
+        let places = places.map(|place| (place, bridge::place(&place)));
+        let has_bought = |role: &&Member| {
+            let sold = role.stock_chain().map(StockChain::links);
+            sold.is_some_and(|links| !links.is_empty())
+        };
+        let members = self.members.values().filter(has_bought).filter(|role| {
+            let funding = role.tree().map(|tree| tree.funding);
+            funding.is_some_and(is_open)
+        });
+        let members = members.map(|role| (role.slot(), bridge::name(&role.attempt())));
+        places.chain(members).collect()
+    }
+
+    /// Whether everything of a place is on chain: the leaf, and what was sold below it.
+    fn is_answered(&self, place: &SlotRef) -> bool {
+        let host = &self.parts.host;
+        let counts = |id: &SlotId| {
+            bridge::channel_ref(id).is_some_and(|id| id.seq == 0 || self.is_delivered(&id))
+        };
+        let mut channels = self.channels_of(place).into_iter().filter(counts);
+        channels.all(|id| host.slot(&id).is_some_and(|it| it.leaf_height.is_some()))
+    }
+
+    async fn defend_path(&mut self, name: &str) -> Result<(), EngineError> {
+        let path = self.signed_path(name)?;
+        let facts = self.facts(&path).await?;
+        let planned = exit::plan(&path, Goal::Defend, &facts);
+        let planned = planned.map_err(|error| EngineError::Exit(error.to_string()))?;
+        // What is lost if it comes too late: all of the place for an LSP, its balance for a member.
+        let at_stake = match self.parts.is_lsp {
+            true => Goal::Reclaim,
+            false => Goal::Leave,
+        };
+        let purse = Purse {
+            exit: name,
+            leaving: self.leaving(name, at_stake, &path),
+            feerate: None,
+        };
+        self.act(purse, &path, &planned.actions).await;
+        Ok(())
+    }
+}
