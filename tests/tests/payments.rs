@@ -262,3 +262,47 @@ async fn nothing_is_received_while_the_mempool_asks_for_more_than_the_tree_pays(
     assert_eq!(network.balance_msat(1), 10_000_000);
     network.stop().await;
 }
+
+/// An ordinary node knows nothing of how much fits into which channel, and need not: the LSP puts
+/// each payment where there is room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ordinary_node_pays_into_a_bought_channel_when_the_first_is_full() {
+    superscalar_tests::log_to_stderr();
+    const BOUGHT_SAT: u64 = 60_000;
+    let network = TestNetwork::start(2).await;
+    let factory = network.build(regtest_factory(2)).await;
+    let outside = Outside::start(&network).await;
+    network.lsp_pays(0, 25_000_000).await;
+    network.settle().await;
+    let factories = network.wallet(0).factories();
+    let quoted = factories
+        .quote_inbound(&factory, BOUGHT_SAT, 1_000_000)
+        .await;
+    let quoted = quoted.unwrap();
+    factories.buy_inbound(&quoted).await.unwrap();
+    let mut had_msat = 25_000_000 - quoted.price_msat;
+    let at_rest = async |had_msat: u64| {
+        network
+            .wait("the channels to be at rest", async || {
+                let channels = network.lsp().channels();
+                let peer = network.wallet(0).node_id();
+                let ours = channels.iter().filter(|it| it.peer == peer);
+                let pending = ours
+                    .clone()
+                    .any(|it| it.inbound_htlcs + it.outbound_htlcs > 0);
+                let theirs: u64 = ours.map(|it| it.balance_msat).sum();
+                !pending && theirs == (500_000 + BOUGHT_SAT) * 1_000 - had_msat
+            })
+            .await;
+        assert_eq!(network.balance_msat(0), had_msat);
+    };
+    at_rest(had_msat).await;
+    for amount_msat in [440_000_000, 45_000_000] {
+        let member = network.wallet(0).lightning();
+        let invoice = member.receive(Some(amount_msat), "", 600).await.unwrap();
+        outside.pay(&network, &invoice).await;
+        had_msat += amount_msat;
+        at_rest(had_msat).await;
+    }
+    network.stop().await;
+}

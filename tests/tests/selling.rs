@@ -179,6 +179,34 @@ async fn what_cannot_be_bought_is_answered_with_the_reason() {
     network.stop().await;
 }
 
+/// A neighbour begins to leave: from its first transaction on, still in the mempool, nothing is asked
+/// for, accepted or opened.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_sold_in_a_factory_that_somebody_opens() {
+    let network = TestNetwork::start(2).await;
+    let factory = network.build(with_stock(2, 300_000)).await;
+    network.lsp_pays(0, 100_000_000).await;
+    at_rest(&network, 0).await;
+    let quoted = quote(&network, 0, &factory, 60_000).await;
+    let neighbour = network.wallet(1).exit();
+    neighbour.start(&factory, ExitMode::Leave).await.unwrap();
+    network
+        .wait("the root's kickoff", async || {
+            !network.chain.mempool().unwrap().is_empty()
+        })
+        .await;
+    let factories = network.wallet(0).factories();
+    let refused = factories.buy_inbound(&quoted).await.unwrap_err();
+    assert_eq!(refused.code(), "factory_opened");
+    let asked = factories
+        .quote_inbound(&factory, 60_000, ANY_PRICE_MSAT)
+        .await;
+    assert_eq!(asked.unwrap_err().code(), "factory_opened");
+    assert_eq!(channels(&network, 0).len(), 1);
+    assert!(seat(&network, 0, &factory).await.sold.is_empty());
+    network.stop().await;
+}
+
 /// Which of the two directions is silent when the LSP stops.
 #[derive(Clone, Copy, Debug)]
 enum Silent {

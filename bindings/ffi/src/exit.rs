@@ -132,7 +132,7 @@ impl Exit {
 
     /// The ways out of all factories as one file, encrypted with `passphrase`: what the program
     /// `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds no key
-    /// and no commitment. Export again after joining another factory.
+    /// and no commitment. Export again after joining another factory or buying a channel.
     pub async fn export_package(&self, passphrase: String) -> Result<Vec<u8>, WalletError> {
         let exit = self.wallet.exit();
         let passphrase = Zeroizing::new(passphrase);

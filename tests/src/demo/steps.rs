@@ -24,6 +24,8 @@ const LSP_COIN: Amount = Amount::from_sat(10_000_000);
 const OUTSIDE_COIN: Amount = Amount::from_sat(2_000_000);
 const CAPACITY_SAT: u64 = 500_000;
 const STOCK_SAT: u64 = 100_000;
+const BOUGHT_SAT: u64 = 60_000;
+const MAX_PRICE_MSAT: u64 = 1_000_000;
 const OUTSIDE_CAPACITY_SAT: u64 = 1_000_000;
 /// The LSP's part of the ordinary channel, so that members can pay the outside node.
 const OUTSIDE_PUSH_MSAT: u64 = 200_000_000;
@@ -32,13 +34,16 @@ const BOB: Party = Party::Member(1);
 const CAROL: Party = Party::Member(2);
 const DAVE: Party = Party::Member(3);
 /// From, to, millisatoshi. Odd ones show what becomes of parts of a satoshi.
-const PAYMENTS: [(Party, Party, u64); 6] = [
+const PAYMENTS: [(Party, Party, u64); 8] = [
     (Party::Outside, ALICE, 150_000_000),
     (ALICE, BOB, 40_000_123),
     (Party::Outside, CAROL, 60_000_000),
     (CAROL, DAVE, 20_000_000),
     (BOB, Party::Outside, 15_000_000),
     (DAVE, ALICE, 5_000_000),
+    (Party::Outside, BOB, 440_000_000),
+    // More than is left in Bob's channel; he has bought another before.
+    (Party::Outside, BOB, 45_000_000),
 ];
 /// More than any exit with regtest delays takes.
 const MAX_EXIT_BLOCKS: u32 = 400;
@@ -78,7 +83,7 @@ pub fn run(progress: &mut Progress) -> Result<(Network, Report)> {
     let mut network = start(progress)?;
     let built = network.build(progress)?;
     network.join_outside(progress)?;
-    let books = network.pay_all(progress)?;
+    let books = network.pay_all(progress, &built.info.factory)?;
     let mut exit = network.leave(progress, &built)?;
     let published = &mut exit.published;
     published.member_coins_after = network.coins(0)?;
@@ -265,12 +270,15 @@ impl Network {
         })
     }
 
-    fn pay_all(&mut self, progress: &mut Progress) -> Result<Books> {
+    fn pay_all(&mut self, progress: &mut Progress, factory: &str) -> Result<Books> {
         let parties = [ALICE, BOB, CAROL, DAVE, Party::Outside, Party::Lsp];
         self.settled(progress)?;
         let mut books = Books::default();
         let before: Result<Vec<u64>> = parties.iter().map(|it| self.holds(*it)).collect();
         for (index, (from, to, amount_msat)) in PAYMENTS.into_iter().enumerate() {
+            if index == PAYMENTS.len() - 1 {
+                books.payments.push(self.buy(progress, factory)?);
+            }
             let sat = thousands(amount_msat / 1_000);
             let what = format!("{} pays {} {sat} sat", name(from), name(to));
             let fee_msat = progress.step(&what, |progress| {
@@ -286,7 +294,11 @@ impl Network {
             });
         }
         self.settled(progress)?;
-        for (party, before_msat) in parties.into_iter().zip(before?) {
+        for (party, mut before_msat) in parties.into_iter().zip(before?) {
+            if party == Party::Lsp {
+                // Stock that has become a channel: the LSP's before and after.
+                before_msat += BOUGHT_SAT * 1_000;
+            }
             let after_msat = self.holds(party)?;
             books.held.push(Held {
                 party,
@@ -295,6 +307,28 @@ impl Network {
             });
         }
         Ok(books)
+    }
+
+    /// Bob buys a channel out of the stock beside his own; what he pays for it.
+    fn buy(&mut self, progress: &mut Progress, factory: &str) -> Result<Paid> {
+        let (chain, bob) = (&self.chain, &self.members[1]);
+        let height = chain.height()?;
+        let sat = thousands(BOUGHT_SAT);
+        let what = format!("Bob buys a channel of {sat} sat to receive on");
+        let price_msat = progress.step(&what, |_| {
+            let quote = bob.buy_inbound(factory, BOUGHT_SAT, MAX_PRICE_MSAT)?;
+            ensure!(chain.mempool()?.is_empty(), "a sale leaves the chain alone");
+            ensure!(chain.height()? == height, "and waits for no block");
+            let price = thousands(quote.price_msat);
+            let result = format!("for {price} msat, paid when it was there; nothing on chain");
+            Ok((quote.price_msat, result, height))
+        })?;
+        Ok(Paid {
+            from: BOB,
+            to: Party::Lsp,
+            amount_msat: price_msat,
+            fee_msat: 0,
+        })
     }
 
     fn pay(

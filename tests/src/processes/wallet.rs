@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::{
-    Balance, EventPage, ExitInfo, ExitPlan, FactoryInfo, OnchainCoins, Payment, Status,
-    TreeNodeInfo,
+    Balance, EventPage, ExitInfo, ExitPlan, FactoryInfo, InboundQuote, OnchainCoins, Payment,
+    Status, TreeNodeInfo,
 };
 use tempfile::TempDir;
 
@@ -209,6 +209,27 @@ impl WalletProcess {
     /// The own path of a factory.
     pub fn tree(&self, factory: &str) -> Result<Vec<TreeNodeInfo>> {
         self.typed(&["tree", factory])
+    }
+
+    /// Buys a channel out of the stock beside its own, and waits until it is paid for.
+    pub fn buy_inbound(
+        &self,
+        factory: &str,
+        capacity_sat: u64,
+        max_price_msat: u64,
+    ) -> Result<InboundQuote> {
+        let (capacity, limit) = (capacity_sat.to_string(), max_price_msat.to_string());
+        let bought = self.cli(&[
+            "inbound",
+            "buy",
+            factory,
+            "--capacity",
+            &capacity,
+            "--max-price-msat",
+            &limit,
+            "--wait",
+        ])?;
+        Ok(serde_json::from_value(bought)?)
     }
 
     /// What leaving costs and brings.

@@ -8,5 +8,6 @@ mod funding;
 mod preimage;
 mod revocation;
 mod revoked;
+mod sale;
 mod unreadable;
 mod withheld;

@@ -435,7 +435,7 @@ impl Exit {
     /// The ways out of all factories as one file, encrypted with `passphrase`: what the program
     /// `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds signed
     /// tree transactions; no key, no commitment, nothing that could be used against this wallet.
-    /// Export again after joining another factory.
+    /// Export again after joining another factory or buying a channel.
     ///
     /// # Errors
     /// `nothing_to_export` without a complete factory; `invalid_argument` for an empty passphrase.

@@ -1,0 +1,221 @@
+//! An LSP that waits for the delay on stock it has sold from: with a disk from before the sale it
+//! knows of none, and takes what it may take alone. Whose wallet runs loses nothing.
+
+use bitcoin::{OutPoint, Transaction, Txid};
+use superscalar_sdk::{BuildRequest, Event, ExitMode, Lsp, SeatInfo};
+use superscalar_tests::network::{TestNetwork, regtest_factory};
+
+/// Delay on the LSP's way to stock, in the regtest preset.
+const STOCK_CSV_BLOCKS: u32 = 144;
+const STOCK_SAT: u64 = 300_000;
+const BOUGHT_SAT: u64 = 120_000;
+
+async fn seat(network: &TestNetwork, factory: &str) -> SeatInfo {
+    let infos = network.wallet(0).factories().list().await.unwrap();
+    let info = infos.into_iter().find(|it| it.factory == factory).unwrap();
+    info.seats.into_iter().next().unwrap()
+}
+
+/// A member with money in a bought channel, whose neighbour leaves, and whose LSP has only the disk
+/// it had before the sale.
+struct Sold {
+    network: TestNetwork,
+    cheat: std::sync::Arc<Lsp>,
+    factory: String,
+    channel: OutPoint,
+    bought: OutPoint,
+    leaf: Txid,
+}
+
+impl Sold {
+    async fn and_the_leaf_is_opened() -> Sold {
+        superscalar_tests::log_to_stderr();
+        let mut network = TestNetwork::start(2).await;
+        let request = BuildRequest {
+            stock_sat: STOCK_SAT,
+            ..regtest_factory(2)
+        };
+        let factory = network.build(request).await;
+        network.lsp_pays(0, 100_000_000).await;
+        network.lsp_pays(1, 100_000_000).await;
+        network.settle().await;
+        let before = network.save_lsp().await;
+        network.reconnected().await;
+        let wallet = network.wallet(0);
+        let factories = wallet.factories();
+        let quoted = factories
+            .quote_inbound(&factory, BOUGHT_SAT, 1_000_000)
+            .await;
+        factories.buy_inbound(&quoted.unwrap()).await.unwrap();
+        let is_paid = |event: &Event| matches!(event, Event::InboundPaid { .. });
+        network
+            .wait("the channel to be paid for", async || {
+                let events = network.lsp().events(0, 1_000).unwrap().events;
+                events.iter().any(|stored| is_paid(&stored.event))
+            })
+            .await;
+        network.lsp_pays(0, 440_000_000).await;
+        let member = network.wallet(0).node_id();
+        network
+            .wait("the payment to be settled", async || {
+                let channels = network.lsp().channels();
+                let ours = channels.iter().filter(|it| it.peer == member);
+                let pending = ours
+                    .clone()
+                    .any(|it| it.inbound_htlcs + it.outbound_htlcs > 0);
+                let theirs: u64 = ours.map(|it| it.balance_msat).sum();
+                let whole_msat = (500_000 + BOUGHT_SAT) * 1_000;
+                !pending && theirs + network.balance_msat(0) == whole_msat
+            })
+            .await;
+        network.lose_lsp().await;
+        let cheat = network.lsp_beside(&before).await;
+        let seat = seat(&network, &factory).await;
+        let bought: OutPoint = seat.sold[0].channel.parse().unwrap();
+        let channel: OutPoint = seat.channel.unwrap().parse().unwrap();
+        network
+            .wallet(1)
+            .exit()
+            .start(&factory, ExitMode::Leave)
+            .await
+            .unwrap();
+        let leaf = channel.txid;
+        Sold {
+            network,
+            cheat,
+            factory,
+            channel,
+            bought,
+            leaf,
+        }
+    }
+
+    /// Mines a block; the neighbour, the LSP and perhaps our wallet look at it.
+    async fn block(&self, we: We) {
+        self.network.chain.mine(1).unwrap();
+        self.cheat.sync().await.unwrap();
+        self.network.wallet(1).sync().await.unwrap();
+        if let We::Run = we {
+            self.network.wallet(0).sync().await.unwrap();
+        }
+    }
+
+    /// Brings the leaf on chain; its height.
+    async fn until_the_leaf_is_there(&self, we: We) -> u32 {
+        for _ in 0..100 {
+            if let Some(height) = self.network.chain.confirmed_at(self.leaf).unwrap() {
+                return height;
+            }
+            self.block(we).await;
+        }
+        panic!("the neighbour's exit brings no leaf");
+    }
+
+    fn tx(&self, txid: Txid) -> Transaction {
+        self.network.chain.raw_tx(txid).unwrap().unwrap()
+    }
+
+    /// The stock outputs of the leaf: ours, from which was sold, and the neighbour's.
+    fn stock(&self) -> Vec<OutPoint> {
+        let outputs = self.tx(self.leaf).output;
+        let stock = (0..)
+            .zip(&outputs)
+            .filter(|(_, out)| out.value.to_sat() == STOCK_SAT);
+        stock
+            .map(|(vout, _)| OutPoint::new(self.leaf, vout))
+            .collect()
+    }
+}
+
+/// Whether our wallet runs.
+#[derive(Clone, Copy)]
+enum We {
+    Run,
+    Sleep,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stock_that_was_sold_from_is_out_of_reach_before_its_delay_is_over() {
+    let sold = Sold::and_the_leaf_is_opened().await;
+    let network = &sold.network;
+    let leaf_at = sold.until_the_leaf_is_there(We::Run).await;
+    // Our wallet was not asked for anything.
+    assert!(network.wallet(0).exit().status().await.unwrap().is_empty());
+    let sale = sold.bought.txid;
+    network
+        .wait("the sale to be published", async || {
+            network.chain.raw_tx(sale).unwrap().is_some()
+        })
+        .await;
+    for _ in 0..STOCK_CSV_BLOCKS + 5 {
+        sold.block(We::Run).await;
+    }
+    let ours: Vec<OutPoint> = sold
+        .stock()
+        .into_iter()
+        .filter(|it| network.confirmed_spender(*it).0.compute_txid() == sale)
+        .collect();
+    let [ours] = ours[..] else {
+        panic!("{sale} spends one of the stock outputs: {ours:?}");
+    };
+    let (tx, height) = network.confirmed_spender(ours);
+    assert_eq!((tx.compute_txid(), height), (sale, leaf_at + 1));
+    let bought = &tx.output[sold.bought.vout as usize];
+    assert_eq!(bought.value.to_sat(), BOUGHT_SAT);
+
+    // All of it comes home: both channels, less the LSP's sides and what sweeping costs.
+    let balance_sat = network.balance_msat(0) / 1_000;
+    let exit = network.wallet(0).exit();
+    exit.start(&sold.factory, ExitMode::Leave).await.unwrap();
+    for _ in 0..200 {
+        sold.block(We::Run).await;
+        if network.exit(0).await.stage == "done" {
+            break;
+        }
+    }
+    assert_eq!(network.exit(0).await.stage, "done");
+    for channel in [sold.channel, sold.bought] {
+        network.confirmed_spender(channel);
+    }
+    let coins = network.wallet(0).onchain().balance().unwrap();
+    let lost_sat = balance_sat - coins.spendable_sat;
+    assert!(lost_sat < 3_000, "{} of {balance_sat}", coins.spendable_sat);
+}
+
+/// What the race is about: the same with a wallet that sleeps longer than the delay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wallet_that_sleeps_longer_than_the_delay_loses_what_it_bought_and_no_more() {
+    let sold = Sold::and_the_leaf_is_opened().await;
+    let network = &sold.network;
+    network.wallet(0).stop().await;
+    let leaf_at = sold.until_the_leaf_is_there(We::Sleep).await;
+    for _ in 0..STOCK_CSV_BLOCKS + 5 {
+        sold.block(We::Sleep).await;
+    }
+    for stock in sold.stock() {
+        let (taken, height) = network.confirmed_spender(stock);
+        assert_ne!(taken.compute_txid(), sold.bought.txid);
+        assert!(height >= leaf_at + STOCK_CSV_BLOCKS, "{height} {leaf_at}");
+    }
+    assert_eq!(network.chain.raw_tx(sold.bought.txid).unwrap(), None);
+    let mut sold = sold;
+    sold.network.restart(0).await;
+    let network = &sold.network;
+    let exit = network.wallet(0).exit();
+    exit.start(&sold.factory, ExitMode::Leave).await.unwrap();
+    for _ in 0..200 {
+        sold.block(We::Run).await;
+        if network.exit(0).await.stage == "done" {
+            break;
+        }
+    }
+    let info = network.exit(0).await;
+    assert_eq!(info.stage, "done", "{info:?}");
+    let (commitment, _) = network.confirmed_spender(sold.channel);
+    let own: u64 = commitment.output.iter().map(|out| out.value.to_sat()).sum();
+    let coins = network.wallet(0).onchain().balance().unwrap();
+    assert!(
+        coins.spendable_sat <= own && coins.spendable_sat > 400_000,
+        "{coins:?}"
+    );
+}
