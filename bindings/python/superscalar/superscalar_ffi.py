@@ -531,7 +531,7 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state() != 9854:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_superscalar_ffi_checksum_method_exit_export_package() != 8172:
+    if lib.uniffi_superscalar_ffi_checksum_method_exit_export_package() != 64089:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_plan() != 12129:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -541,11 +541,15 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_exit_status() != 57101:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_factories_buy_inbound() != 50065:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_factories_join() != 20969:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_factories_join_with() != 18040:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_factories_list() != 21703:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_factories_quote_inbound() != 29723:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_payment() != 54960:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -662,6 +666,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_start.restype = ctypes.c_
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_status.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_exit_status.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_buy_inbound.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_buy_inbound.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_join.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_join.restype = ctypes.c_uint16
@@ -671,6 +678,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_join_with.restype = 
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_list.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_list.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_quote_inbound.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_quote_inbound.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_payment.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_payment.restype = ctypes.c_uint16
@@ -804,6 +814,11 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_status.argtypes = (
     ctypes.c_uint64,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_exit_status.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_factories_buy_inbound.argtypes = (
+    ctypes.c_uint64,
+    _UniffiRustBuffer,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_factories_buy_inbound.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_join.argtypes = (
     ctypes.c_uint64,
     ctypes.c_uint64,
@@ -818,6 +833,13 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_list.argtypes = (
     ctypes.c_uint64,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_list.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_factories_quote_inbound.argtypes = (
+    ctypes.c_uint64,
+    _UniffiRustBuffer,
+    ctypes.c_uint64,
+    ctypes.c_uint64,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_factories_quote_inbound.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_payment.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -2254,6 +2276,169 @@ class Event:
             return True
 
     @dataclass
+    class INBOUND_DELIVERED:
+        """
+        A channel was bought and is held: it can receive.
+"""
+        
+        def __init__(self, factory:str, slot:int, channel:int, capacity_sat:int):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.slot = slot
+            
+            """
+        Our place in it.
+"""
+        
+            self.channel = channel
+            
+            """
+        Which channel of the place: 1 for the first that was bought.
+"""
+        
+            self.capacity_sat = capacity_sat
+            
+            """
+        Its capacity in satoshi.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.INBOUND_DELIVERED(factory={}, slot={}, channel={}, capacity_sat={})".format(self.factory, self.slot, self.channel, self.capacity_sat)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_INBOUND_DELIVERED():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.slot != other.slot:
+                return False
+            if self.channel != other.channel:
+                return False
+            if self.capacity_sat != other.capacity_sat:
+                return False
+            return True
+
+    @dataclass
+    class INBOUND_PAID:
+        """
+        A channel that was bought is paid for, or was free.
+"""
+        
+        def __init__(self, factory:str, slot:int, channel:int, price_msat:int):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.slot = slot
+            
+            """
+        Our place in it.
+"""
+        
+            self.channel = channel
+            
+            """
+        Which channel of the place.
+"""
+        
+            self.price_msat = price_msat
+            
+            """
+        What it cost in millisatoshi.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.INBOUND_PAID(factory={}, slot={}, channel={}, price_msat={})".format(self.factory, self.slot, self.channel, self.price_msat)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_INBOUND_PAID():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.slot != other.slot:
+                return False
+            if self.channel != other.channel:
+                return False
+            if self.price_msat != other.price_msat:
+                return False
+            return True
+
+    @dataclass
+    class FACTORY_EQUIVOCATION:
+        """
+        The LSP wanted something else signed for an output that something was signed for. It was
+        refused; an honest one never does it.
+"""
+        
+        def __init__(self, factory:str, slot:int, channel:int, peer:str):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.slot = slot
+            
+            """
+        Our place in it.
+"""
+        
+            self.channel = channel
+            
+            """
+        The channel that something was signed for.
+"""
+        
+            self.peer = peer
+            
+            """
+        The other side's node id.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.FACTORY_EQUIVOCATION(factory={}, slot={}, channel={}, peer={})".format(self.factory, self.slot, self.channel, self.peer)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_FACTORY_EQUIVOCATION():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.slot != other.slot:
+                return False
+            if self.channel != other.channel:
+                return False
+            if self.peer != other.peer:
+                return False
+            return True
+
+    @dataclass
     class PAYMENT_RECEIVED:
         """
         A payment arrived.
@@ -2563,6 +2748,18 @@ class Event:
         return isinstance(self, Event.FACTORY_REFUSED)
     def is_factory_refused(self) -> bool:
         return isinstance(self, Event.FACTORY_REFUSED)
+    def is_INBOUND_DELIVERED(self) -> bool:
+        return isinstance(self, Event.INBOUND_DELIVERED)
+    def is_inbound_delivered(self) -> bool:
+        return isinstance(self, Event.INBOUND_DELIVERED)
+    def is_INBOUND_PAID(self) -> bool:
+        return isinstance(self, Event.INBOUND_PAID)
+    def is_inbound_paid(self) -> bool:
+        return isinstance(self, Event.INBOUND_PAID)
+    def is_FACTORY_EQUIVOCATION(self) -> bool:
+        return isinstance(self, Event.FACTORY_EQUIVOCATION)
+    def is_factory_equivocation(self) -> bool:
+        return isinstance(self, Event.FACTORY_EQUIVOCATION)
     def is_PAYMENT_RECEIVED(self) -> bool:
         return isinstance(self, Event.PAYMENT_RECEIVED)
     def is_payment_received(self) -> bool:
@@ -2602,6 +2799,9 @@ Event.FACTORY_ACTIVE = type("Event.FACTORY_ACTIVE", (Event.FACTORY_ACTIVE, Event
 Event.FACTORY_REORGED = type("Event.FACTORY_REORGED", (Event.FACTORY_REORGED, Event,), {})  # type: ignore
 Event.FACTORY_ENDED = type("Event.FACTORY_ENDED", (Event.FACTORY_ENDED, Event,), {})  # type: ignore
 Event.FACTORY_REFUSED = type("Event.FACTORY_REFUSED", (Event.FACTORY_REFUSED, Event,), {})  # type: ignore
+Event.INBOUND_DELIVERED = type("Event.INBOUND_DELIVERED", (Event.INBOUND_DELIVERED, Event,), {})  # type: ignore
+Event.INBOUND_PAID = type("Event.INBOUND_PAID", (Event.INBOUND_PAID, Event,), {})  # type: ignore
+Event.FACTORY_EQUIVOCATION = type("Event.FACTORY_EQUIVOCATION", (Event.FACTORY_EQUIVOCATION, Event,), {})  # type: ignore
 Event.PAYMENT_RECEIVED = type("Event.PAYMENT_RECEIVED", (Event.PAYMENT_RECEIVED, Event,), {})  # type: ignore
 Event.PAYMENT_SENT = type("Event.PAYMENT_SENT", (Event.PAYMENT_SENT, Event,), {})  # type: ignore
 Event.PAYMENT_FAILED = type("Event.PAYMENT_FAILED", (Event.PAYMENT_FAILED, Event,), {})  # type: ignore
@@ -2648,38 +2848,59 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
                 _UniffiFfiConverterString.read(buf),
             )
         if variant == 7:
+            return Event.INBOUND_DELIVERED(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt16.read(buf),
+                _UniffiFfiConverterUInt32.read(buf),
+                _UniffiFfiConverterUInt64.read(buf),
+            )
+        if variant == 8:
+            return Event.INBOUND_PAID(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt16.read(buf),
+                _UniffiFfiConverterUInt32.read(buf),
+                _UniffiFfiConverterUInt64.read(buf),
+            )
+        if variant == 9:
+            return Event.FACTORY_EQUIVOCATION(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt16.read(buf),
+                _UniffiFfiConverterUInt32.read(buf),
+                _UniffiFfiConverterString.read(buf),
+            )
+        if variant == 10:
             return Event.PAYMENT_RECEIVED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 8:
+        if variant == 11:
             return Event.PAYMENT_SENT(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 9:
+        if variant == 12:
             return Event.PAYMENT_FAILED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
             )
-        if variant == 10:
+        if variant == 13:
             return Event.EXIT_STARTED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
             )
-        if variant == 11:
+        if variant == 14:
             return Event.EXIT_LEAF_CONFIRMED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt32.read(buf),
             )
-        if variant == 12:
+        if variant == 15:
             return Event.EXIT_PAID_OUT(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 13:
+        if variant == 16:
             return Event.OTHER(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
@@ -2711,6 +2932,24 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
             _UniffiFfiConverterString.check_lower(value.peer)
             _UniffiFfiConverterString.check_lower(value.reason)
             _UniffiFfiConverterString.check_lower(value.field)
+            return
+        if value.is_INBOUND_DELIVERED():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterUInt16.check_lower(value.slot)
+            _UniffiFfiConverterUInt32.check_lower(value.channel)
+            _UniffiFfiConverterUInt64.check_lower(value.capacity_sat)
+            return
+        if value.is_INBOUND_PAID():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterUInt16.check_lower(value.slot)
+            _UniffiFfiConverterUInt32.check_lower(value.channel)
+            _UniffiFfiConverterUInt64.check_lower(value.price_msat)
+            return
+        if value.is_FACTORY_EQUIVOCATION():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterUInt16.check_lower(value.slot)
+            _UniffiFfiConverterUInt32.check_lower(value.channel)
+            _UniffiFfiConverterString.check_lower(value.peer)
             return
         if value.is_PAYMENT_RECEIVED():
             _UniffiFfiConverterString.check_lower(value.payment_hash)
@@ -2770,34 +3009,52 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
             _UniffiFfiConverterString.write(value.peer, buf)
             _UniffiFfiConverterString.write(value.reason, buf)
             _UniffiFfiConverterString.write(value.field, buf)
-        if value.is_PAYMENT_RECEIVED():
+        if value.is_INBOUND_DELIVERED():
             buf.write_i32(7)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterUInt16.write(value.slot, buf)
+            _UniffiFfiConverterUInt32.write(value.channel, buf)
+            _UniffiFfiConverterUInt64.write(value.capacity_sat, buf)
+        if value.is_INBOUND_PAID():
+            buf.write_i32(8)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterUInt16.write(value.slot, buf)
+            _UniffiFfiConverterUInt32.write(value.channel, buf)
+            _UniffiFfiConverterUInt64.write(value.price_msat, buf)
+        if value.is_FACTORY_EQUIVOCATION():
+            buf.write_i32(9)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterUInt16.write(value.slot, buf)
+            _UniffiFfiConverterUInt32.write(value.channel, buf)
+            _UniffiFfiConverterString.write(value.peer, buf)
+        if value.is_PAYMENT_RECEIVED():
+            buf.write_i32(10)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterUInt64.write(value.amount_msat, buf)
         if value.is_PAYMENT_SENT():
-            buf.write_i32(8)
+            buf.write_i32(11)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterString.write(value.preimage, buf)
             _UniffiFfiConverterUInt64.write(value.fee_msat, buf)
         if value.is_PAYMENT_FAILED():
-            buf.write_i32(9)
+            buf.write_i32(12)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterString.write(value.reason, buf)
         if value.is_EXIT_STARTED():
-            buf.write_i32(10)
+            buf.write_i32(13)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterString.write(value.reason, buf)
         if value.is_EXIT_LEAF_CONFIRMED():
-            buf.write_i32(11)
+            buf.write_i32(14)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterUInt32.write(value.height, buf)
         if value.is_EXIT_PAID_OUT():
-            buf.write_i32(12)
+            buf.write_i32(15)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterString.write(value.outpoint, buf)
             _UniffiFfiConverterUInt64.write(value.amount_sat, buf)
         if value.is_OTHER():
-            buf.write_i32(13)
+            buf.write_i32(16)
             _UniffiFfiConverterString.write(value.kind, buf)
             _UniffiFfiConverterString.write(value.json, buf)
 
@@ -3177,22 +3434,88 @@ class _UniffiFfiConverterOptionalString(_UniffiConverterRustBuffer):
             raise InternalError("Unexpected flag byte for optional type")
 
 @dataclass
-class SeatInfo:
+class SoldInfo:
     """
-    One place in a factory.
+    A channel that was sold out of a place's stock.
 """
-    def __init__(self, *, slot:int, peer:str, capacity_sat:int, stock_sat:int, channel:typing.Optional[str]):
-        self.slot = slot
-        self.peer = peer
-        self.capacity_sat = capacity_sat
-        self.stock_sat = stock_sat
+    def __init__(self, *, channel:str, capacity_sat:int):
         self.channel = channel
+        self.capacity_sat = capacity_sat
         
         
 
     
     def __str__(self):
-        return "SeatInfo(slot={}, peer={}, capacity_sat={}, stock_sat={}, channel={})".format(self.slot, self.peer, self.capacity_sat, self.stock_sat, self.channel)
+        return "SoldInfo(channel={}, capacity_sat={})".format(self.channel, self.capacity_sat)
+    def __eq__(self, other):
+        if self.channel != other.channel:
+            return False
+        if self.capacity_sat != other.capacity_sat:
+            return False
+        return True
+
+class _UniffiFfiConverterTypeSoldInfo(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        return SoldInfo(
+            channel=_UniffiFfiConverterString.read(buf),
+            capacity_sat=_UniffiFfiConverterUInt64.read(buf),
+        )
+
+    @staticmethod
+    def check_lower(value):
+        _UniffiFfiConverterString.check_lower(value.channel)
+        _UniffiFfiConverterUInt64.check_lower(value.capacity_sat)
+
+    @staticmethod
+    def write(value, buf):
+        _UniffiFfiConverterString.write(value.channel, buf)
+        _UniffiFfiConverterUInt64.write(value.capacity_sat, buf)
+
+class _UniffiFfiConverterSequenceTypeSoldInfo(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        for item in value:
+            _UniffiFfiConverterTypeSoldInfo.check_lower(item)
+
+    @classmethod
+    def write(cls, value, buf):
+        items = len(value)
+        buf.write_i32(items)
+        for item in value:
+            _UniffiFfiConverterTypeSoldInfo.write(item, buf)
+
+    @classmethod
+    def read(cls, buf):
+        count = buf.read_i32()
+        if count < 0:
+            raise InternalError("Unexpected negative sequence length")
+
+        return [
+            _UniffiFfiConverterTypeSoldInfo.read(buf) for i in range(count)
+        ]
+
+@dataclass
+class SeatInfo:
+    """
+    One place in a factory.
+"""
+    def __init__(self, *, slot:int, peer:str, capacity_sat:int, stock_sat:int, channel:typing.Optional[str], sold:typing.List[SoldInfo], stock_left_sat:int, sellable_sat:int, sellable_whole_sat:int):
+        self.slot = slot
+        self.peer = peer
+        self.capacity_sat = capacity_sat
+        self.stock_sat = stock_sat
+        self.channel = channel
+        self.sold = sold
+        self.stock_left_sat = stock_left_sat
+        self.sellable_sat = sellable_sat
+        self.sellable_whole_sat = sellable_whole_sat
+        
+        
+
+    
+    def __str__(self):
+        return "SeatInfo(slot={}, peer={}, capacity_sat={}, stock_sat={}, channel={}, sold={}, stock_left_sat={}, sellable_sat={}, sellable_whole_sat={})".format(self.slot, self.peer, self.capacity_sat, self.stock_sat, self.channel, self.sold, self.stock_left_sat, self.sellable_sat, self.sellable_whole_sat)
     def __eq__(self, other):
         if self.slot != other.slot:
             return False
@@ -3203,6 +3526,14 @@ class SeatInfo:
         if self.stock_sat != other.stock_sat:
             return False
         if self.channel != other.channel:
+            return False
+        if self.sold != other.sold:
+            return False
+        if self.stock_left_sat != other.stock_left_sat:
+            return False
+        if self.sellable_sat != other.sellable_sat:
+            return False
+        if self.sellable_whole_sat != other.sellable_whole_sat:
             return False
         return True
 
@@ -3215,6 +3546,10 @@ class _UniffiFfiConverterTypeSeatInfo(_UniffiConverterRustBuffer):
             capacity_sat=_UniffiFfiConverterUInt64.read(buf),
             stock_sat=_UniffiFfiConverterUInt64.read(buf),
             channel=_UniffiFfiConverterOptionalString.read(buf),
+            sold=_UniffiFfiConverterSequenceTypeSoldInfo.read(buf),
+            stock_left_sat=_UniffiFfiConverterUInt64.read(buf),
+            sellable_sat=_UniffiFfiConverterUInt64.read(buf),
+            sellable_whole_sat=_UniffiFfiConverterUInt64.read(buf),
         )
 
     @staticmethod
@@ -3224,6 +3559,10 @@ class _UniffiFfiConverterTypeSeatInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt64.check_lower(value.capacity_sat)
         _UniffiFfiConverterUInt64.check_lower(value.stock_sat)
         _UniffiFfiConverterOptionalString.check_lower(value.channel)
+        _UniffiFfiConverterSequenceTypeSoldInfo.check_lower(value.sold)
+        _UniffiFfiConverterUInt64.check_lower(value.stock_left_sat)
+        _UniffiFfiConverterUInt64.check_lower(value.sellable_sat)
+        _UniffiFfiConverterUInt64.check_lower(value.sellable_whole_sat)
 
     @staticmethod
     def write(value, buf):
@@ -3232,6 +3571,10 @@ class _UniffiFfiConverterTypeSeatInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt64.write(value.capacity_sat, buf)
         _UniffiFfiConverterUInt64.write(value.stock_sat, buf)
         _UniffiFfiConverterOptionalString.write(value.channel, buf)
+        _UniffiFfiConverterSequenceTypeSoldInfo.write(value.sold, buf)
+        _UniffiFfiConverterUInt64.write(value.stock_left_sat, buf)
+        _UniffiFfiConverterUInt64.write(value.sellable_sat, buf)
+        _UniffiFfiConverterUInt64.write(value.sellable_whole_sat, buf)
 
 class _UniffiFfiConverterSequenceTypeSeatInfo(_UniffiConverterRustBuffer):
     @classmethod
@@ -3354,6 +3697,63 @@ class _UniffiFfiConverterTypeFactoryInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterOptionalUInt64.write(value.funding_sat, buf)
         _UniffiFfiConverterUInt32.write(value.tree_feerate, buf)
         _UniffiFfiConverterSequenceTypeSeatInfo.write(value.seats, buf)
+
+@dataclass
+class InboundQuote:
+    """
+    What the LSP asks for a channel.
+"""
+    def __init__(self, *, quote:str, factory:str, capacity_sat:int, price_msat:int, valid_until_height:int):
+        self.quote = quote
+        self.factory = factory
+        self.capacity_sat = capacity_sat
+        self.price_msat = price_msat
+        self.valid_until_height = valid_until_height
+        
+        
+
+    
+    def __str__(self):
+        return "InboundQuote(quote={}, factory={}, capacity_sat={}, price_msat={}, valid_until_height={})".format(self.quote, self.factory, self.capacity_sat, self.price_msat, self.valid_until_height)
+    def __eq__(self, other):
+        if self.quote != other.quote:
+            return False
+        if self.factory != other.factory:
+            return False
+        if self.capacity_sat != other.capacity_sat:
+            return False
+        if self.price_msat != other.price_msat:
+            return False
+        if self.valid_until_height != other.valid_until_height:
+            return False
+        return True
+
+class _UniffiFfiConverterTypeInboundQuote(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        return InboundQuote(
+            quote=_UniffiFfiConverterString.read(buf),
+            factory=_UniffiFfiConverterString.read(buf),
+            capacity_sat=_UniffiFfiConverterUInt64.read(buf),
+            price_msat=_UniffiFfiConverterUInt64.read(buf),
+            valid_until_height=_UniffiFfiConverterUInt32.read(buf),
+        )
+
+    @staticmethod
+    def check_lower(value):
+        _UniffiFfiConverterString.check_lower(value.quote)
+        _UniffiFfiConverterString.check_lower(value.factory)
+        _UniffiFfiConverterUInt64.check_lower(value.capacity_sat)
+        _UniffiFfiConverterUInt64.check_lower(value.price_msat)
+        _UniffiFfiConverterUInt32.check_lower(value.valid_until_height)
+
+    @staticmethod
+    def write(value, buf):
+        _UniffiFfiConverterString.write(value.quote, buf)
+        _UniffiFfiConverterString.write(value.factory, buf)
+        _UniffiFfiConverterUInt64.write(value.capacity_sat, buf)
+        _UniffiFfiConverterUInt64.write(value.price_msat, buf)
+        _UniffiFfiConverterUInt32.write(value.valid_until_height, buf)
 
 
 
@@ -4466,7 +4866,7 @@ class ExitProtocol(typing.Protocol):
         """
         The ways out of all factories as one file, encrypted with `passphrase`: what the program
         `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds no key
-        and no commitment. Export again after joining another factory.
+        and no commitment. Export again after joining another factory or buying a channel.
 """
         raise NotImplementedError
     async def plan(self, factory: str) -> ExitPlan:
@@ -4543,7 +4943,7 @@ class Exit(ExitProtocol):
         """
         The ways out of all factories as one file, encrypted with `passphrase`: what the program
         `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds no key
-        and no commitment. Export again after joining another factory.
+        and no commitment. Export again after joining another factory or buying a channel.
 """
         
         _UniffiFfiConverterString.check_lower(passphrase)
@@ -4703,6 +5103,13 @@ class FactoriesProtocol(typing.Protocol):
     Factories.
 """
     
+    async def buy_inbound(self, quote: InboundQuote) -> None:
+        """
+        Accepts a quote. The channel is then made by itself, also over restarts: the event
+        `InboundDelivered` says that it can receive, `InboundPaid` that its price was paid, after
+        that and never before.
+"""
+        raise NotImplementedError
     async def join(self, capacity_sat: int) -> None:
         """
         Asks the LSP for a place with at least this capacity, 0 leaving it to the LSP, and accepts an
@@ -4717,6 +5124,12 @@ class FactoriesProtocol(typing.Protocol):
     async def list(self, ) -> typing.List[FactoryInfo]:
         """
         All factories, those that came to nothing included.
+"""
+        raise NotImplementedError
+    async def quote_inbound(self, factory: str,capacity_sat: int,max_price_msat: int) -> InboundQuote:
+        """
+        Asks the LSP what a channel of `capacity_sat` more to receive on costs, out of the stock
+        beside our own channel in this factory. A price above `max_price_msat` is refused.
 """
         raise NotImplementedError
 
@@ -4747,6 +5160,28 @@ class Factories(FactoriesProtocol):
         inst = cls.__new__(cls)
         inst._handle = handle
         return inst
+    async def buy_inbound(self, quote: InboundQuote) -> None:
+        """
+        Accepts a quote. The channel is then made by itself, also over restarts: the event
+        `InboundDelivered` says that it can receive, `InboundPaid` that its price was paid, after
+        that and never before.
+"""
+        
+        _UniffiFfiConverterTypeInboundQuote.check_lower(quote)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterTypeInboundQuote.lower(quote),
+        )
+        _uniffi_lift_return = lambda val: None
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_buy_inbound(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_void,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
     async def join(self, capacity_sat: int) -> None:
         """
         Asks the LSP for a place with at least this capacity, 0 leaving it to the LSP, and accepts an
@@ -4799,6 +5234,33 @@ class Factories(FactoriesProtocol):
         _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
         return await _uniffi_rust_call_async(
             _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_list(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
+    async def quote_inbound(self, factory: str,capacity_sat: int,max_price_msat: int) -> InboundQuote:
+        """
+        Asks the LSP what a channel of `capacity_sat` more to receive on costs, out of the stock
+        beside our own channel in this factory. A price above `max_price_msat` is refused.
+"""
+        
+        _UniffiFfiConverterString.check_lower(factory)
+
+        _UniffiFfiConverterUInt64.check_lower(capacity_sat)
+
+        _UniffiFfiConverterUInt64.check_lower(max_price_msat)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterString.lower(factory),
+            _UniffiFfiConverterUInt64.lower(capacity_sat),
+            _UniffiFfiConverterUInt64.lower(max_price_msat),
+        )
+        _uniffi_lift_return = _UniffiFfiConverterTypeInboundQuote.lift
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_quote_inbound(*_uniffi_lowered_args),
             _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
             _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
             _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
@@ -5940,8 +6402,10 @@ __all__ = [
     "EventPage",
     "ExitInfo",
     "ExitPlan",
+    "SoldInfo",
     "SeatInfo",
     "FactoryInfo",
+    "InboundQuote",
     "JoinRequest",
     "OnchainCoins",
     "Payment",

@@ -199,6 +199,17 @@ async def test_two_wallets_without_a_coin(playground, tmp_path):
     await until_true(connected)
     fees_msat += await pay(alice, bob, 5_000_000)
 
+    # More to receive on, without a neighbour or a block.
+    dear = await refusal(alice.factories().quote_inbound(factory, 50_000, 1))
+    assert (dear.code, dear.fields["quoted"]) == ("quote_refused", "price_msat")
+    quote = await alice.factories().quote_inbound(factory, 50_000, 1_000_000)
+    assert (quote.factory, quote.capacity_sat) == (factory, 50_000) and quote.price_msat > 0
+    await alice.factories().buy_inbound(quote)
+    await until(alice, Event.INBOUND_DELIVERED, factory=factory, capacity_sat=50_000)
+    await until(alice, Event.INBOUND_PAID, factory=factory, price_msat=quote.price_msat)
+    [info] = await alice.factories().list()
+    assert [it.capacity_sat for it in info.seats[0].sold] == [50_000]
+
     # The ways out as a file.
     [info] = await bob.factories().list()
     [seat] = info.seats

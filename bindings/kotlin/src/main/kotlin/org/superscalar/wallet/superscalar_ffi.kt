@@ -710,11 +710,15 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_exit_status(
     ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_factories_buy_inbound(
+    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_factories_join(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_factories_join_with(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_factories_list(
+    ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_factories_quote_inbound(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_lightning_payment(
     ): Int
@@ -824,11 +828,15 @@ internal object UniffiLib {
     ): Long
     external fun uniffi_superscalar_ffi_fn_free_factories(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Unit
+    external fun uniffi_superscalar_ffi_fn_method_factories_buy_inbound(`ptr`: Long,`quote`: RustBuffer.ByValue,
+    ): Long
     external fun uniffi_superscalar_ffi_fn_method_factories_join(`ptr`: Long,`capacitySat`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_factories_join_with(`ptr`: Long,`request`: RustBuffer.ByValue,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_factories_list(`ptr`: Long,
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_factories_quote_inbound(`ptr`: Long,`factory`: RustBuffer.ByValue,`capacitySat`: Long,`maxPriceMsat`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_clone_lightning(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Long
@@ -1040,7 +1048,7 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state() and 0xFFFF) != 9854) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_superscalar_ffi_checksum_method_exit_export_package() and 0xFFFF) != 8172) {
+    if ((lib.uniffi_superscalar_ffi_checksum_method_exit_export_package() and 0xFFFF) != 64089) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_exit_plan() and 0xFFFF) != 12129) {
@@ -1055,6 +1063,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_exit_status() and 0xFFFF) != 57101) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_factories_buy_inbound() and 0xFFFF) != 50065) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
     if ((lib.uniffi_superscalar_ffi_checksum_method_factories_join() and 0xFFFF) != 20969) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
@@ -1062,6 +1073,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_factories_list() and 0xFFFF) != 21703) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_factories_quote_inbound() and 0xFFFF) != 29723) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_payment() and 0xFFFF) != 54960) {
@@ -1595,7 +1609,7 @@ public interface ExitInterface {
     /**
      * The ways out of all factories as one file, encrypted with `passphrase`: what the program
      * `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds no key
-     * and no commitment. Export again after joining another factory.
+     * and no commitment. Export again after joining another factory or buying a channel.
      */
     suspend fun `exportPackage`(`passphrase`: kotlin.String): kotlin.ByteArray
     
@@ -1760,7 +1774,7 @@ open class Exit: Disposable, AutoCloseable, ExitInterface
     /**
      * The ways out of all factories as one file, encrypted with `passphrase`: what the program
      * `exit-runner` needs to bring the leaves on chain when nothing else is left. It holds no key
-     * and no commitment. Export again after joining another factory.
+     * and no commitment. Export again after joining another factory or buying a channel.
      */
     @Throws(WalletException::class)
     @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
@@ -2026,6 +2040,13 @@ public object FfiConverterTypeExit: FfiConverter<Exit, Long> {
 public interface FactoriesInterface {
     
     /**
+     * Accepts a quote. The channel is then made by itself, also over restarts: the event
+     * `InboundDelivered` says that it can receive, `InboundPaid` that its price was paid, after
+     * that and never before.
+     */
+    suspend fun `buyInbound`(`quote`: InboundQuote)
+    
+    /**
      * Asks the LSP for a place with at least this capacity, 0 leaving it to the LSP, and accepts an
      * offer within the standard limits. What becomes of it are events.
      */
@@ -2040,6 +2061,12 @@ public interface FactoriesInterface {
      * All factories, those that came to nothing included.
      */
     suspend fun `list`(): List<FactoryInfo>
+    
+    /**
+     * Asks the LSP what a channel of `capacity_sat` more to receive on costs, out of the stock
+     * beside our own channel in this factory. A price above `max_price_msat` is refused.
+     */
+    suspend fun `quoteInbound`(`factory`: kotlin.String, `capacitySat`: kotlin.ULong, `maxPriceMsat`: kotlin.ULong): InboundQuote
     
     companion object
 }
@@ -2150,6 +2177,34 @@ open class Factories: Disposable, AutoCloseable, FactoriesInterface
 
     
     /**
+     * Accepts a quote. The channel is then made by itself, also over restarts: the event
+     * `InboundDelivered` says that it can receive, `InboundPaid` that its price was paid, after
+     * that and never before.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `buyInbound`(`quote`: InboundQuote) {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_factories_buy_inbound(
+                uniffiHandle,
+                
+        FfiConverterTypeInboundQuote.lower(`quote`),
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_void(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_void(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_void(future) },
+        // lift function
+        { },
+        
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
      * Asks the LSP for a place with at least this capacity, 0 leaving it to the LSP, and accepts an
      * offer within the standard limits. What becomes of it are events.
      */
@@ -2220,6 +2275,34 @@ open class Factories: Disposable, AutoCloseable, FactoriesInterface
         { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
         // lift function
         { FfiConverterSequenceTypeFactoryInfo.lift(it) },
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
+     * Asks the LSP what a channel of `capacity_sat` more to receive on costs, out of the stock
+     * beside our own channel in this factory. A price above `max_price_msat` is refused.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `quoteInbound`(`factory`: kotlin.String, `capacitySat`: kotlin.ULong, `maxPriceMsat`: kotlin.ULong) : InboundQuote {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_factories_quote_inbound(
+                uniffiHandle,
+                
+        FfiConverterString.lower(`factory`),
+        FfiConverterULong.lower(`capacitySat`),
+        FfiConverterULong.lower(`maxPriceMsat`),
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
+        // lift function
+        { FfiConverterTypeInboundQuote.lift(it) },
         // Error FFI converter
         WalletException.ErrorHandler,
     )
@@ -4787,6 +4870,77 @@ public object FfiConverterTypeFactoryInfo: FfiConverterRustBuffer<FactoryInfo> {
 
 
 /**
+ * What the LSP asks for a channel.
+ */
+data class InboundQuote (
+    /**
+     * Names the quote: a hash of everything that is promised in it, hex.
+     */
+    val `quote`: kotlin.String
+    , 
+    /**
+     * The factory.
+     */
+    val `factory`: kotlin.String
+    , 
+    /**
+     * Capacity of the channel in satoshi, all of it the LSP's at first.
+     */
+    val `capacitySat`: kotlin.ULong
+    , 
+    /**
+     * What is paid once the channel is held, in millisatoshi.
+     */
+    val `priceMsat`: kotlin.ULong
+    , 
+    /**
+     * The last height at which it may be accepted.
+     */
+    val `validUntilHeight`: kotlin.UInt
+    
+){
+    
+
+    
+
+    
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeInboundQuote: FfiConverterRustBuffer<InboundQuote> {
+    override fun read(buf: ByteBuffer): InboundQuote {
+        return InboundQuote(
+            FfiConverterString.read(buf),
+            FfiConverterString.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterUInt.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: InboundQuote) = (
+            FfiConverterString.allocationSize(value.`quote`) +
+            FfiConverterString.allocationSize(value.`factory`) +
+            FfiConverterULong.allocationSize(value.`capacitySat`) +
+            FfiConverterULong.allocationSize(value.`priceMsat`) +
+            FfiConverterUInt.allocationSize(value.`validUntilHeight`)
+    )
+
+    override fun write(value: InboundQuote, buf: ByteBuffer) {
+            FfiConverterString.write(value.`quote`, buf)
+            FfiConverterString.write(value.`factory`, buf)
+            FfiConverterULong.write(value.`capacitySat`, buf)
+            FfiConverterULong.write(value.`priceMsat`, buf)
+            FfiConverterUInt.write(value.`validUntilHeight`, buf)
+    }
+}
+
+
+
+/**
  * What a wallet wants of a place in a factory, and what it accepts.
  */
 data class JoinRequest (
@@ -5020,6 +5174,26 @@ data class SeatInfo (
      * The channel's outpoint in the leaf, `txid:vout`, once known.
      */
     val `channel`: kotlin.String?
+    , 
+    /**
+     * What was sold of that money, each a channel of its own, in order.
+     */
+    val `sold`: List<SoldInfo>
+    , 
+    /**
+     * What is left of it in satoshi.
+     */
+    val `stockLeftSat`: kotlin.ULong
+    , 
+    /**
+     * The largest channel that can be bought now and leaves something, in satoshi.
+     */
+    val `sellableSat`: kotlin.ULong
+    , 
+    /**
+     * Or exactly this much, which leaves nothing, in satoshi.
+     */
+    val `sellableWholeSat`: kotlin.ULong
     
 ){
     
@@ -5041,6 +5215,10 @@ public object FfiConverterTypeSeatInfo: FfiConverterRustBuffer<SeatInfo> {
             FfiConverterULong.read(buf),
             FfiConverterULong.read(buf),
             FfiConverterOptionalString.read(buf),
+            FfiConverterSequenceTypeSoldInfo.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterULong.read(buf),
         )
     }
 
@@ -5049,7 +5227,11 @@ public object FfiConverterTypeSeatInfo: FfiConverterRustBuffer<SeatInfo> {
             FfiConverterString.allocationSize(value.`peer`) +
             FfiConverterULong.allocationSize(value.`capacitySat`) +
             FfiConverterULong.allocationSize(value.`stockSat`) +
-            FfiConverterOptionalString.allocationSize(value.`channel`)
+            FfiConverterOptionalString.allocationSize(value.`channel`) +
+            FfiConverterSequenceTypeSoldInfo.allocationSize(value.`sold`) +
+            FfiConverterULong.allocationSize(value.`stockLeftSat`) +
+            FfiConverterULong.allocationSize(value.`sellableSat`) +
+            FfiConverterULong.allocationSize(value.`sellableWholeSat`)
     )
 
     override fun write(value: SeatInfo, buf: ByteBuffer) {
@@ -5058,6 +5240,10 @@ public object FfiConverterTypeSeatInfo: FfiConverterRustBuffer<SeatInfo> {
             FfiConverterULong.write(value.`capacitySat`, buf)
             FfiConverterULong.write(value.`stockSat`, buf)
             FfiConverterOptionalString.write(value.`channel`, buf)
+            FfiConverterSequenceTypeSoldInfo.write(value.`sold`, buf)
+            FfiConverterULong.write(value.`stockLeftSat`, buf)
+            FfiConverterULong.write(value.`sellableSat`, buf)
+            FfiConverterULong.write(value.`sellableWholeSat`, buf)
     }
 }
 
@@ -5129,6 +5315,53 @@ public object FfiConverterTypeSendQuote: FfiConverterRustBuffer<SendQuote> {
             FfiConverterString.write(value.`description`, buf)
             FfiConverterULong.write(value.`expiresInSecs`, buf)
             FfiConverterBoolean.write(value.`affordable`, buf)
+    }
+}
+
+
+
+/**
+ * A channel that was sold out of a place's stock.
+ */
+data class SoldInfo (
+    /**
+     * Its outpoint, `txid:vout`.
+     */
+    val `channel`: kotlin.String
+    , 
+    /**
+     * Its capacity in satoshi.
+     */
+    val `capacitySat`: kotlin.ULong
+    
+){
+    
+
+    
+
+    
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeSoldInfo: FfiConverterRustBuffer<SoldInfo> {
+    override fun read(buf: ByteBuffer): SoldInfo {
+        return SoldInfo(
+            FfiConverterString.read(buf),
+            FfiConverterULong.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: SoldInfo) = (
+            FfiConverterString.allocationSize(value.`channel`) +
+            FfiConverterULong.allocationSize(value.`capacitySat`)
+    )
+
+    override fun write(value: SoldInfo, buf: ByteBuffer) {
+            FfiConverterString.write(value.`channel`, buf)
+            FfiConverterULong.write(value.`capacitySat`, buf)
     }
 }
 
@@ -5882,6 +6115,88 @@ sealed class Event {
     }
     
     /**
+     * A channel was bought and is held: it can receive.
+     */
+    data class InboundDelivered(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * Our place in it.
+         */
+        val `slot`: kotlin.UShort, 
+        /**
+         * Which channel of the place: 1 for the first that was bought.
+         */
+        val `channel`: kotlin.UInt, 
+        /**
+         * Its capacity in satoshi.
+         */
+        val `capacitySat`: kotlin.ULong) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
+     * A channel that was bought is paid for, or was free.
+     */
+    data class InboundPaid(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * Our place in it.
+         */
+        val `slot`: kotlin.UShort, 
+        /**
+         * Which channel of the place.
+         */
+        val `channel`: kotlin.UInt, 
+        /**
+         * What it cost in millisatoshi.
+         */
+        val `priceMsat`: kotlin.ULong) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
+     * The LSP wanted something else signed for an output that something was signed for. It was
+     * refused; an honest one never does it.
+     */
+    data class FactoryEquivocation(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * Our place in it.
+         */
+        val `slot`: kotlin.UShort, 
+        /**
+         * The channel that something was signed for.
+         */
+        val `channel`: kotlin.UInt, 
+        /**
+         * The other side's node id.
+         */
+        val `peer`: kotlin.String) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
      * A payment arrived.
      */
     data class PaymentReceived(
@@ -6062,33 +6377,51 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
-            7 -> Event.PaymentReceived(
+            7 -> Event.InboundDelivered(
+                FfiConverterString.read(buf),
+                FfiConverterUShort.read(buf),
+                FfiConverterUInt.read(buf),
+                FfiConverterULong.read(buf),
+                )
+            8 -> Event.InboundPaid(
+                FfiConverterString.read(buf),
+                FfiConverterUShort.read(buf),
+                FfiConverterUInt.read(buf),
+                FfiConverterULong.read(buf),
+                )
+            9 -> Event.FactoryEquivocation(
+                FfiConverterString.read(buf),
+                FfiConverterUShort.read(buf),
+                FfiConverterUInt.read(buf),
+                FfiConverterString.read(buf),
+                )
+            10 -> Event.PaymentReceived(
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            8 -> Event.PaymentSent(
+            11 -> Event.PaymentSent(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            9 -> Event.PaymentFailed(
+            12 -> Event.PaymentFailed(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
-            10 -> Event.ExitStarted(
+            13 -> Event.ExitStarted(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
-            11 -> Event.ExitLeafConfirmed(
+            14 -> Event.ExitLeafConfirmed(
                 FfiConverterString.read(buf),
                 FfiConverterUInt.read(buf),
                 )
-            12 -> Event.ExitPaidOut(
+            15 -> Event.ExitPaidOut(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            13 -> Event.Other(
+            16 -> Event.Other(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
@@ -6143,6 +6476,36 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 + FfiConverterString.allocationSize(value.`peer`)
                 + FfiConverterString.allocationSize(value.`reason`)
                 + FfiConverterString.allocationSize(value.`field`)
+            )
+        }
+        is Event.InboundDelivered -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterUShort.allocationSize(value.`slot`)
+                + FfiConverterUInt.allocationSize(value.`channel`)
+                + FfiConverterULong.allocationSize(value.`capacitySat`)
+            )
+        }
+        is Event.InboundPaid -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterUShort.allocationSize(value.`slot`)
+                + FfiConverterUInt.allocationSize(value.`channel`)
+                + FfiConverterULong.allocationSize(value.`priceMsat`)
+            )
+        }
+        is Event.FactoryEquivocation -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterUShort.allocationSize(value.`slot`)
+                + FfiConverterUInt.allocationSize(value.`channel`)
+                + FfiConverterString.allocationSize(value.`peer`)
             )
         }
         is Event.PaymentReceived -> {
@@ -6243,46 +6606,70 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 FfiConverterString.write(value.`field`, buf)
                 Unit
             }
-            is Event.PaymentReceived -> {
+            is Event.InboundDelivered -> {
                 buf.putInt(7)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterUShort.write(value.`slot`, buf)
+                FfiConverterUInt.write(value.`channel`, buf)
+                FfiConverterULong.write(value.`capacitySat`, buf)
+                Unit
+            }
+            is Event.InboundPaid -> {
+                buf.putInt(8)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterUShort.write(value.`slot`, buf)
+                FfiConverterUInt.write(value.`channel`, buf)
+                FfiConverterULong.write(value.`priceMsat`, buf)
+                Unit
+            }
+            is Event.FactoryEquivocation -> {
+                buf.putInt(9)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterUShort.write(value.`slot`, buf)
+                FfiConverterUInt.write(value.`channel`, buf)
+                FfiConverterString.write(value.`peer`, buf)
+                Unit
+            }
+            is Event.PaymentReceived -> {
+                buf.putInt(10)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterULong.write(value.`amountMsat`, buf)
                 Unit
             }
             is Event.PaymentSent -> {
-                buf.putInt(8)
+                buf.putInt(11)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterString.write(value.`preimage`, buf)
                 FfiConverterULong.write(value.`feeMsat`, buf)
                 Unit
             }
             is Event.PaymentFailed -> {
-                buf.putInt(9)
+                buf.putInt(12)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterString.write(value.`reason`, buf)
                 Unit
             }
             is Event.ExitStarted -> {
-                buf.putInt(10)
+                buf.putInt(13)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterString.write(value.`reason`, buf)
                 Unit
             }
             is Event.ExitLeafConfirmed -> {
-                buf.putInt(11)
+                buf.putInt(14)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterUInt.write(value.`height`, buf)
                 Unit
             }
             is Event.ExitPaidOut -> {
-                buf.putInt(12)
+                buf.putInt(15)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterString.write(value.`outpoint`, buf)
                 FfiConverterULong.write(value.`amountSat`, buf)
                 Unit
             }
             is Event.Other -> {
-                buf.putInt(13)
+                buf.putInt(16)
                 FfiConverterString.write(value.`kind`, buf)
                 FfiConverterString.write(value.`json`, buf)
                 Unit
@@ -6864,6 +7251,34 @@ public object FfiConverterSequenceTypeSeatInfo: FfiConverterRustBuffer<List<Seat
         buf.putInt(value.size)
         value.iterator().forEach {
             FfiConverterTypeSeatInfo.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterSequenceTypeSoldInfo: FfiConverterRustBuffer<List<SoldInfo>> {
+    override fun read(buf: ByteBuffer): List<SoldInfo> {
+        val len = buf.getInt()
+        return List<SoldInfo>(len) {
+            FfiConverterTypeSoldInfo.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<SoldInfo>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeSoldInfo.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<SoldInfo>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeSoldInfo.write(it, buf)
         }
     }
 }

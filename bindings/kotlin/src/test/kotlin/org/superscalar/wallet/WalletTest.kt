@@ -148,6 +148,17 @@ class WalletTest {
         untilTrue { alice.status().lspConnected && alice.balance().spendableMsat > 0u }
         alice.pays(bob, 5_000_000u)
 
+        // More to receive on, without a neighbour or a block.
+        val dear = refusal { alice.factories().quoteInbound(factory, 50_000u, 1u) }
+        assertEquals("quote_refused" to "price_msat", dear.code to dear.fields["quoted"])
+        val quote = alice.factories().quoteInbound(factory, 50_000u, 1_000_000u)
+        assertEquals(factory to 50_000uL, quote.factory to quote.capacitySat)
+        alice.factories().buyInbound(quote)
+        alice.until<Event.InboundDelivered> { it.factory == factory && it.capacitySat == 50_000uL }
+        alice.until<Event.InboundPaid> { it.factory == factory && it.priceMsat == quote.priceMsat }
+        val sold = alice.factories().list().single().seats.single().sold
+        assertEquals(listOf(50_000uL), sold.map { it.capacitySat })
+
         // The ways out as a file.
         val channel = checkNotNull(bob.factories().list().single().seats.single().channel)
         val sealed = bob.exit().exportPackage("passphrase")
