@@ -218,6 +218,20 @@ mod tests {
         ));
     }
 
+    /// Two peers that cannot read each other's refusals would go on for ever.
+    #[test]
+    fn a_refusal_that_cannot_be_read_is_not_answered() {
+        for (submessage, answered) in [(REFUSAL, false), (11, true)] {
+            let payload = vec![9];
+            let frame = Frame {
+                submessage,
+                payload,
+            };
+            let error = Assembler::default().receive(&frame).unwrap_err();
+            assert_eq!(frame.refused(&error).is_some(), answered, "{submessage}");
+        }
+    }
+
     #[test]
     fn unknown_and_malformed_messages_are_typed_errors() {
         let mut assembler = Assembler::default();

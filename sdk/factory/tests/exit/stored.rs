@@ -101,6 +101,19 @@ fn a_path_needs_every_signature_and_each_must_be_valid() {
     assert_eq!(SignedPath::new(&tree, slot, all), refused);
 }
 
+/// All signatures are valid, and spend another funding than the path says.
+#[test]
+fn a_path_of_another_funding_is_refused() {
+    let (_, path) = path_of_four(TimeoutPolicy::MembersReclaim);
+    let mut bytes = path.to_bytes();
+    let funding = path.funding().to_bytes();
+    let mut places = bytes.windows(funding.len());
+    let place = places.position(|window| window == funding).unwrap();
+    bytes[place + funding.len() - 1] ^= 1;
+    let refused = SignedPath::from_bytes(&bytes, "path");
+    assert_eq!(refused, Err(DecodeError::Invalid { field: "path" }));
+}
+
 /// A flipped bit is refused, unless it is in a field that no signed transaction of this path
 /// depends on (the instance, say): the transactions themselves never differ.
 #[test]

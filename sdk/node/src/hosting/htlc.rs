@@ -214,6 +214,14 @@ pub(super) fn check_exposure<'a>(
         let known = htlcs.filter(|htlc| claimed.contains(&htlc.payment_hash));
         unsettled_msat += known.map(|htlc| htlc.amount_msat).sum::<u64>();
     }
+    may_be_unsettled(unsettled_msat, amount_msat, capacity_msat)
+}
+
+fn may_be_unsettled(
+    unsettled_msat: u64,
+    amount_msat: u64,
+    capacity_msat: u64,
+) -> Result<(), HtlcRefusal> {
     match unsettled_msat > 0 && unsettled_msat + amount_msat > capacity_msat / 2 {
         true => Err(HtlcRefusal::Unsettled { unsettled_msat }),
         false => Ok(()),
@@ -315,6 +323,17 @@ mod tests {
 
     fn from(expiry: u32, slot: Option<Slot>) -> Incoming {
         Incoming { expiry, slot }
+    }
+
+    #[test]
+    fn beside_what_is_unsettled_there_may_be_half_of_everything() {
+        let check = |unsettled, amount| may_be_unsettled(unsettled, amount, 1_000);
+        assert_eq!(check(0, 1_000), Ok(()));
+        assert_eq!(check(1, 499), Ok(()));
+        assert_eq!(check(500, 0), Ok(()));
+        let unsettled_msat = 1;
+        let refused = Err(HtlcRefusal::Unsettled { unsettled_msat });
+        assert_eq!(check(1, 500), refused);
     }
 
     #[test]

@@ -16,15 +16,23 @@ use super::signer::FactorySigner;
 /// LDK's writer of monitors, standing still where that gives up.
 pub(super) struct Persister {
     writer: MonitorWriter,
-    failed: watch::Sender<bool>,
+    gate: Gate,
 }
 
 impl Persister {
     /// `failed` turns true with the first update that could not be written.
     pub(super) fn new(writer: MonitorWriter, failed: watch::Sender<bool>) -> Persister {
-        Persister { writer, failed }
+        let gate = Gate { failed };
+        Persister { writer, gate }
     }
+}
 
+/// Closed by the first update that could not be written.
+struct Gate {
+    failed: watch::Sender<bool>,
+}
+
+impl Gate {
     /// An update that is in progress for ever: nothing that depends on it is sent.
     fn or_stand_still(
         &self,
@@ -49,7 +57,8 @@ impl Persist<FactorySigner> for Persister {
         name: MonitorName,
         monitor: &Monitor,
     ) -> ChannelMonitorUpdateStatus {
-        self.or_stand_still(|| self.writer.persist_new_channel(name, monitor))
+        let write = || self.writer.persist_new_channel(name, monitor);
+        self.gate.or_stand_still(write)
     }
 
     fn update_persisted_channel(
@@ -58,12 +67,32 @@ impl Persist<FactorySigner> for Persister {
         update: Option<&ChannelMonitorUpdate>,
         monitor: &Monitor,
     ) -> ChannelMonitorUpdateStatus {
-        self.or_stand_still(|| self.writer.update_persisted_channel(name, update, monitor))
+        let write = || self.writer.update_persisted_channel(name, update, monitor);
+        self.gate.or_stand_still(write)
     }
 
     fn archive_persisted_channel(&self, name: MonitorName) {
-        if !*self.failed.borrow() {
+        if !*self.gate.failed.borrow() {
             Persist::<FactorySigner>::archive_persisted_channel(&self.writer, name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ChannelMonitorUpdateStatus::{Completed, InProgress, UnrecoverableError};
+
+    #[test]
+    fn after_one_that_could_not_be_written_nothing_is() {
+        let gate = Gate {
+            failed: watch::Sender::new(false),
+        };
+        assert_eq!(gate.or_stand_still(|| Completed), Completed);
+        assert!(!*gate.failed.borrow());
+        assert_eq!(gate.or_stand_still(|| UnrecoverableError), InProgress);
+        assert!(*gate.failed.borrow());
+        let later = gate.or_stand_still(|| panic!("it was written"));
+        assert_eq!(later, InProgress);
     }
 }

@@ -334,3 +334,20 @@ impl Entries {
 
 /// Shared by everything LDK calls.
 pub(super) type SharedSlots = Arc<Slots>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use SlotPhase::*;
+
+    /// Before its path is on disk a slot has no channel, and one that is replaced or closed has none
+    /// any more: a signature would be for a state nobody agreed to.
+    #[test]
+    fn only_a_channel_that_is_there_signs() {
+        let all = [
+            Agreed, Signable, Committed, Held, Active, Frozen, Retired, Closed,
+        ];
+        let signing: Vec<SlotPhase> = all.into_iter().filter(|phase| phase.may_sign()).collect();
+        assert_eq!(signing, [Committed, Held, Active, Frozen]);
+    }
+}

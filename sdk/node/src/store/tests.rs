@@ -40,6 +40,24 @@ fn transaction(lock_time: u32) -> Transaction {
     }
 }
 
+/// SQLite's own words: 2 is FULL, a commit that returned is on disk.
+#[test]
+fn a_commit_is_synced_before_it_returns() {
+    let (_directory, store) = fresh();
+    let pragma = |name: &str| {
+        let asked = store.transaction(|tx| {
+            let value = tx.pragma_query_value(None, name, |row| row.get::<_, i64>(0))?;
+            Ok::<_, StoreError>(value)
+        });
+        asked.unwrap()
+    };
+    assert_eq!(pragma("synchronous"), 2);
+    assert_eq!(
+        (pragma("fullfsync"), pragma("checkpoint_fullfsync")),
+        (1, 1)
+    );
+}
+
 #[test]
 fn a_second_opener_is_locked_out_until_the_first_is_gone() {
     let (directory, first) = fresh();
