@@ -10,6 +10,7 @@
 
 use std::time::{Duration, Instant};
 
+use superscalar_sdk::{BuildRequest, Event, Wallet};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::ordinary::Ordinary;
 use superscalar_tests::scale::{self, Scale, processor_time};
@@ -19,6 +20,9 @@ const PAIRS: usize = 5;
 /// Payments of a batch, one after the other.
 const PAYMENTS: usize = 20;
 const AMOUNT_MSAT: u64 = 100_000;
+/// Members who buy, and channels each buys.
+const BUYERS: usize = 4;
+const SALES_EACH: usize = 3;
 /// Groups and members of each: the largest factory, and many of the largest that is wise.
 const GROUPS: [(usize, u16); 2] = [(1, 128), (16, 64)];
 
@@ -32,6 +36,8 @@ async fn main() {
     }
     eprintln!("payments");
     rows.extend(payments().await);
+    eprintln!("sales");
+    rows.extend(sales().await);
     eprintln!("many members");
     rows.extend(scale().await);
     println!("{}", serde_json::Value::from(rows));
@@ -92,11 +98,6 @@ async fn payments() -> Vec<serde_json::Value> {
         let each = |seconds: f64| seconds * 1_000.0 / PAYMENTS as f64;
         pairs.push((each(factory), each(plain)));
     }
-    let median = |values: Vec<f64>| {
-        let mut values = values;
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
     let figure = "payment through the LSP";
     let of = format!("median of {PAIRS} interleaved batches of {PAYMENTS}");
     let factory = median(pairs.iter().map(|(factory, _)| *factory).collect());
@@ -118,6 +119,84 @@ async fn payments() -> Vec<serde_json::Value> {
             "factory to ordinary".to_owned(),
         ),
     ]
+}
+
+/// From the question what a channel costs until it can receive, and until it is paid for.
+async fn sales() -> Vec<serde_json::Value> {
+    let network = TestNetwork::start(BUYERS).await;
+    let request = BuildRequest {
+        stock_sat: 300_000,
+        ..regtest_factory(BUYERS as u16)
+    };
+    let factory = network.build(request).await;
+    let (mut delivered, mut paid) = (Vec::new(), Vec::new());
+    for member in 0..BUYERS {
+        network.lsp_pays(member, 100_000_000).await;
+    }
+    network.settle().await;
+    for member in 0..BUYERS {
+        let wallet = network.wallet(member);
+        let factories = wallet.factories();
+        for _ in 0..SALES_EACH {
+            let after = newest(wallet);
+            let started = Instant::now();
+            let quoted = factories.quote_inbound(&factory, 50_000, 1_000_000).await;
+            factories.buy_inbound(&quoted.unwrap()).await.unwrap();
+            let is_delivered = |event: &Event| matches!(event, Event::InboundDelivered { .. });
+            until_told(wallet, after, is_delivered).await;
+            delivered.push(started.elapsed().as_secs_f64() * 1_000.0);
+            let is_paid = |event: &Event| matches!(event, Event::InboundPaid { .. });
+            until_told(wallet, after, is_paid).await;
+            paid.push(started.elapsed().as_secs_f64() * 1_000.0);
+            // The LSP sells the next one when it has the payment as well.
+            let sold = paid.len();
+            network
+                .wait("the LSP to be paid", async || {
+                    let events = network.lsp().events(0, 1_000).unwrap().events;
+                    events.iter().filter(|it| is_paid(&it.event)).count() >= sold
+                })
+                .await;
+        }
+    }
+    network.stop().await;
+    let figure = "sale over sockets";
+    let of = format!("median of {}, stores on disk", BUYERS * SALES_EACH);
+    vec![
+        row(
+            figure,
+            format!("{:.0}", median(delivered)),
+            "ms",
+            format!("from asking the price until the channel can receive, {of}"),
+        ),
+        row(
+            figure,
+            format!("{:.0}", median(paid)),
+            "ms",
+            "until it is paid for".to_owned(),
+        ),
+    ]
+}
+
+fn newest(wallet: &Wallet) -> u64 {
+    let events = wallet.events(0, 1_000).unwrap().events;
+    events.last().map_or(0, |stored| stored.cursor)
+}
+
+async fn until_told(wallet: &Wallet, after: u64, is_it: impl Fn(&Event) -> bool) {
+    let mut seen = after;
+    loop {
+        let page = wallet.events(seen, 1_000).unwrap();
+        if page.events.iter().any(|stored| is_it(&stored.event)) {
+            return;
+        }
+        seen = page.events.last().map_or(seen, |stored| stored.cursor);
+        wallet.wait_for_event(seen).await.unwrap();
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 async fn scale() -> Vec<serde_json::Value> {
