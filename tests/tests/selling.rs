@@ -230,6 +230,8 @@ async fn a_sale_goes_on_when_both_restart_after(silent: Silent) {
     let factories = network.wallet(0).factories();
     factories.buy_inbound(&quoted).await.unwrap();
     held.until_held(1).await;
+    let under_way = seat(&network, 0, &factory).await.sale;
+    assert_eq!(under_way.as_deref(), Some("pending"));
     network.lose_lsp().await;
     let wire = &network.members[0].wire;
     wire.to_lsp.pass();
@@ -256,7 +258,7 @@ async fn a_sale_goes_on_when_both_restart_after(silent: Silent) {
     });
     assert_eq!(paid.count(), 1);
     let seat = seat(&network, 0, &factory).await;
-    assert_eq!(seat.sold.len(), 1);
+    assert_eq!((seat.sold.len(), seat.sale), (1, None));
     network.stop().await;
 }
 

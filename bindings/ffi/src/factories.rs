@@ -64,6 +64,10 @@ pub struct SeatInfo {
     pub sellable_sat: u64,
     /// Or exactly this much, which leaves nothing, in satoshi.
     pub sellable_whole_sat: u64,
+    /// Where the sale under way stands, if one is. `pending`: signed by us, so that nothing else can
+    /// be bought before it is there or the stock is renewed; `signed`: the final signature is there,
+    /// our commitment is not; `unpaid`: it can receive and is not paid for.
+    pub sale: Option<String>,
 }
 
 /// A channel that was sold out of a place's stock.
@@ -256,6 +260,7 @@ impl From<sdk::SeatInfo> for SeatInfo {
             stock_left_sat,
             sellable_sat,
             sellable_whole_sat,
+            sale,
         } = seat;
         let sold = sold.into_iter().map(|it| SoldInfo {
             channel: it.channel,
@@ -271,6 +276,7 @@ impl From<sdk::SeatInfo> for SeatInfo {
             stock_left_sat,
             sellable_sat,
             sellable_whole_sat,
+            sale,
         }
     }
 }

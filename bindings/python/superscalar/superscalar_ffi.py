@@ -3500,7 +3500,7 @@ class SeatInfo:
     """
     One place in a factory.
 """
-    def __init__(self, *, slot:int, peer:str, capacity_sat:int, stock_sat:int, channel:typing.Optional[str], sold:typing.List[SoldInfo], stock_left_sat:int, sellable_sat:int, sellable_whole_sat:int):
+    def __init__(self, *, slot:int, peer:str, capacity_sat:int, stock_sat:int, channel:typing.Optional[str], sold:typing.List[SoldInfo], stock_left_sat:int, sellable_sat:int, sellable_whole_sat:int, sale:typing.Optional[str]):
         self.slot = slot
         self.peer = peer
         self.capacity_sat = capacity_sat
@@ -3510,12 +3510,13 @@ class SeatInfo:
         self.stock_left_sat = stock_left_sat
         self.sellable_sat = sellable_sat
         self.sellable_whole_sat = sellable_whole_sat
+        self.sale = sale
         
         
 
     
     def __str__(self):
-        return "SeatInfo(slot={}, peer={}, capacity_sat={}, stock_sat={}, channel={}, sold={}, stock_left_sat={}, sellable_sat={}, sellable_whole_sat={})".format(self.slot, self.peer, self.capacity_sat, self.stock_sat, self.channel, self.sold, self.stock_left_sat, self.sellable_sat, self.sellable_whole_sat)
+        return "SeatInfo(slot={}, peer={}, capacity_sat={}, stock_sat={}, channel={}, sold={}, stock_left_sat={}, sellable_sat={}, sellable_whole_sat={}, sale={})".format(self.slot, self.peer, self.capacity_sat, self.stock_sat, self.channel, self.sold, self.stock_left_sat, self.sellable_sat, self.sellable_whole_sat, self.sale)
     def __eq__(self, other):
         if self.slot != other.slot:
             return False
@@ -3535,6 +3536,8 @@ class SeatInfo:
             return False
         if self.sellable_whole_sat != other.sellable_whole_sat:
             return False
+        if self.sale != other.sale:
+            return False
         return True
 
 class _UniffiFfiConverterTypeSeatInfo(_UniffiConverterRustBuffer):
@@ -3550,6 +3553,7 @@ class _UniffiFfiConverterTypeSeatInfo(_UniffiConverterRustBuffer):
             stock_left_sat=_UniffiFfiConverterUInt64.read(buf),
             sellable_sat=_UniffiFfiConverterUInt64.read(buf),
             sellable_whole_sat=_UniffiFfiConverterUInt64.read(buf),
+            sale=_UniffiFfiConverterOptionalString.read(buf),
         )
 
     @staticmethod
@@ -3563,6 +3567,7 @@ class _UniffiFfiConverterTypeSeatInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt64.check_lower(value.stock_left_sat)
         _UniffiFfiConverterUInt64.check_lower(value.sellable_sat)
         _UniffiFfiConverterUInt64.check_lower(value.sellable_whole_sat)
+        _UniffiFfiConverterOptionalString.check_lower(value.sale)
 
     @staticmethod
     def write(value, buf):
@@ -3575,6 +3580,7 @@ class _UniffiFfiConverterTypeSeatInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt64.write(value.stock_left_sat, buf)
         _UniffiFfiConverterUInt64.write(value.sellable_sat, buf)
         _UniffiFfiConverterUInt64.write(value.sellable_whole_sat, buf)
+        _UniffiFfiConverterOptionalString.write(value.sale, buf)
 
 class _UniffiFfiConverterSequenceTypeSeatInfo(_UniffiConverterRustBuffer):
     @classmethod

@@ -102,7 +102,7 @@ impl Engine {
             _ if self.is_delivered(id) => self.leave_closed(&id.slot, reason, at_stake_msat).await,
             _ => {
                 let place = bridge::place(&id.slot);
-                tracing::warn!(
+                tracing::debug!(
                     place,
                     reason,
                     "nothing more is sold here before the next epoch"

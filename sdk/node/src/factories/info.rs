@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use superscalar_factory::coordinator::Coordinator;
 use superscalar_factory::member::Member;
 use superscalar_factory::message::{Attempt, Invite};
+use superscalar_factory::sale::Stage;
 use superscalar_factory::shape::Shape;
 use superscalar_factory::stock::StockChain;
 use superscalar_factory::terms::TimeoutPolicy;
@@ -172,6 +173,11 @@ pub struct SeatInfo {
     /// Or exactly this much, which leaves nothing, in satoshi.
     #[serde(default)]
     pub sellable_whole_sat: u64,
+    /// A wallet's: where the sale under way stands, if one is. `pending`: signed by us, so that
+    /// nothing else can be bought before it is there or the stock is renewed; `signed`: the final
+    /// signature is there, our commitment is not; `unpaid`: it can receive and is not paid for.
+    #[serde(default)]
+    pub sale: Option<String>,
 }
 
 /// A channel that was sold out of a place's stock.
@@ -210,6 +216,7 @@ impl SeatInfo {
             stock_left_sat: 0,
             sellable_sat: 0,
             sellable_whole_sat: 0,
+            sale: None,
         }
     }
 }
@@ -503,7 +510,10 @@ fn member_info(role: &Member) -> FactoryInfo {
         funding: tree.map(|tree| tree.funding.to_string()),
         funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
         tree_feerate: header.tree_feerate,
-        seats: vec![seat(invite, role.lsp(), outpoint, role.stock_chain())],
+        seats: vec![SeatInfo {
+            sale: role.sale_stage().map(stage),
+            ..seat(invite, role.lsp(), outpoint, role.stock_chain())
+        }],
     }
 }
 
@@ -530,6 +540,15 @@ fn coordinator_info(role: &Coordinator) -> FactoryInfo {
         tree_feerate: header.map_or(0, |it| it.tree_feerate),
         seats: seats.collect(),
     }
+}
+
+fn stage(stage: Stage) -> String {
+    match stage {
+        Stage::Signed => "signed",
+        Stage::Unpaid => "unpaid",
+        _ => "pending",
+    }
+    .to_owned()
 }
 
 fn seat(

@@ -5194,6 +5194,13 @@ data class SeatInfo (
      * Or exactly this much, which leaves nothing, in satoshi.
      */
     val `sellableWholeSat`: kotlin.ULong
+    , 
+    /**
+     * Where the sale under way stands, if one is. `pending`: signed by us, so that nothing else can
+     * be bought before it is there or the stock is renewed; `signed`: the final signature is there,
+     * our commitment is not; `unpaid`: it can receive and is not paid for.
+     */
+    val `sale`: kotlin.String?
     
 ){
     
@@ -5219,6 +5226,7 @@ public object FfiConverterTypeSeatInfo: FfiConverterRustBuffer<SeatInfo> {
             FfiConverterULong.read(buf),
             FfiConverterULong.read(buf),
             FfiConverterULong.read(buf),
+            FfiConverterOptionalString.read(buf),
         )
     }
 
@@ -5231,7 +5239,8 @@ public object FfiConverterTypeSeatInfo: FfiConverterRustBuffer<SeatInfo> {
             FfiConverterSequenceTypeSoldInfo.allocationSize(value.`sold`) +
             FfiConverterULong.allocationSize(value.`stockLeftSat`) +
             FfiConverterULong.allocationSize(value.`sellableSat`) +
-            FfiConverterULong.allocationSize(value.`sellableWholeSat`)
+            FfiConverterULong.allocationSize(value.`sellableWholeSat`) +
+            FfiConverterOptionalString.allocationSize(value.`sale`)
     )
 
     override fun write(value: SeatInfo, buf: ByteBuffer) {
@@ -5244,6 +5253,7 @@ public object FfiConverterTypeSeatInfo: FfiConverterRustBuffer<SeatInfo> {
             FfiConverterULong.write(value.`stockLeftSat`, buf)
             FfiConverterULong.write(value.`sellableSat`, buf)
             FfiConverterULong.write(value.`sellableWholeSat`, buf)
+            FfiConverterOptionalString.write(value.`sale`, buf)
     }
 }
 
