@@ -1,5 +1,5 @@
 //! Processes that end by SIGKILL at named points: of the ceremony (either side, in each round), of a
-//! payment, and of an exit. No coin is locked, nothing owned is lost, and what was under way goes
+//! sale, of a payment, and of an exit. No coin is locked, nothing owned is lost, and what was under way goes
 //! on or ends cleanly.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -128,6 +128,95 @@ async fn killed_while_acknowledging_the_factory_is_finished_by_who_comes_back() 
     stage.finish(&factory).await;
     assert_eq!(stage.chain.confirmations(funding.txid).unwrap(), 1);
     stage.lsp_pays(0, 10_000_000).await;
+}
+
+/// Who dies in the middle of a sale, and what was not heard.
+#[derive(Clone, Copy)]
+enum Dies {
+    /// The member, as soon as it has accepted; the LSP has heard nothing.
+    Buyer,
+    /// The LSP, when it has signed; the member has heard nothing.
+    Seller,
+}
+
+/// Whoever dies, the channel is there afterwards and paid for once.
+async fn killed_while_selling(who: Dies) {
+    const BOUGHT_SAT: u64 = 50_000;
+    const LIMIT_MSAT: u64 = 1_000_000;
+    // Less than a quote takes, more than a ping.
+    const QUOTE_BYTES: usize = 300;
+    let mut stage = Stage::set(2).await;
+    let factory = stage.published(&regtest_factory(2)).await;
+    stage.finish(&factory).await;
+    stage.lsp_pays(0, 100_000_000).await;
+    stage.quiet().await;
+    let text = (BOUGHT_SAT.to_string(), LIMIT_MSAT.to_string());
+    let buy = [
+        "inbound",
+        "buy",
+        &factory,
+        "--capacity",
+        &text.0,
+        "--max-price-msat",
+        &text.1,
+    ];
+    // The LSP's first word is the quote, and the next belongs to the channel.
+    stage.wires[0].to_member.hold();
+    let bought = std::thread::scope(|scope| {
+        let wallet = &stage.wallets[0];
+        let buying = scope.spawn(move || wallet.cli(&buy));
+        let wire = &stage.wires[0];
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::block_in_place(|| {
+            runtime.block_on(wire.to_member.until_held(QUOTE_BYTES));
+            if let Dies::Buyer = who {
+                wire.to_lsp.hold();
+            }
+            wire.to_member.release();
+            buying.join().unwrap()
+        })
+    });
+    let price_msat = bought.unwrap()["price_msat"].as_u64().unwrap();
+    match who {
+        Dies::Buyer => {
+            stage.wires[0].to_lsp.until_held(1).await;
+            stage.wallets[0].kill();
+        }
+        Dies::Seller => {
+            stage.wires[0].to_member.until_held(1).await;
+            stage.lsp.kill();
+        }
+    }
+    stage.wires[0].to_lsp.pass();
+    stage.wires[0].to_member.pass();
+    match who {
+        Dies::Buyer => stage.wallets[0].restart().unwrap(),
+        Dies::Seller => stage.lsp.restart().unwrap(),
+    }
+    let wallet = &stage.wallets[0];
+    wait("the channel to be paid for", || {
+        let seats = wallet.factories().unwrap().remove(0).seats;
+        (seats[0].sold.len(), &seats[0].sale) == (1, &None)
+    })
+    .await;
+    wait("the balance to be what is left", || {
+        let balance = wallet.balance().unwrap();
+        balance.spendable_msat + balance.reserved_msat == 100_000_000 - price_msat
+    })
+    .await;
+    assert!(stage.chain.mempool().unwrap().is_empty());
+    // More than the leaf's own channel has room for.
+    stage.lsp_pays(0, 430_000_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_buyer_killed_when_it_has_accepted_gets_its_channel() {
+    killed_while_selling(Dies::Buyer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seller_killed_when_it_has_signed_delivers() {
+    killed_while_selling(Dies::Seller).await;
 }
 
 /// The LSP dies with its funding in the mempool, and is never seen again; everything a member has
