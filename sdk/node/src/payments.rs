@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, EventLog};
-use crate::hosting::HostEvent;
+use crate::hosting::{Host, HostEvent};
 use crate::store::{Store, StoreError};
 
 const PRIMARY: &str = "superscalar";
@@ -77,6 +77,20 @@ impl Payment {
     }
 }
 
+impl Payment {
+    /// Whether one of ours is done, or will be: a crash between our note and LDK's leaves one that
+    /// nobody carries out.
+    pub(crate) fn is_under_way(&self, host: &Host) -> bool {
+        let hash = hex::decode(&self.payment_hash).ok();
+        let hash = hash.and_then(|hash| hash.try_into().ok());
+        match self.status {
+            PaymentStatus::Succeeded => true,
+            PaymentStatus::Failed => false,
+            PaymentStatus::Pending => hash.is_some_and(|hash| host.is_paying(hash)),
+        }
+    }
+}
+
 /// All payments.
 pub(crate) struct Payments {
     store: Arc<Store>,
@@ -91,6 +105,11 @@ impl Payments {
         let bytes = serde_json::to_vec(payment).map_err(StoreError::corrupt)?;
         let key = &payment.payment_hash;
         self.store.set_value(PRIMARY, SECONDARY, key, &bytes)
+    }
+
+    /// Forgets an invoice that nobody will pay.
+    pub(crate) fn forget(&self, payment_hash: &str) -> Result<(), StoreError> {
+        self.store.remove_value(PRIMARY, SECONDARY, payment_hash)
     }
 
     pub(crate) fn get(&self, payment_hash: &str) -> Result<Option<Payment>, StoreError> {

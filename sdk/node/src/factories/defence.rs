@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use bitcoin::OutPoint;
 use superscalar_factory::coordinator::Coordinator;
 use superscalar_factory::effect::SlotRef;
-use superscalar_factory::exit::{self, Goal};
+use superscalar_factory::exit::{self, Goal, OnChain, Progress};
 use superscalar_factory::member::Member;
 use superscalar_factory::stock::StockChain;
 
@@ -17,7 +17,14 @@ use super::bridge;
 use super::bumps::Purse;
 use super::engine::Engine;
 use super::error::EngineError;
+use super::exits::BURIED_BLOCKS;
 use crate::hosting::SlotId;
+
+/// Whether anything can be left to do for a place.
+enum Answered {
+    Finally,
+    NotYet,
+}
 
 impl Engine {
     /// The LSP's duty for every place, before T and after it. A member need not while every epoch
@@ -30,12 +37,14 @@ impl Engine {
             if self.is_answered(&place) || self.close_if_over(&name) {
                 continue;
             }
-            if let Err(error) = self.defend_path(&name).await {
-                tracing::warn!(
+            match self.defend_path(&name).await {
+                Ok(Answered::Finally) => continue,
+                Ok(Answered::NotYet) => {}
+                Err(error) => tracing::warn!(
                     name,
                     %error,
                     "a kickoff or a sale may be unanswered until the next block"
-                );
+                ),
             }
             defended.insert(name);
         }
@@ -74,7 +83,7 @@ impl Engine {
         channels.all(|id| host.slot(&id).is_some_and(|it| it.leaf_height.is_some()))
     }
 
-    async fn defend_path(&mut self, name: &str) -> Result<(), EngineError> {
+    async fn defend_path(&mut self, name: &str) -> Result<Answered, EngineError> {
         let path = self.signed_path(name)?;
         let facts = self.facts(&path).await?;
         let planned = exit::plan(&path, Goal::Defend, &facts);
@@ -90,6 +99,16 @@ impl Engine {
             feerate: None,
         };
         self.act(purse, &path, &planned.actions).await;
-        Ok(())
+        let buried = |height: u32| facts.tip >= height + BURIED_BLOCKS;
+        let mut channels = planned.status.channels.iter();
+        // What was sold and lost keeps no coins: nothing can be done about it any more.
+        let over = channels.all(|channel| match channel.on_chain {
+            OnChain::Confirmed { height } | OnChain::Lost { height, .. } => buried(height),
+            _ => false,
+        });
+        Ok(match planned.status.progress {
+            Progress::LeafConfirmed { height, .. } if over && buried(height) => Answered::Finally,
+            _ => Answered::NotYet,
+        })
     }
 }

@@ -226,9 +226,10 @@ impl Engine {
         };
         engine.replay_all()?;
         engine.free_unnamed_fundings()?;
+        engine.look_for_openings();
         engine.settle().await;
         engine.block(tip).await;
-        engine.resume_sales();
+        engine.resume_sales().await;
         engine.settle().await;
         engine.suspend_unburied();
         let (commands, orders) = mpsc::unbounded_channel();
@@ -264,8 +265,10 @@ impl Engine {
                         return;
                     }
                     let tip = *tips.borrow_and_update();
-                    // What was told of this block, and why, comes before what follows from it.
-                    while let Ok(event) = inbox.try_recv() {
+                    // What was told of this block, and why, comes before what follows from it. What
+                    // arrives meanwhile does not: no peer can keep a block from being looked at.
+                    for _ in 0..inbox.len() {
+                        let Ok(event) = inbox.try_recv() else { break };
                         self.host_event(event).await;
                     }
                     self.block(tip).await;

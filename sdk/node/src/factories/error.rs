@@ -140,7 +140,7 @@ pub enum EngineError {
         /// What can be sent to the LSP.
         spendable_msat: u64,
     },
-    /// The LSP gave no answer in time; what it says later is not lost.
+    /// The LSP gave no answer in time.
     #[error("the LSP has not answered in {seconds} s")]
     NoAnswer {
         /// How long was waited.

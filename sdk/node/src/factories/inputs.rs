@@ -56,7 +56,7 @@ impl Engine {
             }
             HostEvent::ChannelHeld { slot } => {
                 if let Some(id) = bridge::channel_ref(&slot) {
-                    self.channel_held(id);
+                    self.channel_held(id).await;
                 }
             }
             HostEvent::OpenFailed { slot, reason } => {
@@ -92,7 +92,7 @@ impl Engine {
                 script,
             } => self.fund_ordinary(channel, peer, script, Amount::from_sat(amount_sat)),
             HostEvent::PaymentReceived { payment_hash, .. } => self.paid_to_us(payment_hash),
-            HostEvent::PaymentSent { .. } => self.pay_bills(),
+            HostEvent::PaymentSent { .. } => self.pay_bills().await,
             other => tracing::debug!(?other, "nothing to do with factories"),
         }
         self.settle().await;
@@ -190,8 +190,8 @@ impl Engine {
         // Fundings first: told of the height alone, a role would count the depth of a funding whose
         // block a reorg has just taken away, and open its channel, or take one in several new
         // blocks for missing.
-        self.look_at_fundings().await;
         self.look_for_openings();
+        self.look_at_fundings().await;
         for attempt in self.attempts() {
             self.member(attempt, |_| member::Input::Height(tip.height));
             self.coordinator(attempt, coordinator::Input::Height(tip.height));
@@ -199,7 +199,7 @@ impl Engine {
         self.settle().await;
         self.republish().await;
         self.judge_fees();
-        self.pay_bills();
+        self.pay_bills().await;
         self.judge_state();
         self.begin_missed_exits().await;
         self.leave_in_time().await;
@@ -293,9 +293,9 @@ impl Engine {
     }
 
     /// A channel is there for both sides: the leaf's own, or one that was bought.
-    fn channel_held(&mut self, id: ChannelRef) {
+    async fn channel_held(&mut self, id: ChannelRef) {
         if id.seq > 0 {
-            return self.bought_held(id);
+            return self.bought_held(id).await;
         }
         let SlotRef { attempt, slot } = id.slot;
         self.member(attempt, |_| member::Input::ChannelHeld);

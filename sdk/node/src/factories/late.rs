@@ -40,9 +40,10 @@ impl Engine {
                     host.channel_state(id).is_some_and(|it| it.is_usable)
                 }
                 // Nobody speaks of a closed channel any more.
-                SlotPhase::Closed => {
-                    bridge::slot_ref(id).is_none_or(|slot| self.is_over(&slot.attempt))
-                }
+                SlotPhase::Closed => bridge::channel_ref(id).is_none_or(|id| {
+                    let came_to_nothing = id.seq > 0 && !self.is_delivered(&id);
+                    came_to_nothing || self.is_over(&id.slot.attempt)
+                }),
                 _ => true,
             }
         };

@@ -64,6 +64,10 @@ pub(super) struct Sales {
     bills: BTreeMap<[u8; 32], (Attempt, Bill)>,
     /// Factories somebody has begun to open.
     opened: BTreeSet<Attempt>,
+    /// An LSP's: the hash of each place's newest bill.
+    quoted: BTreeMap<SlotRef, [u8; 32]>,
+    /// For which channels an equivocation was told, once until the next start.
+    equivocated: BTreeSet<ChannelRef>,
 }
 
 impl Engine {
@@ -181,7 +185,7 @@ impl Engine {
             }
             Effect::Pay(bill) => {
                 self.sales.bills.insert(bill.payment_hash, (attempt, bill));
-                self.pay_bills();
+                self.pay_bills().await;
             }
             other => {
                 let error = format!("an effect this node does not know: {other:?}");
@@ -230,7 +234,7 @@ impl Engine {
     }
 
     /// A new invoice for a quote, or the one it had.
-    fn bill_of(&self, wanted: &QuoteWanted) -> Result<Option<([u8; 32], String)>, StoreError> {
+    fn bill_of(&mut self, wanted: &QuoteWanted) -> Result<Option<([u8; 32], String)>, StoreError> {
         let payments = &self.parts.payments;
         if let Some(hash) = wanted.payment_hash {
             let known = payments.get(&hex::encode(hash))?;
@@ -267,12 +271,28 @@ impl Engine {
             Some(wanted.price_msat),
             Some(text.clone()),
         ))?;
+        // A place has one quote: nobody who is honest accepts the one before.
+        if let Some(before) = self.sales.quoted.insert(place, hash)
+            && !role.owed().contains(&before)
+        {
+            let before = hex::encode(before);
+            let unpaid = payments.get(&before)?;
+            if unpaid.is_some_and(|it| it.status == PaymentStatus::Pending) {
+                payments.forget(&before)?;
+            }
+        }
         Ok(Some((hash, text)))
     }
 
-    /// A member's: pays what is owed, and tells what was paid already.
-    pub(super) fn pay_bills(&mut self) {
+    /// A member's: pays what is owed, and tells what was paid already. For a channel in a factory
+    /// that somebody opens nothing is paid any more.
+    pub(super) async fn pay_bills(&mut self) {
         for (hash, (attempt, bill)) in self.sales.bills.clone() {
+            self.look_whether_opened(attempt).await;
+            if self.sales.opened.contains(&attempt) {
+                self.sales.bills.remove(&hash);
+                continue;
+            }
             match self.pay_bill(&bill) {
                 Ok(PaymentStatus::Succeeded) => {
                     self.sales.bills.remove(&hash);
@@ -292,9 +312,9 @@ impl Engine {
         let payments = &self.parts.payments;
         let hash = hex::encode(bill.payment_hash);
         let known = payments.get(&hash).map_err(|error| error.to_string())?;
-        let tried = known.map(|payment| payment.status);
-        if let Some(status @ (PaymentStatus::Succeeded | PaymentStatus::Pending)) = tried {
-            return Ok(status);
+        let known = known.filter(|it| it.direction == Direction::Outbound);
+        if let Some(payment) = known.filter(|it| it.is_under_way(&self.parts.host)) {
+            return Ok(payment.status);
         }
         let invoice = Bolt11Invoice::from_str(&bill.invoice).map_err(|error| error.to_string())?;
         let lsp = self
@@ -341,14 +361,16 @@ impl Engine {
     }
 
     /// Both sides hold a bought channel.
-    pub(super) fn bought_held(&mut self, id: ChannelRef) {
+    pub(super) async fn bought_held(&mut self, id: ChannelRef) {
         let attempt = id.slot.attempt;
+        // What follows for an LSP is the final signature.
+        self.look_whether_opened(attempt).await;
         self.member(attempt, |_| member::Input::BoughtHeld(id));
         self.coordinator(attempt, coordinator::Input::BoughtHeld(id));
     }
 
     /// After a start: what may have happened without being written into a journal.
-    pub(super) fn resume_sales(&mut self) {
+    pub(super) async fn resume_sales(&mut self) {
         for entry in self.parts.host.slots() {
             let held = matches!(
                 entry.phase,
@@ -357,7 +379,7 @@ impl Engine {
             if let Some(id) = bridge::channel_ref(&entry.channel.slot).filter(|_| held)
                 && id.seq > 0
             {
-                self.bought_held(id);
+                self.bought_held(id).await;
             }
         }
         let owed = self.coordinators.values().flat_map(Coordinator::owed);
@@ -496,6 +518,9 @@ impl Engine {
                 slot: id.slot.slot,
                 channel: id.seq,
             },
+            CoreEvent::Equivocation { id, .. } if !self.sales.equivocated.insert(id) => {
+                return Ok(None);
+            }
             CoreEvent::Equivocation { id, peer } => Event::FactoryEquivocation {
                 factory,
                 slot: id.slot.slot,

@@ -16,6 +16,7 @@ use super::delays::{
     HTLC_TIMEOUT_GRACE_BLOCKS, MAX_CLTV_AWAY_BLOCKS, forward_delta_blocks, outgoing_expiry_blocks,
 };
 use super::events::ExitReason;
+use super::slot::SlotRole;
 use super::slots::{Slot, SlotPhase};
 
 /// Why an HTLC was failed back.
@@ -182,9 +183,12 @@ pub(super) fn check_forward(
     Ok(())
 }
 
-/// Whether a payment to us that arrived over `slot` may be claimed.
+/// Whether a payment to us that arrived over `slot` may be claimed. A channel that an LSP has sold
+/// and is not paid for is there all the same, and its price may come over it.
 pub(super) fn check_receive(slot: &Slot, expiry: u32, height: u32) -> Result<(), HtlcRefusal> {
-    if slot.phase != SlotPhase::Active {
+    let sold = slot.channel.role == SlotRole::Funder && slot.channel.slot.seq > 0;
+    let there = slot.phase == SlotPhase::Active || (sold && slot.phase == SlotPhase::Held);
+    if !there {
         return Err(HtlcRefusal::NotActive(slot.phase));
     }
     ends_in_time(slot, expiry)?;
@@ -323,6 +327,21 @@ mod tests {
 
     fn from(expiry: u32, slot: Option<Slot>) -> Incoming {
         Incoming { expiry, slot }
+    }
+
+    #[test]
+    fn an_lsp_is_paid_over_a_channel_it_has_sold_and_a_member_over_none_that_is_not_active() {
+        let check = |role, seq, phase| {
+            let mut slot = slot(324, phase);
+            slot.channel.role = role;
+            slot.channel.slot.seq = seq;
+            check_receive(&slot, HEIGHT + 400, HEIGHT)
+        };
+        let refused = Err(HtlcRefusal::NotActive(SlotPhase::Held));
+        assert_eq!(check(SlotRole::Funder, 1, SlotPhase::Held), Ok(()));
+        assert_eq!(check(SlotRole::Funder, 0, SlotPhase::Held), refused);
+        assert_eq!(check(SlotRole::Acceptor, 1, SlotPhase::Held), refused);
+        assert_eq!(check(SlotRole::Acceptor, 1, SlotPhase::Active), Ok(()));
     }
 
     #[test]

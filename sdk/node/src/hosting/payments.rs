@@ -12,7 +12,7 @@ use std::time::Duration;
 use bitcoin::hashes::Hash;
 use bitcoin::secp256k1::PublicKey;
 use lightning::ln::channel_state::ChannelDetails;
-use lightning::ln::channelmanager::{OptionalBolt11PaymentParams, PaymentId};
+use lightning::ln::channelmanager::{OptionalBolt11PaymentParams, PaymentId, RecentPaymentDetails};
 use lightning::ln::outbound_payment::{Bolt11PaymentError, RetryableSendFailure};
 use lightning::sign::{NodeSigner, Recipient};
 use lightning::types::payment::PaymentHash;
@@ -181,6 +181,20 @@ impl Host {
         self.observe_htlcs();
         self.parts.peers.process_events();
         Ok(hash.0)
+    }
+
+    /// Whether LDK knows of a payment that it has begun. Of one that ended it has told how.
+    pub fn is_paying(&self, payment_hash: [u8; 32]) -> bool {
+        let recent = self.parts.channels.list_recent_payments();
+        recent.iter().any(|payment| {
+            let id = match payment {
+                RecentPaymentDetails::AwaitingInvoice { payment_id }
+                | RecentPaymentDetails::Pending { payment_id, .. }
+                | RecentPaymentDetails::Fulfilled { payment_id, .. }
+                | RecentPaymentDetails::Abandoned { payment_id, .. } => payment_id,
+            };
+            id.0 == payment_hash
+        })
     }
 
     /// Hints over every channel that may receive, of `only` this peer if one is given, and the

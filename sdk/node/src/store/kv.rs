@@ -50,7 +50,12 @@ impl Store {
     }
 
     /// Removes a key, if it is there.
-    fn remove_value(&self, primary: &str, secondary: &str, key: &str) -> Result<(), StoreError> {
+    pub(crate) fn remove_value(
+        &self,
+        primary: &str,
+        secondary: &str,
+        key: &str,
+    ) -> Result<(), StoreError> {
         self.transaction(|transaction| {
             transaction
                 .prepare_cached(

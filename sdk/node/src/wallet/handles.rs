@@ -106,7 +106,7 @@ impl Lightning {
         let hash = hex::encode(parsed.payment_hash().0);
         if let Some(known) = node.payments.get(&hash)?
             && known.direction == Direction::Outbound
-            && known.status != crate::payments::PaymentStatus::Failed
+            && known.is_under_way(&node.host)
         {
             return Err(PayError::Duplicate.into());
         }
