@@ -8,6 +8,7 @@ mod built;
 mod chain;
 mod ending;
 mod input;
+mod moving;
 mod plan;
 mod replay;
 mod say;
@@ -20,6 +21,7 @@ use bitcoin::secp256k1::{PublicKey, schnorr};
 use bitcoin::{OutPoint, Transaction};
 
 use crate::effect::{Effect, Event, SlotRef};
+use crate::epoch::Conductor;
 use crate::journal::{LspGathering, LspNodes, LspPublished, LspRoot, LspTerms};
 use crate::member::PROTOCOL;
 use crate::message::{
@@ -35,7 +37,8 @@ use signing::Signing;
 pub use built::Built;
 pub use input::Input;
 pub use plan::{
-    FactoryPlan, LspSecrets, PlanError, Seat, StockOutput, group_sizes, stock_preimage,
+    EpochStockOutput, FactoryPlan, LspSecrets, PlanError, Seat, StockOutput,
+    epoch_stock_preimage, group_sizes, stock_preimage,
 };
 
 /// One attempt to build one factory.
@@ -55,6 +58,7 @@ pub struct Coordinator {
     /// Whether it was waited for too long already.
     unfunded: bool,
     seller: Seller,
+    conductor: Conductor,
 }
 
 #[derive(Debug)]
@@ -136,6 +140,7 @@ impl Coordinator {
             waiting_since: tip,
             unfunded: false,
             seller: Seller::default(),
+            conductor: Conductor::default(),
         };
         Ok((coordinator, effects))
     }
@@ -173,6 +178,15 @@ impl Coordinator {
             Input::SalePaid { payment_hash } => {
                 self.sell(|seller, ground| seller.paid(ground, payment_hash))
             }
+            Input::Frozen { slot, balances } => {
+                self.conduct(|conductor, ground| conductor.frozen(ground, slot, &balances))
+            }
+            Input::MovedHeld(id) => self.conduct(|conductor, ground| conductor.held(ground, id)),
+            Input::MovedLost(id) => self.conduct(|conductor, ground| conductor.lost(ground, id)),
+            Input::EpochRandomness(bytes) => {
+                self.conduct(|conductor, ground| conductor.randomness(ground, &bytes))
+            }
+            Input::EpochTimedOut => self.conduct(|conductor, ground| conductor.timed_out(ground)),
         }
     }
 
@@ -281,6 +295,7 @@ impl Coordinator {
             Message::QuoteRequest(_) | Message::SaleAccept(_) | Message::SaleStored(_) => {
                 self.sale_message(slot, message)
             }
+            message if message.is_of_epoch() => self.epoch_message(slot, message),
             _ => self.refuse(from, RefusalCode::Unexpected, ""),
         }
     }

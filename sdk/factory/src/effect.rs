@@ -7,7 +7,9 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 
 use crate::journal::Record;
-use crate::message::{Attempt, Message, NoSaleReason, RefusalCode, SaleId, SaleTerms};
+use crate::message::{
+    Attempt, EpochName, Message, NoSaleReason, RefusalCode, SaleId, SaleTerms,
+};
 use crate::stock::Sellable;
 use crate::timing::Timing;
 
@@ -50,11 +52,27 @@ pub struct ChannelRef {
     pub slot: SlotRef,
     /// Version of the path, 0 for the first.
     pub version: u32,
-    /// 0 is the leaf's own channel, the sale of link `n` is `n + 1`.
+    /// 0 is the leaf's own channel, the sale of link `n` is `n + 1`. Where tries at a new epoch came
+    /// to nothing after their channels were agreed, their number stands in the upper half of the
+    /// leaf's own: no channel is opened under the name of another.
     pub seq: u32,
 }
 
 impl ChannelRef {
+    /// The leaf's own channel in the first epoch.
+    pub fn first(slot: SlotRef) -> ChannelRef {
+        ChannelRef::moved(slot, 0, 0)
+    }
+
+    /// The leaf's own channel in a new epoch, after `retry` tries that came to nothing.
+    pub fn moved(slot: SlotRef, version: u32, retry: u16) -> ChannelRef {
+        ChannelRef {
+            slot,
+            version,
+            seq: u32::from(retry) << 16,
+        }
+    }
+
     /// The channel a sale makes.
     pub fn sold(slot: SlotRef, version: u32, link: u8) -> ChannelRef {
         ChannelRef {
@@ -71,6 +89,16 @@ pub struct BoughtChannel {
     /// Which it is; its keys follow from that.
     pub id: ChannelRef,
     /// What it must be. Its outpoint is the sale's output.
+    pub channel: SlotChannel,
+}
+
+/// What a place's channel in a new epoch must be, to be refused otherwise. Its outpoint is in a leaf
+/// that is not yet signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MovedChannel {
+    /// Which it is; its keys follow from that.
+    pub id: ChannelRef,
+    /// What it must be.
     pub channel: SlotChannel,
 }
 
@@ -176,6 +204,35 @@ pub enum Effect {
     /// Member: pay for a channel that is held. Said again until
     /// [`SalePaid`](crate::member::Input::SalePaid); the shell pays one hash once.
     Pay(Bill),
+    /// Let all channels of the place come to rest: nothing new is accepted, what is pending is
+    /// settled. Answered by `Frozen`. Independent of whether the channels are activated.
+    Freeze(SlotRef),
+    /// The channels of the place carry payments again as before.
+    Thaw(SlotRef),
+    /// Hold LDK to this channel of a new epoch from now on.
+    AgreeMoved(MovedChannel),
+    /// Open the agreed channel of a new epoch (LSP).
+    OpenMoved(ChannelRef),
+    /// Nothing came of the channel: forget it and close it, publishing nothing.
+    DiscardMoved(ChannelRef),
+    /// The channel of the new epoch may carry payments.
+    ActivateMoved(ChannelRef),
+    /// The funding left the chain: the channel may carry nothing new.
+    SuspendMoved(ChannelRef),
+    /// The channel's leaf is of an older epoch: it carries nothing any more, its monitor is kept,
+    /// and nothing of it is published unless that leaf is on chain. LSP: close it.
+    Retire(ChannelRef),
+    /// Member: the new epoch may be completed by the LSP alone. The channels carry payments again,
+    /// but what is the member's in them, with what is pending towards it, never exceeds this: more
+    /// could be lost.
+    Limbo {
+        /// The place.
+        slot: SlotRef,
+        /// Millisatoshi in all channels of the place together.
+        frozen_msat: u64,
+    },
+    /// 32 fresh random bytes are needed for nonces. Answered by `EpochRandomness`.
+    NeedEpochRandomness(Attempt),
 }
 
 /// What the application is told.
@@ -268,6 +325,59 @@ pub enum Event {
     Equivocation {
         /// The channel that something was signed for.
         id: ChannelRef,
+        /// Who wants it.
+        peer: PublicKey,
+    },
+    /// Member: all of its place is in the new epoch, the old channels are retired. LSP: the member
+    /// is.
+    Moved {
+        /// The place.
+        slot: SlotRef,
+        /// The version of its path.
+        version: u32,
+    },
+    /// LSP: a new epoch is signed by all; members are switching.
+    EpochSigned {
+        /// The building attempt.
+        attempt: Attempt,
+        /// Which.
+        epoch: EpochName,
+    },
+    /// Nothing comes of a new epoch. Where something was signed for it, its number is used up.
+    EpochEnded {
+        /// The building attempt.
+        attempt: Attempt,
+        /// Which.
+        epoch: EpochName,
+        /// Why.
+        code: RefusalCode,
+        /// Slots that were silent or at fault; empty on the member's side.
+        at_fault: Vec<u16>,
+    },
+    /// LSP: members are silent after others have signed. It may wait for them, or abandon the epoch
+    /// and accept payments in the old channels.
+    EpochHangs {
+        /// The building attempt.
+        attempt: Attempt,
+        /// Which.
+        epoch: EpochName,
+        /// Who is waited for.
+        silent: Vec<u16>,
+    },
+    /// Member: the LSP alone decides whether a new epoch that was signed comes to be.
+    Limbo {
+        /// The place.
+        slot: SlotRef,
+        /// What the channels may hold of the member's until that is decided, in millisatoshi.
+        frozen_msat: u64,
+    },
+    /// The LSP wants something else signed for an epoch that something was signed for, or for an
+    /// older one. It was refused.
+    EpochEquivocation {
+        /// The place.
+        slot: SlotRef,
+        /// What it wants.
+        epoch: EpochName,
         /// Who wants it.
         peer: PublicKey,
     },

@@ -3,6 +3,8 @@
 //! A role's records, replayed in order, give the role back; whatever is not here is lost with the
 //! process, secret nonces on purpose.
 
+mod epoch;
+
 use bitcoin::secp256k1::{PublicKey, XOnlyPublicKey, schnorr};
 use bitcoin::{ScriptBuf, Transaction};
 
@@ -13,6 +15,11 @@ use crate::message::{
 use crate::terms::Terms;
 #[cfg(doc)]
 use crate::timing::UNFUNDED_AFTER_BLOCKS;
+
+pub use epoch::{
+    EpochEnded, EpochSigned, LspEpochAsked, LspEpochBuilt, LspSwitched, MemberEpochCommitted,
+    MemberEpochGuarded, MemberEpochRevealed, MemberEpochStored,
+};
 
 tlv! {
     /// Member: joined an attempt. The salt is backed up before the factory key leaves.
@@ -300,17 +307,26 @@ records! {
     5 => MemberRootSig,
     6 => MemberSaleSigned,
     7 => MemberSaleSig,
+    8 => MemberEpochStored,
+    9 => MemberEpochCommitted,
+    10 => MemberEpochRevealed,
+    11 => MemberEpochGuarded,
     16 => LspGathering,
     17 => LspTerms,
     18 => LspNodes,
     19 => LspRoot,
     20 => LspPublished,
     21 => LspSaleSigned,
+    22 => LspEpochBuilt,
+    23 => LspEpochAsked,
+    24 => LspSwitched,
     32 => Activated,
     33 => Ended,
     34 => Dormant,
     35 => Unfunded,
     36 => SaleStepped,
+    37 => EpochSigned,
+    38 => EpochEnded,
 }
 
 /// Why journal records give no role.

@@ -8,16 +8,19 @@
 mod buying;
 mod chain;
 mod ending;
+mod input;
 mod limits;
+mod moving;
 mod path;
 mod replay;
 mod secrets;
 mod verify;
 
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{OutPoint, ScriptBuf, Transaction};
+use bitcoin::{OutPoint, ScriptBuf};
 
-use crate::effect::{ChannelRef, Effect, Event, SlotChannel, SlotRef};
+use crate::effect::{Effect, Event, SlotChannel, SlotRef};
+use crate::epoch::Mover;
 use crate::journal::{
     MemberJoined, MemberPath, MemberRootPartial, MemberRootSig, MemberSigned, SaleStep,
 };
@@ -29,6 +32,7 @@ use crate::sale::Buyer;
 use crate::signing::{AggregateNonce, FactoryKey, ReservedNonces, SecretNonce, SigningSession};
 use crate::tree::Tree;
 
+pub use input::Input;
 pub use limits::{DelayLimits, WalletLimits};
 pub use path::Path;
 pub(crate) use secrets::reserve;
@@ -45,56 +49,6 @@ pub const PROTOCOL: [u8; 32] = {
     }
     id
 };
-
-/// Something that happened.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-#[allow(clippy::large_enum_variant)]
-pub enum Input {
-    /// The LSP said something about this attempt.
-    Message(Message),
-    /// The LSP is connected again.
-    Connected,
-    /// Both sides hold commitments on the slot's outpoint, ours durably.
-    ChannelHeld,
-    /// The channel could not be opened or was closed before the factory existed.
-    ChannelLost,
-    /// A round took longer than the LSP said it would wait.
-    TimedOut,
-    /// The funding transaction is in the block at `height`.
-    FundingConfirmed {
-        /// The transaction itself.
-        tx: Transaction,
-        /// Its height.
-        height: u32,
-    },
-    /// The same of a funding that [`Member::knows_funding`]: its id alone says what it pays. Nothing
-    /// comes of it otherwise.
-    KnownFundingConfirmed {
-        /// The transaction's height.
-        height: u32,
-    },
-    /// The block the funding transaction was in is no longer in the best chain.
-    FundingReorged,
-    /// The best chain's height, after what became of the funding up to it.
-    Height(u32),
-    /// A transaction of the tree is in mempool or chain: nothing is bought any more. Told again
-    /// after a restart.
-    TreeSeen,
-    /// Answer to [`Effect::NeedRandomness`]: 32 fresh random bytes.
-    SaleRandomness {
-        /// The channel that is bought.
-        id: ChannelRef,
-        /// For a nonce.
-        randomness: [u8; 32],
-    },
-    /// Both sides hold commitments on a bought channel, ours durably.
-    BoughtHeld(ChannelRef),
-    /// The watchtower has acknowledged the sale of a channel.
-    BoughtGuarded(ChannelRef),
-    /// A bought channel is paid for.
-    SalePaid(ChannelRef),
-}
 
 /// What is random about a Join: fresh for every attempt, never chosen by the LSP.
 pub struct JoinSecrets<'a> {
@@ -139,6 +93,7 @@ pub struct Member {
     /// Why the LSP gave the attempt up after it had our root partial signature.
     dormant: Option<RefusalCode>,
     buyer: Buyer,
+    mover: Mover,
 }
 
 #[derive(Debug)]
@@ -211,6 +166,7 @@ impl Member {
             unfunded: false,
             dormant: None,
             buyer: Buyer::default(),
+            mover: Mover::default(),
         };
         Ok((member, effects))
     }
@@ -238,6 +194,22 @@ impl Member {
             Input::BoughtHeld(id) => self.sale_step(id, SaleStep::Held),
             Input::BoughtGuarded(id) => self.sale_step(id, SaleStep::Guarded),
             Input::SalePaid(id) => self.sale_step(id, SaleStep::Paid),
+            Input::Frozen {
+                balances,
+                funding_key,
+                randomness,
+            } => self.moving(|mover, ground| {
+                mover.frozen(ground, &balances, funding_key, &randomness)
+            }),
+            Input::MovedHeld(id) => self.moving(|mover, ground| mover.held(ground, id)),
+            Input::MovedLost(id) => self.moving(|mover, ground| mover.lost(ground, id)),
+            Input::MovedGuarded { version } => {
+                self.moving(|mover, ground| mover.guarded(ground, version))
+            }
+            Input::EpochRandomness(bytes) => {
+                self.moving(|mover, ground| mover.randomness(ground, &bytes))
+            }
+            Input::EpochTimedOut => self.moving(|mover, ground| mover.timed_out(ground)),
         }
     }
 
@@ -344,6 +316,7 @@ impl Member {
             Message::Quote(_) | Message::SaleSig(_) | Message::NoSale(_) => {
                 return self.sale_message(message);
             }
+            message if message.is_of_epoch() => return self.epoch_message(message),
             _ => Err(Refused::new(RefusalCode::Unexpected, "")),
         };
         result.unwrap_or_else(|refused| self.refuse(named, &refused))

@@ -4,6 +4,7 @@
 //! message is a BOLT1 TLV stream and (but [`Seek`]) names the factory and the attempt it
 //! belongs to, so that nothing said in one ceremony counts in another.
 
+mod epoch;
 mod sale;
 
 use bitcoin::secp256k1::{PublicKey, XOnlyPublicKey, schnorr};
@@ -13,6 +14,10 @@ use crate::codec::{Decode, DecodeError, Encode, Reader, tlv};
 use crate::terms::{Header, Instance};
 use crate::tree::PathFacts;
 
+pub use epoch::{
+    CutOffer, EpochAsk, EpochCommit, EpochEnd, EpochName, EpochNonce, EpochPartial, EpochPartials,
+    EpochPropose, EpochReady, EpochReveal, EpochSig, EpochSigs, EpochStored, EpochTerms, SwitchAck,
+};
 pub use sale::{
     MAX_INVOICE_BYTES, NoSale, NoSaleReason, Quote, QuoteRequest, SaleAccept, SaleId, SaleSig,
     SaleStored, SaleTerms,
@@ -256,6 +261,8 @@ refusal_codes! {
     13 => Malformed: "the message cannot be read",
     /// Something else was signed for the same output and epoch.
     14 => Equivocation: "something else was signed for this output",
+    /// Every epoch of the path was used.
+    15 => UsedUp: "every version of this path has been used",
 }
 
 macro_rules! messages {
@@ -319,6 +326,20 @@ messages! {
     17 => SaleSig(SaleSig),
     18 => SaleStored(SaleStored),
     19 => NoSale(NoSale),
+    20 => EpochPropose(EpochPropose),
+    21 => EpochReady(EpochReady),
+    22 => EpochTerms(EpochTerms),
+    23 => EpochPartials(EpochPartials),
+    24 => EpochSigs(EpochSigs),
+    25 => EpochStored(EpochStored),
+    26 => EpochAsk(EpochAsk),
+    27 => EpochNonce(EpochNonce),
+    28 => EpochCommit(EpochCommit),
+    29 => EpochPartial(EpochPartial),
+    30 => EpochSig(EpochSig),
+    31 => EpochReveal(EpochReveal),
+    32 => SwitchAck(SwitchAck),
+    33 => EpochEnd(EpochEnd),
 }
 
 impl Header {
@@ -332,6 +353,11 @@ impl Header {
 }
 
 impl Message {
+    /// Whether it is said when a new epoch is made.
+    pub fn is_of_epoch(&self) -> bool {
+        (20..=33).contains(&self.number())
+    }
+
     /// The attempt the message belongs to; [`Seek`] belongs to none.
     pub fn attempt(&self) -> Option<Attempt> {
         match self {
@@ -353,6 +379,20 @@ impl Message {
             Message::SaleSig(body) => Some(body.attempt),
             Message::SaleStored(body) => Some(body.attempt),
             Message::NoSale(body) => Some(body.attempt),
+            Message::EpochPropose(body) => Some(body.attempt),
+            Message::EpochReady(body) => Some(body.attempt),
+            Message::EpochTerms(body) => Some(body.attempt),
+            Message::EpochPartials(body) => Some(body.attempt),
+            Message::EpochSigs(body) => Some(body.attempt),
+            Message::EpochStored(body) => Some(body.attempt),
+            Message::EpochAsk(body) => Some(body.attempt),
+            Message::EpochNonce(body) => Some(body.attempt),
+            Message::EpochCommit(body) => Some(body.attempt),
+            Message::EpochPartial(body) => Some(body.attempt),
+            Message::EpochSig(body) => Some(body.attempt),
+            Message::EpochReveal(body) => Some(body.attempt),
+            Message::SwitchAck(body) => Some(body.attempt),
+            Message::EpochEnd(body) => Some(body.attempt),
         }
     }
 }

@@ -44,23 +44,21 @@ pub(crate) use buyer::{Buyer, Ground as BuyerGround};
 pub use price::SalePolicy;
 pub(crate) use seller::{Ground as SellerGround, Seller};
 
-/// Version of the path sales are made on.
-const VERSION: u32 = 0;
 /// The longest time a quote may be valid, in blocks: its price is that of one height. A buyer, who
 /// may not have seen all blocks, accepts twice that.
 const MAX_VALID_BLOCKS: u32 = 144;
 
-/// What LDK is held to for the channel a sale makes.
+/// What LDK is held to for the channel a sale makes, by version of the path and place in the chain.
 fn bought(
     slot: SlotRef,
     peer: PublicKey,
     header: &Header,
     link: &Link,
-    place: u8,
+    (version, place): (u32, u8),
 ) -> BoughtChannel {
     let output = &link.tx.tx.output[0];
     BoughtChannel {
-        id: ChannelRef::sold(slot, VERSION, place),
+        id: ChannelRef::sold(slot, version, place),
         channel: SlotChannel {
             slot,
             peer,

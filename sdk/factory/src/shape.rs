@@ -256,6 +256,11 @@ impl Odometer {
         }
     }
 
+    /// At the version with these epochs, from the root to the leaf.
+    pub fn at(states: u8, epochs: Vec<u8>) -> Odometer {
+        Odometer { states, epochs }
+    }
+
     /// The epochs from the root to the leaf.
     pub fn epochs(&self) -> &[u8] {
         &self.epochs

@@ -11,14 +11,14 @@ mod link;
 use std::sync::Arc;
 
 use bitcoin::secp256k1::{PublicKey, XOnlyPublicKey, schnorr};
-use bitcoin::{Amount, OutPoint, Transaction, TxOut};
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut};
 
 use crate::codec::fields;
 use crate::scripts;
 use crate::shape::NodeId;
 use crate::signing::{SignerSet, SignerSetError, TweakedKey, verify};
 use crate::terms::{Header, SlotRecord};
-use crate::tree::Tree;
+use crate::tree::{Cut, Tree};
 
 pub use link::{Link, LinkTerms, Sellable, StockError};
 
@@ -103,6 +103,15 @@ impl Stock {
     pub fn member_revocation_key(&self) -> XOnlyPublicKey {
         self.rules.member_revocation_key
     }
+
+    /// The member's revocation leaf, and the LSP's delayed one.
+    pub(crate) fn leaf_scripts(&self) -> [ScriptBuf; 2] {
+        let rules = &self.rules;
+        [
+            scripts::stock_revocation_script(self.hash, rules.member_revocation_key),
+            scripts::stock_reclaim_script(rules.csv, rules.lsp),
+        ]
+    }
 }
 
 impl Rules {
@@ -164,7 +173,7 @@ pub struct StockChain {
 
 impl StockChain {
     /// The chain of a slot below the leaf of `tree`, with nothing sold; `None` if the slot has no
-    /// stock or this view not its leaf.
+    /// stock or this view not its leaf. `tree` is of the first edition.
     ///
     /// # Errors
     /// LSP and member have the same key; valid terms do not.
@@ -173,24 +182,38 @@ impl StockChain {
         slot: u16,
         record: &SlotRecord,
     ) -> Result<Option<StockChain>, SignerSetError> {
-        let Some(leaf) = tree.leaf(slot).filter(|_| record.stock > Amount::ZERO) else {
+        Self::of_cut(tree, slot, record, &record.cut())
+    }
+
+    /// The same of a place that the leaf of `tree` cuts in this way.
+    ///
+    /// # Errors
+    /// LSP and member have the same key; valid terms do not.
+    pub fn of_cut(
+        tree: &Tree,
+        slot: u16,
+        record: &SlotRecord,
+        cut: &Cut,
+    ) -> Result<Option<StockChain>, SignerSetError> {
+        let cut = cut.channel().filter(|cut| cut.stock > Amount::ZERO);
+        let (Some(leaf), Some(cut)) = (tree.leaf(slot), cut) else {
             return Ok(None);
         };
         let mut origin = StockOrigin {
             outpoint: OutPoint::null(),
             member_key: record.member_key,
             member_revocation_key: record.member_revocation_key,
-            hash: record.stock_hash,
+            hash: cut.stock_hash,
         };
         let rules = rules(&tree.header, leaf.node.id, &origin)?;
         let wanted = TxOut {
-            value: record.stock,
+            value: cut.stock,
             script_pubkey: rules.key(origin.hash).script_pubkey(),
         };
         let vout = leaf.state.tx.output.iter().position(|out| *out == wanted);
         Ok(vout.map(|vout| {
             origin.outpoint = OutPoint::new(leaf.state.txid(), vout as u32);
-            Self::begun(rules, origin, record.stock)
+            Self::begun(rules, origin, cut.stock)
         }))
     }
 

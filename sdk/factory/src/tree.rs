@@ -7,6 +7,8 @@
 //! member's path from it.
 
 mod blueprint;
+mod cut;
+mod edition;
 mod transactions;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +21,11 @@ use crate::shape::{Node, NodeId, Topology};
 use crate::signing::{TweakedKey, verify};
 use crate::terms::{FactoryId, Header, TermsId};
 
-pub use blueprint::{Blueprint, PathFacts, PathMismatch, stock_key, stock_output};
+pub(crate) use blueprint::own_leaf;
+pub use blueprint::{Blueprint, PathFacts, PathMismatch};
+pub(crate) use cut::leaf_outputs;
+pub use cut::{ChannelCut, Cut, CutError, stock_output};
+pub use edition::{Change, Edition, leaf_hash};
 pub use transactions::MAX_NODE_VSIZE;
 pub(crate) use transactions::{fee, transaction, tree_tx};
 
@@ -70,6 +76,14 @@ pub struct TxName {
 fields!(TxName { node, role });
 
 impl TxName {
+    /// The state of a node.
+    pub fn state(node: NodeId) -> TxName {
+        TxName {
+            node,
+            role: Role::State,
+        }
+    }
+
     /// The kickoff of the root: the one signed last of all.
     pub const ROOT_KICKOFF: TxName = TxName {
         node: NodeId(0),
@@ -167,10 +181,32 @@ pub struct Tree {
     /// Its amount and script.
     pub funding_output: TxOut,
     topology: Topology,
+    edition: Edition,
     nodes: BTreeMap<NodeId, TreeNode>,
 }
 
 impl Tree {
+    /// The epoch of every node, and what the leaves hold.
+    pub fn edition(&self) -> &Edition {
+        &self.edition
+    }
+
+    /// What the outputs locked to a node's signers commit to; the funding output, which commits to
+    /// the terms, is not among them.
+    pub fn commitment(&self, node: NodeId) -> [u8; 32] {
+        self.edition.commitment(node).unwrap_or(self.factory_id.0)
+    }
+
+    /// What a new state of `top` makes new beside it, in signing order: everything below in this
+    /// view. Its own kickoff and distribution stay as they are.
+    pub fn renewed_below(&self, top: NodeId) -> Vec<TxName> {
+        let below = self.topology.below(top).into_iter().rev();
+        let nodes = below.filter_map(|id| self.nodes.get(&id));
+        nodes
+            .flat_map(|node| node.transactions().map(|tx| tx.name))
+            .collect()
+    }
+
     /// All nodes there are, also those this view has no transactions of.
     pub fn topology(&self) -> &Topology {
         &self.topology

@@ -1,7 +1,7 @@
 //! The LSP's factory on the chain: it exists once the funding is buried, and while it is.
 
 use super::{Coordinator, Phase};
-use crate::effect::{Effect, Event, SlotRef, depth};
+use crate::effect::{Effect, Event, depth};
 use crate::journal::{Activated, Unfunded};
 use crate::signing::FactoryKey;
 use crate::timing::UNFUNDED_AFTER_BLOCKS;
@@ -35,8 +35,7 @@ impl Coordinator {
         let mut effects = Vec::new();
         let was_open = std::mem::take(&mut self.open);
         if was_open {
-            let slots = 0..self.members();
-            effects.extend(slots.map(|slot| Effect::Suspend(SlotRef { attempt, slot })));
+            effects.extend(self.leaf_channels(Effect::Suspend, Effect::SuspendMoved));
             let bought = self.seller.usable(attempt).into_iter();
             effects.extend(bought.map(Effect::SuspendBought));
         }
@@ -50,7 +49,7 @@ impl Coordinator {
     }
 
     pub(super) fn bury(&mut self) -> Vec<Effect> {
-        let (attempt, members, tip) = (self.attempt, self.members(), self.tip);
+        let (attempt, tip) = (self.attempt, self.tip);
         let (Phase::Published { built, active }, Some(height), false) =
             (&mut self.phase, self.funding_height, self.open)
         else {
@@ -66,7 +65,7 @@ impl Coordinator {
             effects.push(Effect::Persist(Activated { height }.into()));
             effects.push(Effect::Emit(Event::Active { attempt, height }));
         }
-        effects.extend((0..members).map(|slot| Effect::Activate(SlotRef { attempt, slot })));
+        effects.extend(self.leaf_channels(Effect::Activate, Effect::ActivateMoved));
         let bought = self.seller.usable(attempt).into_iter();
         effects.extend(bought.map(Effect::ActivateBought));
         effects

@@ -64,4 +64,20 @@ pub enum Input {
         /// Its hash.
         payment_hash: [u8; 32],
     },
+    /// Answer to [`Effect::Freeze`]: no HTLC is pending in the place's channels.
+    Frozen {
+        /// The place.
+        slot: u16,
+        /// What is the member's in each of them, reserve included, in millisatoshi.
+        balances: Vec<(ChannelRef, u64)>,
+    },
+    /// Both sides hold commitments on the channel of a new epoch, ours durably. Told again after a
+    /// restart.
+    MovedHeld(ChannelRef),
+    /// The channel of a new epoch could not be opened, or was closed.
+    MovedLost(ChannelRef),
+    /// Answer to [`Effect::NeedEpochRandomness`]: 32 fresh random bytes.
+    EpochRandomness([u8; 32]),
+    /// The time for this round of a new epoch is over.
+    EpochTimedOut,
 }

@@ -6,6 +6,7 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use crate::epoch::StockName;
 use crate::message::{Attempt, Invite, Join};
 use crate::shape::Shape;
 use crate::signing::{FactoryKey, ReservedNonces};
@@ -198,16 +199,36 @@ impl LspSecrets {
     }
 
     /// The revocation hash of the stock output of a slot, after `link` sales.
-    pub(super) fn stock_hash(&self, header: &Header, slot: u16, link: u8) -> [u8; 32] {
-        let output = StockOutput {
-            instance: header.instance,
-            attempt: header.attempt,
-            slot,
-            root_epoch: 0,
-            leaf_epoch: 0,
-            link,
-        };
-        stock_hash(&stock_preimage(&self.seed, &output))
+    pub(super) fn stock_hash(&self, header: &Header, name: &StockName) -> [u8; 32] {
+        stock_hash(&self.stock_preimage(header, name))
+    }
+
+    /// What revokes a stock output.
+    pub(super) fn stock_preimage(&self, header: &Header, name: &StockName) -> Zeroizing<[u8; 32]> {
+        let (slot, link) = (name.slot, name.link);
+        match &name.made {
+            None => stock_preimage(
+                &self.seed,
+                &StockOutput {
+                    instance: header.instance,
+                    attempt: header.attempt,
+                    slot,
+                    root_epoch: 0,
+                    leaf_epoch: 0,
+                    link,
+                },
+            ),
+            Some((epochs, retry)) => epoch_stock_preimage(
+                &self.seed,
+                &EpochStockOutput {
+                    attempt: header.attempt(),
+                    slot,
+                    epochs: epochs.clone(),
+                    retry: *retry,
+                    link,
+                },
+            ),
+        }
     }
 
     /// Makes the nonces of the ceremony, once: the randomness is gone afterwards.
@@ -250,13 +271,46 @@ pub fn stock_preimage(seed: &[u8; 32], output: &StockOutput) -> Zeroizing<[u8; 3
     info.extend_from_slice(&output.attempt.to_be_bytes());
     info.extend_from_slice(&output.slot.to_be_bytes());
     info.extend_from_slice(&[output.root_epoch, output.leaf_epoch, output.link]);
+    expand(seed, &info)
+}
+
+/// The same of a stock output that a new epoch made: the epochs of all layers name its leaf.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EpochStockOutput {
+    /// The building attempt.
+    pub attempt: Attempt,
+    /// The member's place.
+    pub slot: u16,
+    /// The epochs of its path, from the root to the leaf.
+    pub epochs: Vec<u8>,
+    /// How many tries at this epoch got as far as channels before the one that made it.
+    pub retry: u16,
+    /// How many sales came before.
+    pub link: u8,
+}
+
+/// The revocation preimage of such an output, under a label of its own: no output of the first
+/// edition has it.
+pub fn epoch_stock_preimage(seed: &[u8; 32], output: &EpochStockOutput) -> Zeroizing<[u8; 32]> {
+    let mut info = Vec::from(*b"superscalar/epoch stock preimage");
+    info.extend_from_slice(&output.attempt.instance.0);
+    info.extend_from_slice(&output.attempt.number.to_be_bytes());
+    info.extend_from_slice(&output.slot.to_be_bytes());
+    info.push(output.epochs.len() as u8);
+    info.extend_from_slice(&output.epochs);
+    info.extend_from_slice(&output.retry.to_be_bytes());
+    info.push(output.link);
+    expand(seed, &info)
+}
+
+fn expand(seed: &[u8; 32], info: &[u8]) -> Zeroizing<[u8; 32]> {
     let mut preimage = Zeroizing::new([0; 32]);
     #[expect(
         clippy::expect_used,
         reason = "32 bytes are a legal HKDF-SHA256 length"
     )]
     Hkdf::<Sha256>::new(None, seed)
-        .expand(&info, preimage.as_mut())
+        .expand(info, preimage.as_mut())
         .expect("32 is at most 255 × 32");
     preimage
 }
@@ -278,7 +332,14 @@ pub(super) fn terms(
         payout: join.payout.clone(),
         member_funding_key: join.funding_key,
         lsp_funding_key: *lsp_funding_key,
-        stock_hash: secrets.stock_hash(&header, invite.slot, 0),
+        stock_hash: secrets.stock_hash(
+            &header,
+            &StockName {
+                slot: invite.slot,
+                made: None,
+                link: 0,
+            },
+        ),
         member_revocation_key: join.revocation_key,
     });
     let slots = slots.collect();

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use super::{Built, Coordinator, LspSecrets, Phase};
 use crate::effect::Effect;
+use crate::epoch::Conductor;
 use crate::journal::{LspGathering, Record, ReplayError};
 use crate::message::RefusalCode;
 use crate::sale::Seller;
@@ -43,9 +44,11 @@ impl Coordinator {
             ended,
             unfunded,
             seller,
+            conductor,
         } = so_far;
         coordinator.unfunded = unfunded;
         coordinator.seller = seller;
+        coordinator.conductor = conductor;
         let mut effects = Vec::new();
         match (built, ended) {
             (_, Some(code)) => coordinator.phase = Phase::Ended(code),
@@ -59,9 +62,13 @@ impl Coordinator {
                         coordinator.waiting_since = height;
                         // Also one that was buried: it may have left the chain meanwhile.
                         effects.push(Effect::Broadcast(built.funding.clone()));
-                        let seller = &coordinator.seller;
-                        let bought = coordinator.on_ground(&built, |ground| seller.agreed(ground));
+                        let (seller, moved) = (&coordinator.seller, &coordinator.conductor);
+                        let bought =
+                            coordinator.on_ground(&built, moved, |ground| seller.agreed(ground));
                         effects.extend(bought.into_iter().map(Effect::AgreeBought));
+                        effects.extend(
+                            coordinator.on_epochs(&built, seller, |ground| moved.agreed(ground)),
+                        );
                         Phase::Published { built, active }
                     }
                     None => Phase::Acking {
@@ -108,6 +115,7 @@ fn gathered(
         waiting_since: tip,
         unfunded: false,
         seller: Seller::default(),
+        conductor: Conductor::default(),
     })
 }
 
@@ -121,6 +129,7 @@ struct SoFar {
     ended: Option<RefusalCode>,
     unfunded: bool,
     seller: Seller,
+    conductor: Conductor,
 }
 
 impl SoFar {
@@ -174,7 +183,25 @@ impl SoFar {
                 if self.active.is_some() =>
             {
                 let seller = &mut self.seller;
-                coordinator.on_ground(built, |ground| seller.add(ground, record))?;
+                coordinator
+                    .on_ground(built, &self.conductor, |ground| seller.add(ground, record))?;
+            }
+            (
+                Record::LspEpochBuilt(_)
+                | Record::LspEpochAsked(_)
+                | Record::EpochSigned(_)
+                | Record::EpochEnded(_)
+                | Record::LspSwitched(_),
+                Some(built),
+            ) if self.active.is_some() => {
+                let (seller, conductor) = (&self.seller, &mut self.conductor);
+                let renewed = coordinator.on_epochs(built, seller, |ground| {
+                    let cut = conductor.add(ground, record)?;
+                    Ok::<_, &'static str>(cut.then(|| conductor.renewed(ground)))
+                })?;
+                for (slot, version, chain) in renewed.into_iter().flatten() {
+                    self.seller.renew(slot, version, chain);
+                }
             }
             (Record::Ended(body), _) if self.published.is_none() => self.ended = Some(body.code),
             _ => return Err("not what an LSP writes next"),

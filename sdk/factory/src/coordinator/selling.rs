@@ -4,6 +4,7 @@ use bitcoin::secp256k1::PublicKey;
 
 use super::{Built, Coordinator, Phase};
 use crate::effect::{Effect, SlotRef};
+use crate::epoch::{Conductor, StockName};
 use crate::message::{Message, RefusalCode};
 use crate::sale::{SalePolicy, Seller, SellerGround};
 use crate::stock::StockChain;
@@ -26,6 +27,9 @@ impl Coordinator {
         if let Some(chain) = self.seller.chain(slot) {
             return Some(chain.clone());
         }
+        if self.conductor.version(slot) > 0 {
+            return None;
+        }
         let built = self.built()?;
         let record = built.terms.slots.get(usize::from(slot))?;
         // An error is one of keys that occur twice, which built terms have not.
@@ -47,18 +51,20 @@ impl Coordinator {
         let mut effects = self.repeat(peer);
         let slot = self.peers.iter().position(|other| *other == peer);
         if let Some(slot) = slot {
-            effects.extend(self.sell(|seller, ground| seller.repeat(ground, slot as u16)));
+            let slot = slot as u16;
+            effects.extend(self.sell(|seller, ground| seller.repeat(ground, slot)));
+            effects.extend(self.conduct(|conductor, ground| conductor.repeat(ground, slot)));
         }
         effects
     }
 
-    /// Only remembered: nothing is done about it here.
+    /// Nothing is sold or signed any more.
     pub(super) fn tree_seen(&mut self) -> Vec<Effect> {
         self.seller.opened();
-        Vec::new()
+        self.conduct(|conductor, ground| conductor.opened(ground))
     }
 
-    /// Only remembered as well.
+    /// Only remembered: nothing is done about it here.
     pub(super) fn place_ended(&mut self, slot: u16) -> Vec<Effect> {
         self.sell(|seller, ground| seller.ended(ground, slot));
         Vec::new()
@@ -80,7 +86,9 @@ impl Coordinator {
     ) -> T {
         let mut seller = std::mem::take(&mut self.seller);
         let done = match &self.phase {
-            Phase::Published { built, .. } => self.on_ground(built, |it| act(&mut seller, it)),
+            Phase::Published { built, .. } => {
+                self.on_ground(built, &self.conductor, |it| act(&mut seller, it))
+            }
             _ => T::default(),
         };
         self.seller = seller;
@@ -90,18 +98,24 @@ impl Coordinator {
     pub(super) fn on_ground<T>(
         &self,
         built: &Built,
+        conductor: &Conductor,
         act: impl FnOnce(&SellerGround<'_>) -> T,
     ) -> T {
         let (secrets, header) = (&self.secrets, &built.terms.header);
+        let stock_hash = |slot, link| {
+            let made = conductor.made(slot);
+            secrets.stock_hash(header, &StockName { slot, made, link })
+        };
         act(&SellerGround {
             attempt: self.attempt,
             peers: &self.peers,
             terms: &built.terms,
             tree: &built.tree,
             key: secrets.key(),
-            stock_hash: &|slot, link| secrets.stock_hash(header, slot, link),
+            stock_hash: &stock_hash,
             tip: self.tip,
             active: self.open,
+            frozen: &|slot| conductor.is_frozen(slot),
         })
     }
 }

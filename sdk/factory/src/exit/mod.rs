@@ -20,6 +20,7 @@ pub mod package;
 mod path;
 mod planner;
 pub mod reclaim;
+pub mod stale;
 mod status;
 pub mod timelock;
 

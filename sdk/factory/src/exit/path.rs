@@ -4,6 +4,7 @@
 //! signatures, or from bytes), every transaction spends the output it should, has the delay its
 //! epoch says, and carries a signature valid under the key of that output. It holds no secret.
 
+mod epochs;
 mod sales;
 mod verify;
 

@@ -24,7 +24,7 @@ use crate::stock::{Stock, StockChain};
 use crate::terms::TimeoutPolicy;
 use crate::tree::{Tree, TreeNode};
 
-/// An output the LSP takes alone.
+/// An output that one party takes alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reclaim {
     /// The output.
@@ -33,11 +33,13 @@ pub struct Reclaim {
     pub output: TxOut,
     /// The first block that may hold its spend.
     pub allowed: u32,
-    lock_time: LockTime,
-    sequence: Sequence,
-    script: ScriptBuf,
-    control: ControlBlock,
-    payout: ScriptBuf,
+    pub(super) lock_time: LockTime,
+    pub(super) sequence: Sequence,
+    pub(super) script: ScriptBuf,
+    /// What the script wants to see beside a signature.
+    pub(super) preimage: Option<[u8; 32]>,
+    pub(super) control: ControlBlock,
+    pub(super) payout: ScriptBuf,
 }
 
 /// The outpoints beside [`Tree::outpoints`] whose spenders [`reclaims`] wants to know: the stock.
@@ -93,7 +95,7 @@ fn unopened(tree: &Tree, node: &TreeNode, input: OutPoint) -> Option<Reclaim> {
     }
     let commitment = match node.node.parent {
         None => tree.terms_id.0,
-        Some(_) => tree.factory_id.0,
+        Some(_) => tree.commitment(node.node.id),
     };
     let lsp = header.lsp_key.x_only_public_key().0;
     Some(Reclaim {
@@ -104,6 +106,7 @@ fn unopened(tree: &Tree, node: &TreeNode, input: OutPoint) -> Option<Reclaim> {
         lock_time: LockTime::from_consensus(header.expiry),
         sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
         script: scripts::reclaim_script(header.expiry, lsp),
+        preimage: None,
         control: control(&node.kickoff.key, TapNodeHash::assume_hidden(commitment)),
         payout: header.lsp_payout.clone(),
     })
@@ -124,8 +127,7 @@ fn unsold(tree: &Tree, chain: &StockChain, mut height: u32, facts: &ChainFacts) 
         return None;
     }
     let csv = tree.header.timing.stock_csv;
-    let lsp = tree.header.lsp_key.x_only_public_key().0;
-    let revocation = scripts::stock_revocation_script(stock.hash(), stock.member_revocation_key());
+    let [revocation, own] = stock.leaf_scripts();
     let beside = TapLeafHash::from_script(&revocation, LeafVersion::TapScript);
     Some(Reclaim {
         outpoint: stock.outpoint(),
@@ -133,13 +135,14 @@ fn unsold(tree: &Tree, chain: &StockChain, mut height: u32, facts: &ChainFacts) 
         allowed: height.saturating_add(u32::from(csv)),
         lock_time: LockTime::ZERO,
         sequence: Sequence::from_height(csv),
-        script: scripts::stock_reclaim_script(csv, lsp),
+        script: own,
+        preimage: None,
         control: control(stock.key(), beside.into()),
         payout: tree.header.lsp_payout.clone(),
     })
 }
 
-fn control(key: &TweakedKey, beside: TapNodeHash) -> ControlBlock {
+pub(super) fn control(key: &TweakedKey, beside: TapNodeHash) -> ControlBlock {
     ControlBlock {
         leaf_version: LeafVersion::TapScript,
         output_key_parity: key.output_parity(),
@@ -154,8 +157,8 @@ impl Reclaim {
         facts.next_height() >= self.allowed
     }
 
-    /// The signed spend, at `feerate`, to where the terms pay the LSP; `None` where less than an
-    /// output may hold is left. `key` is the LSP's in this factory.
+    /// The signed spend, at `feerate`, to where it is to be paid; `None` where less than an output
+    /// may hold is left. `key` is the party's.
     pub fn spend(&self, key: &FactoryKey, feerate: FeeRate) -> Option<Transaction> {
         let mut tx = Transaction {
             version: Version(3),
@@ -207,11 +210,9 @@ impl Reclaim {
     }
 
     fn witness(&self, signature: &[u8; 64]) -> Witness {
-        let parts = [
-            signature.to_vec(),
-            self.script.to_bytes(),
-            self.control.serialize(),
-        ];
+        let mut parts = vec![signature.to_vec()];
+        parts.extend(self.preimage.map(|preimage| preimage.to_vec()));
+        parts.extend([self.script.to_bytes(), self.control.serialize()]);
         Witness::from_slice(&parts)
     }
 }

@@ -11,7 +11,7 @@ impl Member {
     /// The channel that the next sale makes: what the keys of [`Ask`] are derived for. `None` where
     /// there is nothing to buy.
     pub fn next_channel(&self) -> Option<ChannelRef> {
-        self.buyer.next_channel(self.slot())
+        self.buyer.next_channel(self.slot(), self.mover.version())
     }
 
     /// What the stock beside the channel allows to be bought, if the LSP sells it.
@@ -60,13 +60,14 @@ impl Member {
     pub(super) fn connected(&mut self) -> Vec<Effect> {
         let mut effects = self.repeat();
         effects.extend(self.buying(|buyer, ground| buyer.repeat(ground)));
+        effects.extend(self.moving(|mover, ground| mover.repeat(ground)));
         effects
     }
 
-    /// Only remembered: nothing is done about it here.
+    /// Nothing is bought or signed any more.
     pub(super) fn tree_seen(&mut self) -> Vec<Effect> {
         self.buyer.opened();
-        Vec::new()
+        self.moving(|mover, ground| mover.opened(ground))
     }
 
     pub(super) fn sale_message(&mut self, message: Message) -> Vec<Effect> {
@@ -103,6 +104,8 @@ impl Member {
             key: &self.key,
             tip: self.tip,
             active: self.open,
+            version: self.mover.version(),
+            frozen: self.mover.is_frozen(),
         };
         act(&mut self.buyer, &ground)
     }

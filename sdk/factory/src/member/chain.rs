@@ -65,7 +65,8 @@ impl Member {
             return Vec::new();
         }
         let slot = self.slot();
-        let mut effects = vec![Effect::Suspend(slot)];
+        let leaf = self.leaf_channel(Effect::Suspend, Effect::SuspendMoved);
+        let mut effects: Vec<Effect> = leaf.into_iter().collect();
         let bought = self.buyer.usable(slot).into_iter();
         effects.extend(bought.map(Effect::SuspendBought));
         effects.push(Effect::Emit(Event::Reorged(self.attempt())));
@@ -89,7 +90,7 @@ impl Member {
             effects.push(Effect::Persist(Activated { height }.into()));
             effects.push(Effect::Emit(Event::Active { attempt, height }));
         }
-        effects.push(Effect::Activate(slot));
+        effects.extend(self.leaf_channel(Effect::Activate, Effect::ActivateMoved));
         let bought = self.buyer.usable(slot).into_iter();
         effects.extend(bought.map(Effect::ActivateBought));
         effects.extend(self.buying(|buyer, ground| buyer.due(ground)));

@@ -3,8 +3,10 @@
 //! What always holds: records that no run of the role could have written in this order are an
 //! error that names the record; nothing is guessed, and a journal never makes this code panic.
 
+use super::moving::on_epochs;
 use super::{Member, Path, Phase};
 use crate::effect::{Effect, SlotRef};
+use crate::epoch::Mover;
 use crate::journal::{MemberJoined, Record, ReplayError};
 use crate::message::{PartialBytes, RefusalCode};
 use crate::sale::{Buyer, BuyerGround};
@@ -46,6 +48,7 @@ impl Member {
             unfunded: so_far.unfunded,
             dormant: so_far.dormant,
             buyer: so_far.buyer,
+            mover: so_far.mover,
         };
         let SoFar {
             path,
@@ -70,6 +73,7 @@ impl Member {
                 };
                 let bought = member.buying(|buyer, ground| buyer.agreed(ground));
                 effects.extend(bought.into_iter().map(Effect::AgreeBought));
+                effects.extend(member.moving(|mover, ground| mover.agreed(ground)));
                 effects
             }
             _ => member.end(RefusalCode::Restarted),
@@ -89,6 +93,7 @@ struct SoFar {
     unfunded: bool,
     dormant: Option<RefusalCode>,
     buyer: Buyer,
+    mover: Mover,
 }
 
 impl SoFar {
@@ -169,8 +174,32 @@ impl SoFar {
                     key,
                     tip: 0,
                     active: false,
+                    version: self.mover.version(),
+                    frozen: self.mover.is_frozen(),
                 };
                 self.buyer.add(&ground, record)?;
+            }
+            (
+                Record::MemberEpochStored(_)
+                | Record::MemberEpochCommitted(_)
+                | Record::MemberEpochRevealed(_)
+                | Record::MemberEpochGuarded(_)
+                | Record::EpochSigned(_)
+                | Record::EpochEnded(_),
+                Some(path),
+            ) if self.active.is_some() => {
+                let slot = SlotRef {
+                    attempt: path.tree.header.attempt(),
+                    slot,
+                };
+                let before = self.mover.version();
+                let (buyer, mover) = (&self.buyer, &mut self.mover);
+                on_epochs((slot, joined.lsp), path, key, buyer, mover, false, |mover, ground| {
+                    mover.add(ground, record)
+                })?;
+                if self.mover.version() != before {
+                    self.buyer.renew(self.mover.stock(path));
+                }
             }
             (Record::Ended(body), _) if self.partial.is_none() => self.ended = Some(body.code),
             _ => return Err("not what a member writes next"),

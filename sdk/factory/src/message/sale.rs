@@ -237,4 +237,6 @@ reasons! {
     9 => Pending: "a sale to this place is under way",
     /// The LSP could not prepare it now.
     10 => Unavailable: "try again later",
+    /// The place is about to get a new epoch.
+    11 => Frozen: "a new epoch is being made",
 }

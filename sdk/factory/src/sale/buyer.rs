@@ -12,7 +12,7 @@ use bitcoin::Amount;
 use bitcoin::secp256k1::{PublicKey, schnorr};
 
 use super::sign::{self, Nonces, Session};
-use super::{VERSION, bought, verify};
+use super::{bought, verify};
 use crate::effect::{Bill, BoughtChannel, ChannelRef, Effect, Event, SlotRef};
 use crate::journal::{Guard, MemberSaleSigned, SaleStep, SaleStepped};
 use crate::message::{Attempt, Message, Quote, QuoteRequest, SaleAccept, SaleId, SaleTerms};
@@ -84,6 +84,9 @@ pub enum BuyError {
         /// Its last height.
         valid_until: u32,
     },
+    /// A new epoch is being made, or one that was signed for may still be completed.
+    #[error("a new epoch is being made")]
+    Frozen,
     /// The random bytes are not random.
     #[error("no nonce can be made from these random bytes")]
     Randomness,
@@ -98,6 +101,10 @@ pub(crate) struct Ground<'a> {
     pub(crate) tip: u32,
     /// Whether the funding is buried.
     pub(crate) active: bool,
+    /// Version of the path.
+    pub(crate) version: u32,
+    /// Whether a new epoch is on its way.
+    pub(crate) frozen: bool,
 }
 
 /// Where the newest sale stands.
@@ -124,8 +131,10 @@ pub(crate) struct Buyer {
     /// Accepted before, offered again with another nonce.
     again: Option<Box<Quote>>,
     sale: Option<Box<Sale>>,
-    /// Sales that are over and done with, the oldest first.
+    /// Sales of this epoch that are over and done with, the oldest first.
     done: Vec<SaleTerms>,
+    /// What was paid in epochs before.
+    paid: Vec<[u8; 32]>,
     opened: bool,
 }
 
@@ -164,6 +173,14 @@ impl Buyer {
         self.chain = chain;
     }
 
+    /// The place is in a new epoch: what was bought before is part of its one channel.
+    pub(crate) fn renew(&mut self, chain: Option<StockChain>) {
+        let done = self.done.drain(..);
+        self.paid.extend(done.map(|sale| sale.payment_hash));
+        (self.ask, self.quote, self.again) = (None, None, None);
+        self.chain = chain;
+    }
+
     pub(crate) fn chain(&self) -> Option<&StockChain> {
         self.chain.as_ref()
     }
@@ -179,9 +196,9 @@ impl Buyer {
     }
 
     /// The channel the next sale makes.
-    pub(crate) fn next_channel(&self, slot: SlotRef) -> Option<ChannelRef> {
+    pub(crate) fn next_channel(&self, slot: SlotRef, version: u32) -> Option<ChannelRef> {
         let stock = self.chain.as_ref()?.newest()?;
-        Some(ChannelRef::sold(slot, VERSION, stock.link()))
+        Some(ChannelRef::sold(slot, version, stock.link()))
     }
 
     /// What was quoted under this name and is not accepted.
@@ -211,6 +228,9 @@ impl Buyer {
         }
         if self.opened {
             return Err(BuyError::Opened);
+        }
+        if ground.frozen {
+            return Err(BuyError::Frozen);
         }
         if let Some(sale) = &self.sale {
             let id = id(ground, sale.terms());
@@ -260,7 +280,7 @@ impl Buyer {
             ground.lsp,
             ground.header,
             &link,
-            quote.sale.link,
+            (ground.version, quote.sale.link),
         );
         let invoice = quote.invoice.clone();
         (self.quote, self.ask) = (None, None);
@@ -396,7 +416,10 @@ impl Buyer {
     /// Every bought channel LDK is to be held to.
     pub(crate) fn agreed(&self, ground: &Ground<'_>) -> Vec<BoughtChannel> {
         let slot = ground.slot;
-        let one = |link, place| bought(slot, ground.lsp, ground.header, link, place);
+        let one = |link, place| {
+            let place = (ground.version, place);
+            bought(slot, ground.lsp, ground.header, link, place)
+        };
         let links = self.chain.iter().flat_map(StockChain::links);
         let sold = links.map(|sold| one(sold.link(), sold.place()));
         // Until its signature is there the newest is not part of the chain.

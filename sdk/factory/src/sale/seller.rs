@@ -15,7 +15,7 @@ use bitcoin::secp256k1::{PublicKey, schnorr};
 
 use super::price::SalePolicy;
 use super::sign::{Nonces, Session};
-use super::{MAX_VALID_BLOCKS, VERSION, bought};
+use super::{MAX_VALID_BLOCKS, bought};
 use crate::effect::{BoughtChannel, ChannelRef, Effect, Event, QuoteBacking, QuoteWanted, SlotRef};
 use crate::journal::{SaleStep, SaleStepped};
 use crate::message::{
@@ -38,6 +38,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) tip: u32,
     /// Whether the funding is buried.
     pub(crate) active: bool,
+    /// Whether nothing may be sold in a slot, because a new epoch is being made.
+    pub(crate) frozen: &'a dyn Fn(u16) -> bool,
 }
 
 impl Ground<'_> {
@@ -76,6 +78,8 @@ pub(crate) struct Seller {
 /// The sales of one place.
 #[derive(Debug, Default)]
 struct Place {
+    /// Version of the path.
+    version: u32,
     /// What was delivered; `None` where the place has no stock.
     chain: Option<StockChain>,
     /// What was agreed for each link of the chain.
@@ -179,6 +183,46 @@ impl Seller {
         self.places.get(&slot)?.chain.as_ref()
     }
 
+    /// The place is in a new epoch: what it bought before is part of its one channel.
+    pub(crate) fn renew(&mut self, slot: u16, version: u32, chain: Option<StockChain>) {
+        let renewed = Place {
+            version,
+            chain,
+            ..Place::default()
+        };
+        self.places.insert(slot, renewed);
+    }
+
+    /// Whether anything was ever asked for in a place, or its epoch is not the first.
+    pub(crate) fn knows(&self, slot: u16) -> bool {
+        self.places.contains_key(&slot)
+    }
+
+    /// Whether a sale is signed and not settled.
+    pub(crate) fn is_busy(&self, slot: u16) -> bool {
+        let place = self.places.get(&slot);
+        place.is_some_and(|place| place.signed.is_some() || place.unpaid)
+    }
+
+    /// The channels that were delivered to a place in its newest epoch.
+    pub(crate) fn bought(
+        &self,
+        slot: SlotRef,
+        peer: PublicKey,
+        header: &crate::terms::Header,
+    ) -> Vec<BoughtChannel> {
+        let place = self.places.get(&slot.slot).into_iter();
+        let sold = place.flat_map(|it| it.chain.iter().map(|chain| (it.version, chain)));
+        let links = sold.flat_map(|(version, chain)| {
+            let links = chain.links().iter();
+            links.map(move |sold| (version, sold))
+        });
+        let each = links.map(|(version, sold)| {
+            bought(slot, peer, header, sold.link(), (version, sold.place()))
+        });
+        each.collect()
+    }
+
     fn place(&mut self, ground: &Ground<'_>, slot: u16) -> &mut Place {
         self.places.entry(slot).or_insert_with(|| {
             let record = ground.terms.slots.get(usize::from(slot));
@@ -200,6 +244,9 @@ impl Seller {
         }
         if self.opened {
             return Err(NoSaleReason::Opened);
+        }
+        if (ground.frozen)(slot) {
+            return Err(NoSaleReason::Frozen);
         }
         if place.is_some_and(|place| place.ended) {
             return Err(NoSaleReason::Ended);
@@ -250,7 +297,7 @@ impl Seller {
         let (terms, signature) = request.again.unwrap_or_else(|| {
             let terms = SaleTerms {
                 slot,
-                version: VERSION,
+                version: place.version,
                 link: stock.link(),
                 stock: stock.outpoint(),
                 amount: wanted.amount,
@@ -373,7 +420,7 @@ impl Seller {
             let sold = sold.map(|sold| (sold.link(), sold.place()));
             let pending = place.signed.iter().map(|it| (&it.link, it.terms.link));
             let all = sold.chain(pending);
-            all.map(|(link, place)| agreed(ground, *slot, link, place))
+            all.map(|(link, at)| agreed(ground, *slot, link, (place.version, at)))
         });
         each.collect()
     }
@@ -438,7 +485,7 @@ fn stepped(terms: &SaleTerms, step: SaleStep) -> Effect {
     Effect::Persist(record.into())
 }
 
-fn agreed(ground: &Ground<'_>, slot: u16, link: &Link, place: u8) -> BoughtChannel {
+fn agreed(ground: &Ground<'_>, slot: u16, link: &Link, place: (u32, u8)) -> BoughtChannel {
     let header = &ground.terms.header;
     bought(ground.slot(slot), ground.peer(slot), header, link, place)
 }

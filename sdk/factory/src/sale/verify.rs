@@ -2,7 +2,7 @@
 //! was told is compared with it.
 
 use super::buyer::{Ask, Ground};
-use super::{MAX_VALID_BLOCKS, VERSION, sign};
+use super::{MAX_VALID_BLOCKS, sign};
 use crate::message::{MAX_INVOICE_BYTES, Quote, RefusalCode, SaleTerms};
 use crate::stock::{Link, StockChain};
 
@@ -65,7 +65,7 @@ pub(super) fn terms(
     let newest = chain.newest();
     let agreed = [
         (sale.slot == ground.slot.slot, "slot"),
-        (sale.version == VERSION, "version"),
+        (sale.version == ground.version, "version"),
         (newest.is_some_and(|it| it.link() == sale.link), "link"),
         (
             newest.is_some_and(|it| it.outpoint() == sale.stock),

@@ -10,6 +10,8 @@ use super::transactions::{
     MAX_NODE_VSIZE, distribution_outputs, kickoff_outputs, required_input, signed_vsize,
     state_outputs, transaction, tree_tx,
 };
+use super::cut::{Cut, leaf_outputs};
+use super::edition::Edition;
 use super::{Role, Tree, TreeNode};
 use crate::codec::fields;
 use crate::scripts;
@@ -104,6 +106,20 @@ pub enum PathMismatch {
         /// The node.
         node: NodeId,
     },
+    /// The outputs of a leaf are more than its state can spend.
+    #[error("leaf_outputs: node {} holds less than these outputs and their fee", node.0)]
+    Unaffordable {
+        /// The leaf.
+        node: NodeId,
+    },
+    /// A node has no such epoch.
+    #[error("epoch: node {} has no epoch {epoch}", node.0)]
+    UsedUp {
+        /// The node.
+        node: NodeId,
+        /// The epoch.
+        epoch: u8,
+    },
     /// A transaction is larger than relay allows.
     #[error("shape: a transaction of node {} has {vsize} vB, at most 10,000 relay", node.0)]
     TooLarge {
@@ -129,6 +145,8 @@ impl PathMismatch {
             | PathMismatch::Overflow { field } => field,
             PathMismatch::Sibling { .. } => "siblings",
             PathMismatch::Underfunded { .. } => "payouts",
+            PathMismatch::Unaffordable { .. } => "leaf_outputs",
+            PathMismatch::UsedUp { .. } => "epoch",
             PathMismatch::TooLarge { .. } => "shape",
             PathMismatch::Keys(_) => "keys",
         }
@@ -164,11 +182,9 @@ impl Blueprint {
         let mut leaves = BTreeMap::new();
         for node in topology.nodes().iter().filter(|node| node.is_leaf()) {
             let slots = usize::from(node.slots.start)..usize::from(node.slots.end);
-            let records = &terms.slots[slots];
-            let mut outputs: Vec<TxOut> = records.iter().map(SlotRecord::channel_output).collect();
-            for record in records {
-                outputs.extend(stock_output(&terms.header, record)?);
-            }
+            let records = terms.slots[slots].iter();
+            let places: Vec<_> = records.map(|record| (record, record.cut())).collect();
+            let outputs = leaf_outputs(&terms.header, &places)?;
             leaves.insert(node.id, outputs);
         }
         let payouts = terms.slots.iter().map(payout).collect();
@@ -217,7 +233,8 @@ impl Blueprint {
         let path = topology.path(facts.slot);
         #[expect(clippy::expect_used, reason = "slot < members was checked above")]
         let leaf = topology.node(*path.last().expect("every slot has a leaf"));
-        own_leaf(header, facts, leaf)?;
+        let cut = facts.record.cut();
+        own_leaf(header, &facts.record, &cut, facts.slot, leaf, &facts.leaf_outputs)?;
         let beside: Vec<NodeId> = path
             .iter()
             .flat_map(|&node| &topology.node(node).children)
@@ -289,10 +306,14 @@ impl Blueprint {
         })
     }
 
-    /// All transactions, for a factory funded at `funding`.
+    /// All transactions of the first edition, for a factory funded at `funding`.
     pub fn tree(&self, funding: OutPoint) -> Result<Tree, PathMismatch> {
+        self.edition(funding, &Edition::default())
+    }
+
+    /// All transactions of an edition.
+    pub fn edition(&self, funding: OutPoint, edition: &Edition) -> Result<Tree, PathMismatch> {
         let factory_id = FactoryId::new(self.terms_id, funding);
-        let tweak = self.root(factory_id.0);
         let funding_root = self.root(self.terms_id.0);
         // One aggregation per signer set: kickoff, state and distribution share it.
         let mut below: BTreeMap<NodeId, TweakedKey> = BTreeMap::new();
@@ -303,7 +324,8 @@ impl Blueprint {
                 continue;
             };
             let signers = self.signers(node)?;
-            let key = signers.tweaked(tweak);
+            let commitment = edition.commitment(node.id).unwrap_or(factory_id.0);
+            let key = signers.tweaked(self.root(commitment));
             below.insert(node.id, key.clone());
             if node.parent.is_none() {
                 let funding_key = signers.tweaked(funding_root);
@@ -358,7 +380,7 @@ impl Blueprint {
                 vout: 0,
             };
             let outputs = match self.leaves.get(&node.id) {
-                Some(outputs) => outputs.clone(),
+                Some(outputs) => edition.leaf(node.id).unwrap_or(outputs).clone(),
                 None => {
                     let children = node.children.iter();
                     children
@@ -369,7 +391,18 @@ impl Blueprint {
                         .collect()
                 }
             };
-            let delay = self.header.timing.state_delay(0).unwrap_or(0);
+            let outputs = state_outputs(outputs);
+            // What a state needs less than the first one did stays its fee.
+            let needed = required_input(&self.header, &outputs);
+            if needed.is_none_or(|needed| needed > state_input) {
+                return Err(PathMismatch::Unaffordable { node: node.id });
+            }
+            let epoch = edition.epoch(node.id);
+            let delay = self.header.timing.state_delay(epoch);
+            let delay = delay.ok_or(PathMismatch::UsedUp {
+                node: node.id,
+                epoch,
+            })?;
             let state = tree_tx(
                 node.id,
                 Role::State,
@@ -377,7 +410,7 @@ impl Blueprint {
                     started,
                     Sequence::from_height(delay),
                     LockTime::ZERO,
-                    state_outputs(outputs),
+                    outputs,
                 ),
                 state_prevout.clone(),
                 key.clone(),
@@ -423,6 +456,7 @@ impl Blueprint {
             funding,
             funding_output,
             topology: self.topology.clone(),
+            edition: edition.clone(),
             nodes,
         })
     }
@@ -538,32 +572,6 @@ impl Blueprint {
     }
 }
 
-/// The stock output of a slot; `None` if it has no stock.
-pub fn stock_output(header: &Header, record: &SlotRecord) -> Result<Option<TxOut>, SignerSetError> {
-    Ok(stock_key(header, record)?.map(|key| TxOut {
-        value: record.stock,
-        script_pubkey: key.script_pubkey(),
-    }))
-}
-
-/// The key of a slot's stock output; `None` if it has no stock.
-pub fn stock_key(
-    header: &Header,
-    record: &SlotRecord,
-) -> Result<Option<TweakedKey>, SignerSetError> {
-    if record.stock == Amount::ZERO {
-        return Ok(None);
-    }
-    let root = scripts::stock_root(
-        record.stock_hash,
-        record.member_revocation_key,
-        header.lsp_key.x_only_public_key().0,
-        header.timing.stock_csv,
-    );
-    let signers = SignerSet::new(&[header.lsp_key, record.member_key])?;
-    Ok(Some(signers.tweaked(root)))
-}
-
 fn payout(record: &SlotRecord) -> TxOut {
     TxOut {
         value: record.entitlement(),
@@ -571,24 +579,32 @@ fn payout(record: &SlotRecord) -> TxOut {
     }
 }
 
-fn own_leaf(header: &Header, facts: &PathFacts, leaf: &Node) -> Result<(), PathMismatch> {
+/// Checks the outputs of a member's leaf: its own place is cut as it should be.
+pub(crate) fn own_leaf(
+    header: &Header,
+    record: &SlotRecord,
+    cut: &Cut,
+    slot: u16,
+    leaf: &Node,
+    outputs: &[TxOut],
+) -> Result<(), PathMismatch> {
     let field = "leaf_outputs";
-    let channels = leaf.slots.len();
-    let count = facts.leaf_outputs.len();
-    if count < channels || count > 2 * channels {
+    let places = leaf.slots.len();
+    let count = outputs.len();
+    if count < places || count > 2 * places {
         return Err(PathMismatch::Count {
             field,
             count,
-            expected: channels,
+            expected: places,
         });
     }
-    standard(&facts.leaf_outputs, field)?;
-    let (channel_outputs, stock_outputs) = facts.leaf_outputs.split_at(channels);
-    let own = usize::from(facts.slot - leaf.slots.start);
-    if channel_outputs[own] != facts.record.channel_output() {
+    standard(outputs, field)?;
+    let (place_outputs, stock_outputs) = outputs.split_at(places);
+    let own = usize::from(slot - leaf.slots.start);
+    if place_outputs[own] != cut.output(header, record) {
         return Err(PathMismatch::Own { field });
     }
-    if let Some(stock) = stock_output(header, &facts.record)?
+    if let Some(stock) = cut.stock_output(header, record)?
         && stock_outputs.iter().filter(|out| **out == stock).count() != 1
     {
         return Err(PathMismatch::Own { field });

@@ -9,6 +9,9 @@
               be set up ends its test"
 )]
 
+pub mod epochs;
+mod sales;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use bitcoin::absolute::LockTime;
@@ -20,13 +23,11 @@ use bitcoin::{
 };
 use superscalar_factory::codec::{Decode as _, Encode as _};
 use superscalar_factory::coordinator::{self, Coordinator, FactoryPlan, LspSecrets, Seat};
-use superscalar_factory::effect::{
-    Bill, ChannelRef, Effect, Event, QuoteBacking, QuoteWanted, SlotChannel,
-};
-use superscalar_factory::journal::{Guard, Record};
+use superscalar_factory::effect::{Bill, ChannelRef, Effect, Event, QuoteWanted, SlotChannel};
+use superscalar_factory::journal::Record;
 use superscalar_factory::member::{self, JoinSecrets, Member, WalletLimits};
-use superscalar_factory::message::{Attempt, Message, SaleId};
-use superscalar_factory::sale::{Ask, BuyError, SalePolicy};
+use superscalar_factory::message::{Attempt, Message};
+use superscalar_factory::sale::SalePolicy;
 use superscalar_factory::shape::Shape;
 use superscalar_factory::signing::FactoryKey;
 use superscalar_factory::terms::{Instance, TimeoutPolicy};
@@ -144,6 +145,8 @@ pub struct World {
     /// What the LSP's shell is asked for; answered at once unless that is held back.
     pub wanted: Vec<QuoteWanted>,
     pub hold_back_quotes: bool,
+    /// What the shells know of new epochs.
+    pub epochs: epochs::Shell,
     /// Random values drawn so far.
     drawn: u64,
     /// Rewrites what a party sends; `None` loses it.
@@ -180,6 +183,7 @@ impl World {
             paid: BTreeMap::new(),
             wanted: Vec::new(),
             hold_back_quotes: false,
+            epochs: epochs::Shell::default(),
             drawn: 0,
             tamper: Box::new(|_, message| Some(message)),
         }
@@ -226,10 +230,13 @@ impl World {
             // The member acts on NodeSigs, which precede the open on the same connection.
             match self.opening.pop_front() {
                 Some(slot) => self.open(slot),
-                None => {
-                    let id = self.opening_bought.pop_front()?;
-                    self.open_bought(id);
-                }
+                None => match self.opening_bought.pop_front() {
+                    Some(id) => self.open_bought(id),
+                    None => {
+                        let id = self.epochs.opening.pop_front()?;
+                        self.open_moved(id);
+                    }
+                },
             }
         }
     }
@@ -281,7 +288,11 @@ impl World {
             let others = matches!(effect, Effect::Send { .. } | Effect::Broadcast(_));
             let channels = matches!(effect, Effect::Open(_) | Effect::Activate(_));
             let bought = matches!(effect, Effect::OpenBought(_) | Effect::ActivateBought(_));
-            others || channels || bought || matches!(effect, Effect::Pay(_))
+            let moved = matches!(
+                effect,
+                Effect::OpenMoved(_) | Effect::ActivateMoved(_) | Effect::Retire(_)
+            );
+            others || channels || bought || moved || matches!(effect, Effect::Pay(_))
         };
         let recorded = |effect: &Effect| matches!(effect, Effect::Persist(_));
         let last = effects.iter().rposition(recorded);
@@ -359,7 +370,7 @@ impl World {
                     self.activated_bought.retain(|open| *open != (who, id));
                 }
                 Effect::Pay(bill) => self.bills.push_back((bill.id.slot.slot, bill)),
-                other => panic!("an effect this world does not know: {other:?}"),
+                other => self.act_epoch(who, other),
             }
         }
     }
@@ -485,6 +496,7 @@ impl World {
             }
         };
         self.act(who, effects);
+        self.tell_held(who);
         match who {
             Party::Lsp => (0..self.plan.seats.len() as u16).for_each(|slot| self.reconnect(slot)),
             Party::Member(slot) => self.reconnect(slot),
@@ -498,6 +510,7 @@ impl World {
             .retain(|(from, to, _)| *from != end && *to != end);
         self.opening.retain(|open| *open != slot);
         self.opening_bought.retain(|open| open.slot.slot != slot);
+        self.epochs.opening.retain(|open| open.slot.slot != slot);
         if let Some(lsp) = &mut self.lsp {
             let peer = self.plan.seats[usize::from(slot)].peer;
             let effects = lsp.handle(coordinator::Input::Connected(peer));
@@ -519,126 +532,5 @@ impl World {
         let member = self.members.get_mut(&slot);
         let effects = member.map(|member| member.handle(input));
         self.act(Party::Member(slot), effects.unwrap_or_default());
-    }
-
-    /// An active factory whose LSP sells.
-    pub fn selling(plan: FactoryPlan) -> World {
-        let mut world = World::with(plan);
-        world.run();
-        world.confirm_funding(TIP + 1);
-        world.sell_at(Some(policy()));
-        world
-    }
-
-    pub fn sell_at(&mut self, policy: Option<SalePolicy>) {
-        self.policy = policy.clone();
-        self.lsp.as_mut().unwrap().set_sale_policy(policy);
-    }
-
-    /// 32 bytes never drawn before in this world.
-    pub fn random(&mut self) -> [u8; 32] {
-        self.drawn += 1;
-        bytes("drawn", self.drawn)
-    }
-
-    /// What the LSP's shell knows of a channel: the same key whenever it is asked, and the invoice
-    /// of the hash it is asked for.
-    pub fn backing(&mut self, wanted: &QuoteWanted) -> QuoteBacking {
-        let number = u64::from(wanted.id.slot.slot) * 100 + u64::from(wanted.id.seq);
-        let randomness = self.random();
-        let free = wanted.price_msat == 0;
-        let new_hash = if free {
-            [0; 32]
-        } else {
-            bytes("payment", self.drawn)
-        };
-        let payment_hash = wanted.payment_hash.unwrap_or(new_hash);
-        QuoteBacking {
-            funding_key: key("lsp bought", number),
-            payment_hash,
-            invoice: if free {
-                String::new()
-            } else {
-                "lnbcrt".repeat(40)
-            },
-            randomness,
-        }
-    }
-
-    /// What a member asks for, watched by itself.
-    pub fn wish(&self, slot: u16, sat: u64) -> Ask {
-        let id = self.members[&slot].next_channel();
-        let seq = id.map_or(0, |id| u64::from(id.seq));
-        Ask {
-            amount: Amount::from_sat(sat),
-            max_price_msat: u64::MAX,
-            funding_key: key("member bought", u64::from(slot) * 100 + seq),
-            guard: Guard::Member,
-        }
-    }
-
-    /// The member asks; gives the quote's sale once it is there.
-    pub fn ask(&mut self, slot: u16, ask: Ask) -> Result<Option<SaleId>, BuyError> {
-        let before = self.events.len();
-        let effects = self.members.get_mut(&slot).unwrap().ask(ask)?;
-        self.act(Party::Member(slot), effects);
-        self.deliver();
-        Ok(self.events[before..]
-            .iter()
-            .find_map(|(who, event)| match event {
-                Event::Quoted { sale, .. } if *who == Party::Member(slot) => Some(*sale),
-                _ => None,
-            }))
-    }
-
-    /// The member accepts; what follows is yet to be delivered.
-    pub fn accept(&mut self, slot: u16, sale: SaleId) -> Result<(), BuyError> {
-        let randomness = self.random();
-        let accepted = self
-            .members
-            .get_mut(&slot)
-            .unwrap()
-            .accept(sale, &randomness);
-        self.act(Party::Member(slot), accepted?);
-        Ok(())
-    }
-
-    /// Both sides hold the bought channel if they agreed to the same one.
-    pub fn open_bought(&mut self, id: ChannelRef) {
-        let slot = id.slot.slot;
-        let ours = self.bought.get(&(Party::Lsp, id)).cloned();
-        let theirs = self.bought.get(&(Party::Member(slot), id)).cloned();
-        let (Some(mut ours), Some(theirs)) = (ours, theirs) else {
-            return;
-        };
-        ours.peer = theirs.peer;
-        assert_eq!(ours, theirs);
-        self.tell_lsp(coordinator::Input::BoughtHeld(id));
-        self.tell(slot, member::Input::BoughtHeld(id));
-    }
-
-    /// Members pay what they owe; gives how many did.
-    pub fn pay(&mut self) -> usize {
-        let mut paid = 0;
-        while let Some((slot, bill)) = self.bills.pop_front() {
-            let payment_hash = bill.payment_hash;
-            self.paid.insert(payment_hash, bill.price_msat);
-            self.tell_lsp(coordinator::Input::SalePaid { payment_hash });
-            self.tell(slot, member::Input::SalePaid(bill.id));
-            paid += 1;
-        }
-        paid
-    }
-
-    /// A whole sale, paid for.
-    pub fn buy(&mut self, slot: u16, sat: u64) {
-        let sale = self
-            .ask(slot, self.wish(slot, sat))
-            .unwrap()
-            .expect("a quote");
-        self.accept(slot, sale).unwrap();
-        self.deliver();
-        self.pay();
-        self.deliver();
     }
 }

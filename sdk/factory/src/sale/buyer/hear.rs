@@ -43,13 +43,14 @@ impl Buyer {
             return self.offered_again(ground, quote);
         }
         let unexpected = ((RefusalCode::Unexpected, "sale"), Vec::new());
-        if self.sale.is_some() || self.opened {
+        if self.sale.is_some() || self.opened || ground.frozen {
             return Err(unexpected);
         }
         let (Some(ask), Some(chain)) = (&self.ask, &self.chain) else {
             return Err(unexpected);
         };
-        let paid: Vec<[u8; 32]> = self.done.iter().map(|sale| sale.payment_hash).collect();
+        let mut paid = self.paid.clone();
+        paid.extend(self.done.iter().map(|sale| sale.payment_hash));
         verify::quote(ground, chain, &paid, ask, &quote).map_err(|wrong| (wrong, Vec::new()))?;
         let told = Event::Quoted {
             sale: sale.id(&ground.slot.attempt),

@@ -1,8 +1,7 @@
 //! What a seller hears from its members.
 
 use super::{
-    Denial, Ground, MAX_VALID_BLOCKS, Offer, Place, Request, Seller, Session, Signed, VERSION,
-    agreed, deny, id, quote, settle,
+    Denial, Ground, MAX_VALID_BLOCKS, Offer, Place, Request, Seller, Session, Signed, agreed, deny, id, quote, settle,
 };
 use crate::effect::{ChannelRef, Effect, Event, QuoteWanted};
 use crate::journal::LspSaleSigned;
@@ -97,7 +96,7 @@ impl Seller {
         let valid_blocks = u32::from(policy.valid_blocks).min(MAX_VALID_BLOCKS);
         let valid_until = tip.saturating_add(valid_blocks);
         let wanted = QuoteWanted {
-            id: ChannelRef::sold(ground.slot(slot), VERSION, stock.link()),
+            id: ChannelRef::sold(ground.slot(slot), place.version, stock.link()),
             amount,
             price_msat: price_msat.ok_or(NoSaleReason::Unavailable)?,
             valid_until: valid_until.min(ground.terms.header.expiry - 1),
@@ -141,7 +140,11 @@ impl Seller {
             });
         }
         let stock = place.chain.as_ref().and_then(|chain| chain.newest());
-        let stock = stock.filter(|it| it.outpoint() == terms.stock && it.link() == terms.link);
+        let version = place.version;
+        let stock = stock.filter(|it| {
+            let newest = (it.outpoint(), it.link(), version);
+            newest == (terms.stock, terms.link, terms.version)
+        });
         let Some(stock) = stock else {
             return Err(Answer::Refused(RefusalCode::Terms, "stock"));
         };
@@ -181,7 +184,7 @@ impl Seller {
         };
         let effects = vec![
             Effect::Persist(record.into()),
-            Effect::AgreeBought(agreed(ground, slot, &link, terms.link)),
+            Effect::AgreeBought(agreed(ground, slot, &link, (terms.version, terms.link))),
             Effect::OpenBought(id(ground, terms)),
         ];
         place.request = None;

@@ -24,7 +24,7 @@ impl Seller {
                 let stock = chain.newest();
                 let stock = stock.filter(|it| it.outpoint() == terms.stock);
                 let link = stock
-                    .filter(|it| it.link() == terms.link && terms.version == super::VERSION)
+                    .filter(|it| it.link() == terms.link && terms.version == place.version)
                     .and_then(|stock| stock.sell(&terms.link_terms()).ok());
                 let link = link.ok_or("the sale is not of the newest stock")?;
                 if !link.is_signed(&signature) {
