@@ -103,8 +103,6 @@ pub(crate) struct Conductor {
     burnt: BTreeMap<OutPoint, u8>,
     /// Epochs that were asked for and abandoned, since the last one of their place.
     abandoned: BTreeMap<u16, Vec<Abandoned>>,
-    /// What was abandoned last: members may not have heard.
-    ended: Option<EpochName>,
     /// How many tries at an epoch came as far as channels.
     tries: BTreeMap<(NodeId, Vec<u8>), u16>,
     opened: bool,

@@ -6,7 +6,11 @@
     reason = "all of this program is tests and what they share"
 )]
 
+mod crashes;
 mod flow;
+mod limbo;
+mod refusals;
+mod stale;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../world/mod.rs"]

@@ -31,6 +31,16 @@ pub struct Shell {
     pub busy: BTreeSet<Party>,
 }
 
+impl Shell {
+    /// What is only in the memory of a party's shell.
+    pub fn forget(&mut self, who: Party) {
+        self.frozen.retain(|(by, _)| *by != who);
+        if let Party::Member(slot) = who {
+            self.limbo.remove(&slot);
+        }
+    }
+}
+
 /// Another number for every channel.
 fn number(id: ChannelRef) -> u64 {
     let place = u64::from(id.slot.slot) * 1_000_000;

@@ -479,6 +479,7 @@ impl World {
     /// lost; then everyone reconnects.
     pub fn restart(&mut self, tip: u32) {
         let Some(who) = self.dead.take() else { return };
+        self.epochs.forget(who);
         let records = &self.journal[&who];
         let effects = match who {
             Party::Lsp => {

@@ -56,14 +56,15 @@ impl Conductor {
                 if !again.is_empty() {
                     return again;
                 }
-                vec![ground.say(
-                    slot,
-                    EpochEnd {
-                        attempt: ground.attempt,
-                        epoch,
-                        code: RefusalCode::Restarted,
-                    },
-                )]
+                let end = EpochEnd {
+                    attempt: ground.attempt,
+                    epoch,
+                    code: RefusalCode::Restarted,
+                };
+                // What is under way it may have refused because of that.
+                let mut effects = vec![ground.say(slot, end)];
+                effects.extend(self.repeat(ground, slot));
+                effects
             }
         }
     }
@@ -280,30 +281,41 @@ impl Conductor {
         slot: u16,
         said: &EpochStored,
     ) -> Result<Vec<Effect>, Answer> {
-        let Stage::Opening {
+        let Stage::Opening { top, .. } = self.under_way(slot, &said.epoch)? else {
+            return refuse(RefusalCode::Unexpected, "epoch");
+        };
+        // It has lost the nonce it gave, if it gave one.
+        if top.as_ref().is_some_and(|top| top.nonces.contains_key(&slot)) {
+            *top = None;
+        }
+        Ok(self.has_stored(ground, slot))
+    }
+
+    /// What a member is to do next that has everything below the node on its disk.
+    fn has_stored(&mut self, ground: &Ground<'_>, slot: u16) -> Vec<Effect> {
+        let ceremony = self.ceremony.as_deref_mut();
+        let Some(Stage::Opening {
             built,
             stored,
             held,
             top,
             ..
-        } = self.under_way(slot, &said.epoch)?
+        }) = ceremony.map(|it| &mut it.stage)
         else {
-            return refuse(RefusalCode::Unexpected, "epoch");
+            return Vec::new();
         };
         stored.insert(slot);
-        let channel = built.channel_ref(ground, slot);
-        if channel.is_none() {
-            held.insert(slot);
-        } else if !held.contains(&slot) {
-            return Ok(channel.map(Effect::OpenMoved).into_iter().collect());
-        }
-        // It has lost the nonce it gave, if it gave one.
-        if top.as_ref().is_some_and(|top| top.nonces.contains_key(&slot)) {
-            *top = None;
+        match built.channel_ref(ground, slot) {
+            // Who leaves has no channel to wait for.
+            None => {
+                held.insert(slot);
+            }
+            Some(id) if !held.contains(&slot) => return vec![Effect::OpenMoved(id)],
+            Some(_) => {}
         }
         match top {
-            Some(_) => Ok(self.repeat(ground, slot)),
-            None => Ok(self.try_top(ground)),
+            Some(_) => self.repeat(ground, slot),
+            None => self.try_top(ground),
         }
     }
 
@@ -322,10 +334,10 @@ impl Conductor {
         } = self.under_way(slot, &said.epoch)?
         else {
             // Of a round that a restart has ended.
-            return Ok(self.repeat(ground, slot));
+            return Ok(self.has_stored(ground, slot));
         };
         if top.round != said.round || top.signing.is_some() || opened {
-            return Ok(self.repeat(ground, slot));
+            return Ok(self.has_stored(ground, slot));
         }
         if PublicNonce::from_bytes(&said.nonce).is_err() {
             return refuse(RefusalCode::Nonce, "nonce");
@@ -372,10 +384,10 @@ impl Conductor {
             ..
         } = self.under_way(slot, &said.epoch)?
         else {
-            return Ok(self.repeat(ground, slot));
+            return Ok(self.has_stored(ground, slot));
         };
         if *round != said.round || opened {
-            return Ok(self.repeat(ground, slot));
+            return Ok(self.has_stored(ground, slot));
         }
         if !signing.is_members(slot, &[said.partial]) {
             return refuse(RefusalCode::Signature, "partial");

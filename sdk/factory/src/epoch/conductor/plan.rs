@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{Ceremony, Conductor, Ground, Stage, StockName};
 use crate::effect::{ChannelRef, Effect};
-use crate::message::{CutOffer, EpochEnd, EpochName, EpochPropose, RefusalCode};
+use crate::message::{CutOffer, EpochName, EpochPropose};
 use crate::scripts::MIN_OUTPUT;
 use crate::shape::{NodeId, Odometer, UsedUp};
 use crate::terms::{SlotRecord, stock_hash};
@@ -203,17 +203,6 @@ impl Conductor {
         waves.push(rest);
         waves.retain(|wave| !wave.is_empty());
         let mut effects: Vec<_> = slots.clone().map(|slot| Effect::Freeze(ground.slot(slot))).collect();
-        if let Some(epoch) = self.ended.take() {
-            // Who has not heard it would not take another.
-            let attempt = ground.attempt;
-            let code = RefusalCode::Silence;
-            let end = EpochEnd {
-                attempt,
-                epoch,
-                code,
-            };
-            effects.extend(slots.clone().map(|slot| ground.say(slot, end.clone())));
-        }
         let propose = |slot| propose(ground, &next.epoch, &offers, &numbers, slot);
         effects.extend(slots.clone().filter_map(propose));
         self.ceremony = Some(Box::new(Ceremony {

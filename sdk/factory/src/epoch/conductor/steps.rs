@@ -320,16 +320,9 @@ impl Conductor {
         if !delivery.is_empty() {
             return delivery;
         }
-        let (attempt, ended) = (ground.attempt, self.ended.as_ref());
+        let attempt = ground.attempt;
         let Some(ceremony) = self.ceremony.as_ref().filter(|it| it.slots.contains(&slot)) else {
-            let topology = ground.tree.topology();
-            let ended = ended.filter(|name| topology.node(name.node).slots.contains(&slot));
-            let end = ended.map(|epoch| EpochEnd {
-                attempt,
-                epoch: epoch.clone(),
-                code: RefusalCode::Silence,
-            });
-            return end.map(|end| ground.say(slot, end)).into_iter().collect();
+            return Vec::new();
         };
         let epoch = ceremony.name.clone();
         let said = match &ceremony.stage {
@@ -493,7 +486,6 @@ impl Conductor {
         if let Some((outpoint, _)) = built.version.commitment() {
             self.burnt.insert(outpoint, name.epoch());
         }
-        self.ended = Some(name.clone());
         for (slot, cut) in &built.cuts {
             let cut = cut.channel().filter(|cut| cut.stock > bitcoin::Amount::ZERO);
             let stock = cut.map(|_| StockName {

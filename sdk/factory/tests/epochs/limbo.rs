@@ -1,0 +1,256 @@
+//! A signer falls silent after others have signed: nobody loses, nobody waits for ever, and what was
+//! signed once is never signed as something else.
+
+use superscalar_factory::coordinator;
+use superscalar_factory::effect::Event;
+use superscalar_factory::epoch::{EpochError, EpochStage, Wish};
+use superscalar_factory::journal::Record;
+use superscalar_factory::member;
+use superscalar_factory::message::{Message, RefusalCode};
+use superscalar_factory::sale::BuyError;
+use superscalar_factory::shape::NodeId;
+
+use crate::crashes::revive;
+use crate::world::{Party, World};
+use crate::{active, agree, balance, endow, events};
+
+const SIGNS: u16 = 0;
+const SILENT: u16 = 1;
+
+/// An epoch that one member has signed and another has not.
+fn hanging(states: u8) -> World {
+    let mut world = active(4, states);
+    world.buy(SIGNS, 20_000);
+    endow(&mut world);
+    hang(&mut world);
+    world
+}
+
+fn hang(world: &mut World) {
+    let mut asked = 0;
+    world.tamper = Box::new(move |_, message| {
+        let asks = matches!(message, Message::EpochCommit(_));
+        asked += usize::from(asks);
+        // Only the first wave hears it.
+        (!asks || asked == 1).then_some(message)
+    });
+    let mut plan = world.epoch_plan(SIGNS, |_| Wish::Merge).unwrap();
+    plan.waves = vec![vec![SIGNS]];
+    world.begin_epoch(&plan).unwrap();
+    world.deliver();
+    assert_eq!(stage(world, SIGNS), Some(EpochStage::Committed));
+    world.tamper = Box::new(|_, message| Some(message));
+}
+
+fn stage(world: &World, slot: u16) -> Option<EpochStage> {
+    world.members[&slot].epoch_stage()
+}
+
+/// What a frozen place held, in any of its channels.
+fn time_out(world: &mut World, slot: u16) {
+    world.tell(slot, member::Input::EpochTimedOut);
+    world.deliver();
+}
+
+fn abandon(world: &mut World) {
+    let effects = world.lsp.as_mut().unwrap().abandon_epoch();
+    world.act(Party::Lsp, effects);
+    world.deliver();
+}
+
+#[test]
+fn who_has_signed_is_in_limbo_and_the_lsp_is_told_who_is_silent() {
+    let mut world = hanging(4);
+    let frozen = balance(&world, SIGNS);
+    assert_eq!(world.members[&SIGNS].limbo_msat(), Some(frozen));
+    world.tell_lsp(coordinator::Input::EpochTimedOut);
+    let silent = world.events.iter().find_map(|(_, event)| match event {
+        Event::EpochHangs { silent, .. } => Some(silent.clone()),
+        _ => None,
+    });
+    assert_eq!(silent, Some(vec![SILENT]));
+    assert!(world.epochs.frozen.contains(&(Party::Member(SIGNS), SIGNS)));
+    time_out(&mut world, SIGNS);
+    assert_eq!(world.epochs.limbo.get(&SIGNS), Some(&frozen));
+    // Nothing is bought, and nothing else begun.
+    let wish = world.wish(SIGNS, 10_000);
+    assert_eq!(world.ask(SIGNS, wish), Err(BuyError::Frozen));
+    assert!(matches!(world.merge(2), Err(EpochError::UnderWay { .. })));
+    // A restart forgets none of it.
+    world.kill(Party::Member(SIGNS));
+    revive(&mut world);
+    world.inbox.clear();
+    assert_eq!(stage(&world, SIGNS), Some(EpochStage::Committed));
+    assert!(world.epochs.frozen.contains(&(Party::Member(SIGNS), SIGNS)));
+}
+
+/// The silent one comes back: the same state is signed, with fresh nonces, and nothing is used up.
+#[test]
+fn the_epoch_is_completed_when_the_silent_member_is_back() {
+    for restarts in [false, true] {
+        let mut world = hanging(4);
+        let before = balance(&world, SIGNS);
+        time_out(&mut world, SIGNS);
+        if restarts {
+            for who in [Party::Lsp, Party::Member(SIGNS), Party::Member(SILENT)] {
+                world.kill(who);
+                revive(&mut world);
+                world.deliver();
+            }
+        }
+        world.reconnect(SILENT);
+        world.deliver();
+        for slot in [SIGNS, SILENT] {
+            agree(&world, slot, 1);
+        }
+        assert_eq!(balance(&world, SIGNS), before);
+        let signed = world.journal[&Party::Member(SIGNS)].iter();
+        let signed = signed.filter(|record| matches!(record, Record::MemberEpochCommitted(_)));
+        assert_eq!(signed.count(), 1);
+    }
+}
+
+/// The LSP gives it up: that epoch is used up, the limbo stays until a newer one is switched to, and
+/// with that the stock of the abandoned one is revoked as well.
+#[test]
+fn an_abandoned_epoch_is_never_used_again() {
+    let mut world = hanging(4);
+    let frozen = balance(&world, SIGNS);
+    abandon(&mut world);
+    assert_eq!(world.members[&SIGNS].limbo_msat(), Some(frozen));
+    assert_eq!(world.epochs.limbo.get(&SIGNS), Some(&frozen));
+    assert_eq!(world.members[&SILENT].limbo_msat(), None);
+    assert!(world.epochs.frozen.is_empty(), "payments go on in the old channels");
+    assert!(world.epochs.discarded.iter().all(|(who, _)| *who != Party::Member(SIGNS)));
+    assert_eq!(world.members[&SIGNS].newer_trees().count(), 1, "it is looked for on chain");
+    // The same after a restart, on both sides.
+    for who in [Party::Lsp, Party::Member(SIGNS)] {
+        world.kill(who);
+        revive(&mut world);
+        world.deliver();
+    }
+    assert_eq!(world.epochs.limbo.get(&SIGNS), Some(&frozen));
+    let next = world.lsp.as_ref().unwrap().next_epoch(SIGNS).unwrap();
+    assert_eq!(next.epoch.epochs, [0, 2]);
+    let wish = world.wish(SIGNS, 10_000);
+    assert_eq!(world.ask(SIGNS, wish), Err(BuyError::Frozen));
+    // It spends what it likes; what it has is what it moves with.
+    let id = world.channels(Party::Member(SIGNS), SIGNS)[0];
+    *world.epochs.balances.get_mut(&id).unwrap() -= 500_000;
+    let left = balance(&world, SIGNS);
+    world.merge(SIGNS).unwrap();
+    agree(&world, SIGNS, 2);
+    agree(&world, SILENT, 2);
+    assert_eq!(balance(&world, SIGNS), left);
+    let retired = world.members[&SIGNS].retired_stock();
+    assert_eq!(retired.len(), 2, "of the first epoch, and of the abandoned one");
+    let known = |chain: &superscalar_factory::stock::StockChain, preimages: &[[u8; 32]]| {
+        chain.stocks().all(|stock| {
+            preimages.iter().any(|it| superscalar_factory::terms::stock_hash(it) == stock.hash())
+        })
+    };
+    assert!(retired.iter().all(|(chain, preimages)| known(chain, preimages)));
+    // The prepared channel that came to nothing is retired with the others.
+    let own = Party::Member(SIGNS);
+    let retired = world.epochs.retired.iter().filter(|(who, _)| *who == own);
+    assert_eq!(retired.map(|(_, id)| id.version).max(), Some(1));
+}
+
+/// With the leaf's epochs used up in vain it is carried; with those of the root as well it is over.
+#[test]
+fn epochs_that_came_to_nothing_are_counted() {
+    let mut world = hanging(2);
+    abandon(&mut world);
+    let next = world.lsp.as_ref().unwrap().next_epoch(SIGNS).unwrap();
+    assert_eq!((next.epoch.node, &next.epoch.epochs[..]), (NodeId(0), &[1][..]));
+    hang(&mut world);
+    abandon(&mut world);
+    assert!(matches!(world.merge(SIGNS), Err(EpochError::UsedUp(_))));
+    assert!(matches!(world.merge(2), Ok(())), "the other leaf has epochs of its own");
+    agree(&world, 2, 1);
+}
+
+/// An LSP that forgets what it asked for, and wants another state of the same epoch.
+#[test]
+fn another_state_of_a_signed_epoch_is_refused_and_reported() {
+    let mut world = active(4, 4);
+    let before = world.journal[&Party::Lsp].len();
+    endow(&mut world);
+    hang(&mut world);
+    world.kill(Party::Lsp);
+    world.journal.get_mut(&Party::Lsp).unwrap().truncate(before);
+    revive(&mut world);
+    world.sell_at(None);
+    world.deliver();
+    assert_eq!(stage(&world, SIGNS), None);
+    assert!(world.members[&SIGNS].limbo_msat().is_some());
+    let signed = world.journal[&Party::Member(SIGNS)].len();
+    let wish = |slot| match slot {
+        SIGNS => Wish::Capacity(bitcoin::Amount::from_sat(510_000)),
+        _ => Wish::Merge,
+    };
+    let plan = world.epoch_plan(SIGNS, wish).unwrap();
+    world.begin_epoch(&plan).unwrap();
+    world.deliver();
+    let reported = |event: &Event| matches!(event, Event::EpochEquivocation { .. });
+    assert_eq!(events(&world, reported), [Party::Member(SIGNS)]);
+    let refused = |event: &Event| {
+        matches!(event, Event::Refused { code: RefusalCode::Equivocation, field, .. } if field == "epochs")
+    };
+    assert_eq!(events(&world, refused), [Party::Member(SIGNS)]);
+    assert_eq!(world.journal[&Party::Member(SIGNS)].len(), signed);
+    assert_eq!(stage(&world, SIGNS), None);
+    // Nor after a restart.
+    world.kill(Party::Member(SIGNS));
+    revive(&mut world);
+    world.deliver();
+    let plan = world.epoch_plan(SIGNS, wish).unwrap();
+    world.begin_epoch(&plan).unwrap();
+    world.deliver();
+    assert_eq!(events(&world, reported).len(), 2);
+}
+
+/// Once somebody has begun to open the factory nothing is signed: what is uncommitted ends, what is
+/// committed waits, nothing is revealed.
+#[test]
+fn nothing_is_signed_once_the_tree_is_seen() {
+    let at = |wanted: fn(&Message) -> bool| {
+        let mut world = active(4, 4);
+        let plan = world.epoch_plan(SIGNS, |_| Wish::Merge).unwrap();
+        world.begin_epoch(&plan).unwrap();
+        world.deliver_until(|_, _, message| wanted(message)).expect("it is said");
+        let since = world.log.len();
+        world.tell_lsp(coordinator::Input::TreeSeen);
+        for slot in 0..4 {
+            world.tell(slot, member::Input::TreeSeen);
+        }
+        world.deliver();
+        for slot in 0..4 {
+            world.reconnect(slot);
+        }
+        world.deliver();
+        let log = world.log[since..].iter();
+        let signed: Vec<u16> = log.map(|(_, message)| message.number()).collect();
+        (world, signed)
+    };
+    for wanted in [
+        |message: &Message| matches!(message, Message::EpochPropose(_)),
+        |message: &Message| matches!(message, Message::EpochTerms(_)),
+        |message: &Message| matches!(message, Message::EpochNonce(_)),
+        |message: &Message| matches!(message, Message::EpochCommit(_)),
+    ] {
+        let (world, said) = at(wanted);
+        assert!(!said.contains(&29) && !said.contains(&30), "{said:?}");
+        for slot in [SIGNS, SILENT] {
+            assert_eq!(world.members[&slot].version(), 0);
+            assert_eq!(stage(&world, slot), None);
+        }
+    }
+    // Signed by all, not yet delivered: the state helps everybody, what revokes the old does not.
+    let (world, said) = at(|message| matches!(message, Message::EpochReveal(_)));
+    let revealed = said.iter().filter(|number| **number == 31).count();
+    assert_eq!(revealed, 0, "{said:?}");
+    assert_eq!(world.members[&SIGNS].version(), 1);
+    let mut world = world;
+    assert!(matches!(world.merge(2), Err(EpochError::Opened)));
+}
