@@ -80,6 +80,20 @@ pub fn journal(data: &[u8]) {
             let randomness = [1; 32];
             member.handle(Input::SaleRandomness { id, randomness });
         }
+        if let Some(id) = member.moved_channel() {
+            member.handle(Input::MovedHeld(id));
+        }
+        member.handle(Input::MovedGuarded {
+            version: member.version(),
+        });
+        member.handle(Input::EpochRandomness([1; 32]));
+        member.handle(Input::EpochTimedOut);
+        if let Some(path) = member.signed_path() {
+            path.expect("what a journal gives back fits together");
+        }
+        for (chain, _) in member.retired_stock() {
+            assert!(chain.stocks().count() > 0);
+        }
         member.handle(Input::TreeSeen);
         member.handle(Input::Height(u32::MAX));
         member.handle(Input::TimedOut);
@@ -96,6 +110,15 @@ pub fn journal(data: &[u8]) {
         }
         let payment_hash = [1; 32];
         lsp.handle(Input::SalePaid { payment_hash });
+        for slot in 0..lsp.peers().len() as u16 {
+            if let Some(path) = lsp.signed_path(slot) {
+                path.expect("what a journal gives back fits together");
+            }
+            let _ = lsp.next_epoch(slot);
+        }
+        lsp.handle(Input::EpochRandomness([1; 32]));
+        lsp.handle(Input::EpochTimedOut);
+        lsp.abandon_epoch();
         lsp.handle(Input::TreeSeen);
         lsp.handle(Input::Height(u32::MAX));
         lsp.handle(Input::TimedOut);

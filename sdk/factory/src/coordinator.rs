@@ -37,8 +37,8 @@ use signing::Signing;
 pub use built::Built;
 pub use input::Input;
 pub use plan::{
-    EpochStockOutput, FactoryPlan, LspSecrets, PlanError, Seat, StockOutput,
-    epoch_stock_preimage, group_sizes, stock_preimage,
+    EpochStockOutput, FactoryPlan, LspSecrets, PlanError, Seat, StockOutput, epoch_stock_preimage,
+    group_sizes, stock_preimage,
 };
 
 /// One attempt to build one factory.

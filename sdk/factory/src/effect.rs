@@ -7,9 +7,7 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 
 use crate::journal::Record;
-use crate::message::{
-    Attempt, EpochName, Message, NoSaleReason, RefusalCode, SaleId, SaleTerms,
-};
+use crate::message::{Attempt, EpochName, Message, NoSaleReason, RefusalCode, SaleId, SaleTerms};
 use crate::stock::Sellable;
 use crate::timing::Timing;
 

@@ -58,8 +58,8 @@ use bitcoin::Amount;
 
 use crate::journal::Guard;
 
-pub use conductor::{EpochError, EpochPlan, NextEpoch, PlacePlan, Wish};
 pub(crate) use conductor::{Conductor, Ground as ConductorGround, Renewed, Sales, StockName};
+pub use conductor::{EpochError, EpochPlan, NextEpoch, PlacePlan, Wish};
 pub use mover::EpochStage;
 pub(crate) use mover::{Ground as MoverGround, Mover};
 

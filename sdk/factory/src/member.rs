@@ -198,9 +198,8 @@ impl Member {
                 balances,
                 funding_key,
                 randomness,
-            } => self.moving(|mover, ground| {
-                mover.frozen(ground, &balances, funding_key, &randomness)
-            }),
+            } => self
+                .moving(|mover, ground| mover.frozen(ground, &balances, funding_key, &randomness)),
             Input::MovedHeld(id) => self.moving(|mover, ground| mover.held(ground, id)),
             Input::MovedLost(id) => self.moving(|mover, ground| mover.lost(ground, id)),
             Input::MovedGuarded { version } => {

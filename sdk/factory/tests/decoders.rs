@@ -98,6 +98,7 @@ fn seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
         seeds.insert(("package", name.to_owned()), package.to_bytes());
     }
     seeds.extend(sale_seeds());
+    seeds.extend(epoch_seeds());
     for (name, policy) in [
         ("members-reclaim", TimeoutPolicy::MembersReclaim),
         ("lsp-reclaims", TimeoutPolicy::LspReclaims),
@@ -155,6 +156,55 @@ fn sale_seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
     seeds
 }
 
+/// A factory of four whose leaf has moved and was then carried into the root; before that an epoch
+/// was signed by all but one and abandoned.
+fn moved() -> World {
+    let mut plan = plan(4);
+    plan.timing.states = 3;
+    plan.timing = plan.timing.with_least_blocks_early(2);
+    let mut world = World::selling(plan);
+    world.buy(0, 10_000);
+    let mut asked = 0;
+    world.tamper = Box::new(move |_, message| {
+        let asks = matches!(message, Message::EpochCommit(_));
+        asked += usize::from(asks);
+        (!asks || asked == 1).then_some(message)
+    });
+    world.merge(0).unwrap();
+    let effects = world.lsp.as_mut().unwrap().abandon_epoch();
+    world.act(Party::Lsp, effects);
+    world.deliver();
+    world.tamper = Box::new(|_, message| Some(message));
+    world.merge(0).unwrap();
+    world.merge(0).unwrap();
+    world.buy(0, 10_000);
+    world
+}
+
+fn epoch_seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
+    let mut seeds = BTreeMap::new();
+    let world = moved();
+    for (_, message) in world.log.iter().filter(|(_, it)| it.is_of_epoch()) {
+        let name = format!("message-{:02}", message.number());
+        let seed = || targets::frames(message);
+        seeds.entry(("wire", name)).or_insert_with(seed);
+    }
+    for (name, who) in [
+        ("member-epochs", Party::Member(0)),
+        ("lsp-epochs", Party::Lsp),
+    ] {
+        let records = targets::records(&world.journal[&who]);
+        seeds.insert(("journal", name.to_owned()), records);
+    }
+    let packaged = PackagedPath {
+        from_height: TIP + 1,
+        path: world.members[&0].signed_path().unwrap().unwrap(),
+    };
+    let package = ExitPackage::new(vec![packaged]).unwrap();
+    seeds.insert(("package", "epochs".to_owned()), package.to_bytes());
+    seeds
+}
+
 /// The committed corpus holds what a ceremony of this version says (written anew with
 /// `SUPERSCALAR_BLESS=1`), and nothing in it breaks a target.
 #[test]
@@ -202,6 +252,8 @@ fn the_corpus_is_replayed() {
 fn all_records() -> Vec<Vec<u8>> {
     let world = sold();
     let all = world.journal.values().flatten();
+    let epochs = moved();
+    let all = all.chain(epochs.journal.values().flatten());
     let mut records: Vec<Vec<u8>> = all.map(|record| record.to_bytes()).collect();
     let code = RefusalCode::Other;
     records.push(Record::from(Ended { code }).to_bytes());
@@ -261,12 +313,12 @@ proptest! {
         for (_, target) in TARGETS {
             target(&bytes);
         }
-        for number in 0..=24 {
+        for number in 0..=40 {
             let mut assembler = Assembler::default();
             let frame = Frame { submessage: number, payload: bytes.clone() };
             let _ = assembler.receive(&frame);
         }
-        for number in 0..=40u16 {
+        for number in 0..=48u16 {
             let _ = Record::from_bytes(&[&number.to_be_bytes(), &bytes[..]].concat(), "Record");
         }
     }

@@ -1,13 +1,17 @@
 //! The coordinator's sub-role that makes new epochs.
 
+use std::collections::BTreeSet;
+
+use bitcoin::OutPoint;
+
 use super::{Built, Coordinator, Phase};
 use crate::effect::{ChannelRef, Effect, SlotRef};
-use crate::epoch::{
-    Conductor, ConductorGround, EpochError, EpochPlan, NextEpoch, Renewed, Sales,
-};
-use crate::exit::{SignedPath, SignedPathError};
+use crate::epoch::{Conductor, ConductorGround, EpochError, EpochPlan, NextEpoch, Renewed, Sales};
+use crate::exit::reclaim::{self, Reclaim, stock_outpoints};
+use crate::exit::{ChainFacts, SignedPath, SignedPathError};
 use crate::message::{Message, RefusalCode};
 use crate::sale::Seller;
+use crate::stock::StockChain;
 use crate::tree::Tree;
 
 impl Coordinator {
@@ -19,7 +23,9 @@ impl Coordinator {
         let Phase::Published { built, .. } = &self.phase else {
             return Err(EpochError::NotActive);
         };
-        self.on_epochs(built, &self.seller, |ground| self.conductor.next(ground, slot))
+        self.on_epochs(built, &self.seller, |ground| {
+            self.conductor.next(ground, slot)
+        })
     }
 
     /// Begins a new epoch. `randomness` are 32 fresh random bytes.
@@ -65,6 +71,37 @@ impl Coordinator {
             Some(chain) => path.with_sales(chain),
             None => Ok(path),
         }))
+    }
+
+    /// Every outpoint whose spender the LSP wants to know, in all epochs: those of trees and stock.
+    pub fn outpoints(&self) -> BTreeSet<OutPoint> {
+        let trees = self.trees().flat_map(Tree::outpoints);
+        trees.chain(stock_outpoints(&self.all_chains())).collect()
+    }
+
+    /// What the LSP may take alone, in whatever epoch the tree is on chain, as
+    /// [`reclaims`](reclaim::reclaims).
+    pub fn reclaims(&self, facts: &ChainFacts) -> Vec<Reclaim> {
+        let chains = self.all_chains();
+        let mut found: Vec<Reclaim> = Vec::new();
+        for tree in self.trees() {
+            let more = reclaim::reclaims(tree, &chains, facts);
+            let known = |it: &Reclaim| found.iter().any(|other| other.outpoint == it.outpoint);
+            let new: Vec<_> = more.into_iter().filter(|it| !known(it)).collect();
+            found.extend(new);
+        }
+        found
+    }
+
+    fn trees(&self) -> impl Iterator<Item = &Tree> {
+        let first = self.built().map(|built| &built.tree);
+        first.into_iter().chain(self.conductor.trees())
+    }
+
+    fn all_chains(&self) -> Vec<StockChain> {
+        let mut chains = self.stock_chains();
+        chains.extend(self.conductor.retired_chains().cloned());
+        chains
     }
 
     pub(super) fn epoch_message(&mut self, slot: u16, message: Message) -> Vec<Effect> {
@@ -134,7 +171,7 @@ impl Coordinator {
             let first = || {
                 let record = built.terms.slots.get(place)?;
                 // An error is one of keys that occur twice, which built terms have not.
-                crate::stock::StockChain::of_slot(&built.tree, slot, record).ok()?
+                StockChain::of_slot(&built.tree, slot, record).ok()?
             };
             Sales {
                 busy: seller.is_busy(slot),

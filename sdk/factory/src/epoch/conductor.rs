@@ -136,7 +136,6 @@ struct Switching {
 struct Retired {
     channels: Vec<ChannelRef>,
     bought: Vec<BoughtChannel>,
-    /// Stock that was sold from.
     chain: Option<StockChain>,
 }
 
@@ -205,6 +204,17 @@ impl Conductor {
     pub(crate) fn tree<'a>(&'a self, ground: &Ground<'a>) -> &'a Tree {
         let newest = self.versions.last();
         newest.map_or(ground.tree, |version| &version.tree)
+    }
+
+    /// Every tree but the first, in order.
+    pub(crate) fn trees(&self) -> impl Iterator<Item = &Tree> {
+        self.versions.iter().map(|version| &version.tree)
+    }
+
+    /// The stock of all older epochs.
+    pub(crate) fn retired_chains(&self) -> impl Iterator<Item = &StockChain> {
+        let retired = self.retired.values().flatten();
+        retired.filter_map(|retired| retired.chain.as_ref())
     }
 
     /// The newest tree, if it is not the first.

@@ -17,9 +17,7 @@ use bitcoin::{Amount, OutPoint};
 use super::EpochLimits;
 use super::verify;
 use super::version::Version;
-use crate::effect::{
-    BoughtChannel, ChannelRef, Effect, MovedChannel, SlotChannel, SlotRef,
-};
+use crate::effect::{BoughtChannel, ChannelRef, Effect, MovedChannel, SlotChannel, SlotRef};
 use crate::exit::{SignedPath, SignedPathError};
 use crate::journal::{Guard, MemberEpochStored};
 use crate::member::Path;
@@ -66,7 +64,8 @@ pub enum EpochStage {
 /// The newer epochs of one place.
 #[derive(Debug, Default)]
 pub(crate) struct Mover {
-    limits: EpochLimits,
+    /// `None` where no new epoch is taken part in.
+    limits: Option<EpochLimits>,
     /// The epochs the place moved to, in order.
     moved: Vec<Moved>,
     ceremony: Option<Box<Ceremony>>,
@@ -172,7 +171,8 @@ struct Prepared {
 
 impl Prepared {
     fn push_msat(&self) -> u64 {
-        self.balances.iter().map(|(_, msat)| *msat).sum()
+        let all = self.balances.iter().map(|(_, msat)| *msat);
+        all.fold(0, u64::saturating_add)
     }
 
     fn channel_ref(&self, slot: SlotRef) -> ChannelRef {
@@ -209,7 +209,7 @@ impl Prepared {
 }
 
 impl Mover {
-    pub(crate) fn set_limits(&mut self, limits: EpochLimits) {
+    pub(crate) fn set_limits(&mut self, limits: Option<EpochLimits>) {
         self.limits = limits;
     }
 
@@ -250,16 +250,17 @@ impl Mover {
     /// What the place's channels may hold of the member's while an epoch that it has signed for may
     /// be completed without it.
     pub(crate) fn limbo_msat(&self) -> Option<u64> {
-        let under_way = self.ceremony.iter().filter_map(|ceremony| {
-            match &ceremony.stage {
+        let under_way = self
+            .ceremony
+            .iter()
+            .filter_map(|ceremony| match &ceremony.stage {
                 Stage::Stored {
                     prepared,
                     committed: true,
                     ..
                 } => Some(prepared.push_msat()),
                 _ => None,
-            }
-        });
+            });
         let abandoned = self.abandoned.iter().map(Prepared::push_msat);
         abandoned.chain(under_way).min()
     }
@@ -318,9 +319,7 @@ impl Mover {
             path = moved.prepared.version.extend(path)?;
             for chain in &moved.retired.chains {
                 // Below an abandoned state, which has no final signature, nothing was sold.
-                if !chain.links().is_empty() {
-                    path = path.with_sales(chain.clone())?;
-                }
+                path = path.with_sales(chain.clone())?;
             }
         }
         Ok(path)
@@ -344,7 +343,11 @@ impl Mover {
         }
         let frozen = self.ceremony.is_some() || self.switching.is_some();
         let stored = self.ceremony.iter().filter_map(|it| it.prepared());
-        effects.extend(stored.filter_map(|it| it.channel(ground)).map(Effect::AgreeMoved));
+        effects.extend(
+            stored
+                .filter_map(|it| it.channel(ground))
+                .map(Effect::AgreeMoved),
+        );
         if frozen {
             effects.push(Effect::Freeze(ground.slot));
         } else {

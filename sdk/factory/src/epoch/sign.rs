@@ -57,9 +57,9 @@ impl Round {
                 nonces,
             });
         }
-        let exact = given.iter().all(|(slot, nonces)| {
-            taken.get(slot).copied().unwrap_or(0) == nonces.len()
-        });
+        let exact = given
+            .iter()
+            .all(|(slot, nonces)| taken.get(slot).copied().unwrap_or(0) == nonces.len());
         (exact && sessions.len() == names.len()).then_some(Round { own, sessions })
     }
 
@@ -102,7 +102,10 @@ impl Round {
         let mut culprits = Vec::new();
         for (index, it) in self.sessions.iter().enumerate() {
             let nonce = self.own.take(index).map_err(|_| Vec::new())?;
-            let own = it.session.partial_sign(nonce, key).map_err(|_| Vec::new())?;
+            let own = it
+                .session
+                .partial_sign(nonce, key)
+                .map_err(|_| Vec::new())?;
             let mut all = vec![own.to_bytes()];
             for slot in &it.slots {
                 let next = taken.entry(*slot).or_default();

@@ -27,7 +27,8 @@ impl Version {
     ) -> Option<Version> {
         let names = tree.renewed_below(name.node);
         let signed = |(name, signature): (&TxName, &schnorr::Signature)| {
-            tree.is_signed(*name, signature).then_some((*name, *signature))
+            tree.is_signed(*name, signature)
+                .then_some((*name, *signature))
         };
         if names.len() != signatures.len() {
             return None;

@@ -60,13 +60,15 @@ pub fn stale_stock_sweeps(
 ) -> Vec<StaleSweep> {
     let mut feerates = feerates.to_vec();
     feerates.sort_unstable();
-    let each = stale_stock(retired, to).into_iter().map(|stock| StaleSweep {
-        outpoint: stock.outpoint,
-        transactions: feerates
-            .iter()
-            .filter_map(|feerate| stock.spend(key, *feerate))
-            .collect(),
-    });
+    let each = stale_stock(retired, to)
+        .into_iter()
+        .map(|stock| StaleSweep {
+            outpoint: stock.outpoint,
+            transactions: feerates
+                .iter()
+                .filter_map(|feerate| stock.spend(key, *feerate))
+                .collect(),
+        });
     each.collect()
 }
 

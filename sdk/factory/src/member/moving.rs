@@ -15,9 +15,9 @@ use crate::stock::StockChain;
 use crate::tree::{Cut, Tree};
 
 impl Member {
-    /// What is accepted of new epochs from now on, and again after each replay; see
-    /// [`EpochLimits::default`].
-    pub fn set_epoch_limits(&mut self, limits: EpochLimits) {
+    /// What is accepted of new epochs from now on; nothing until this is said, and again after each
+    /// replay.
+    pub fn set_epoch_limits(&mut self, limits: Option<EpochLimits>) {
         self.mover.set_limits(limits);
     }
 
@@ -61,7 +61,9 @@ impl Member {
     pub fn awaited_outpoints(&self) -> Vec<OutPoint> {
         let slot = self.slot().slot;
         let trees = self.mover.trees();
-        trees.filter_map(|tree| tree.channel_outpoint(slot)).collect()
+        trees
+            .filter_map(|tree| tree.channel_outpoint(slot))
+            .collect()
     }
 
     /// Everything that leads to the place's channels, in all epochs, with what was bought; `None`

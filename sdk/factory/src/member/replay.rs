@@ -194,9 +194,15 @@ impl SoFar {
                 };
                 let before = self.mover.version();
                 let (buyer, mover) = (&self.buyer, &mut self.mover);
-                on_epochs((slot, joined.lsp), path, key, buyer, mover, false, |mover, ground| {
-                    mover.add(ground, record)
-                })?;
+                on_epochs(
+                    (slot, joined.lsp),
+                    path,
+                    key,
+                    buyer,
+                    mover,
+                    false,
+                    |mover, ground| mover.add(ground, record),
+                )?;
                 if self.mover.version() != before {
                     self.buyer.renew(self.mover.stock(path));
                 }

@@ -6,12 +6,12 @@ use bitcoin::absolute::LockTime;
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, Sequence, TxOut};
 
+use super::cut::{Cut, leaf_outputs};
+use super::edition::Edition;
 use super::transactions::{
     MAX_NODE_VSIZE, distribution_outputs, kickoff_outputs, required_input, signed_vsize,
     state_outputs, transaction, tree_tx,
 };
-use super::cut::{Cut, leaf_outputs};
-use super::edition::Edition;
 use super::{Role, Tree, TreeNode};
 use crate::codec::fields;
 use crate::scripts;
@@ -234,7 +234,14 @@ impl Blueprint {
         #[expect(clippy::expect_used, reason = "slot < members was checked above")]
         let leaf = topology.node(*path.last().expect("every slot has a leaf"));
         let cut = facts.record.cut();
-        own_leaf(header, &facts.record, &cut, facts.slot, leaf, &facts.leaf_outputs)?;
+        own_leaf(
+            header,
+            &facts.record,
+            &cut,
+            facts.slot,
+            leaf,
+            &facts.leaf_outputs,
+        )?;
         let beside: Vec<NodeId> = path
             .iter()
             .flat_map(|&node| &topology.node(node).children)

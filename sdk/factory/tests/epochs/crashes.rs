@@ -44,7 +44,9 @@ fn settle(world: &mut World) {
             return;
         }
         // Somebody waits for what was lost.
-        members(world).into_iter().for_each(|slot| world.reconnect(slot));
+        members(world)
+            .into_iter()
+            .for_each(|slot| world.reconnect(slot));
         world.deliver();
         if is_idle(world) && world.dead.is_none() {
             return;
@@ -84,11 +86,17 @@ fn is_sound(world: &World) {
             Message::EpochNonce(said) => {
                 let round = (*who, said.round);
                 let before = given.insert(said.nonce, round);
-                assert!(before.is_none_or(|before| before == round), "a nonce is given twice");
+                assert!(
+                    before.is_none_or(|before| before == round),
+                    "a nonce is given twice"
+                );
             }
             Message::EpochPartial(said) => {
                 let before = nonces.insert((*who, said.round), said.partial);
-                assert!(before.is_none_or(|before| before == said.partial), "a nonce signs twice");
+                assert!(
+                    before.is_none_or(|before| before == said.partial),
+                    "a nonce signs twice"
+                );
             }
             Message::EpochSig(said) => {
                 signed.insert(said.epoch.clone());
@@ -108,8 +116,15 @@ fn is_sound(world: &World) {
         .flatten()
         .collect();
     for member in world.members.values() {
-        let stocks = member.stock_chain().into_iter().flat_map(|chain| chain.stocks());
-        assert!(stocks.into_iter().all(|stock| !revealed.contains(&stock.hash())));
+        let stocks = member
+            .stock_chain()
+            .into_iter()
+            .flat_map(|chain| chain.stocks());
+        assert!(
+            stocks
+                .into_iter()
+                .all(|stock| !revealed.contains(&stock.hash()))
+        );
     }
 }
 
@@ -151,7 +166,10 @@ fn ready(carry: bool) -> (World, Vec<u64>, u32) {
     if carry {
         world.merge(0).unwrap();
     }
-    let before = members(&world).into_iter().map(|slot| balance(&world, slot)).collect();
+    let before = members(&world)
+        .into_iter()
+        .map(|slot| balance(&world, slot))
+        .collect();
     (world, before, if carry { 2 } else { 1 })
 }
 
@@ -177,7 +195,11 @@ fn every_record_of_an_epoch_is_a_place_to_crash() {
                 make(&mut world, version);
                 is_made(&world, &before);
                 // Nothing was burnt: all that was written can be gone on with.
-                assert_eq!(world.lsp.as_ref().unwrap().version(0), version, "{who:?} {count}");
+                assert_eq!(
+                    world.lsp.as_ref().unwrap().version(0),
+                    version,
+                    "{who:?} {count}"
+                );
                 // And two that are killed one after the other.
                 let (mut world, before, version) = ready(carry);
                 world.crash = Some((who, from[at] + count));
@@ -201,12 +223,11 @@ fn replaying_any_part_of_a_journal_gives_the_epoch_as_it_was_then() {
     begin(&mut world);
     settle(&mut world);
     let replayed = |who: Party, written: &[Record]| match who {
-        Party::Lsp => Coordinator::replay(&bytes("lsp seed", 0), written, TIP)
-            .map(|(lsp, _)| lsp.version(1)),
-        Party::Member(slot) => {
-            Member::replay(&bytes("member seed", u64::from(slot)), written, TIP)
-                .map(|(member, _)| member.version())
+        Party::Lsp => {
+            Coordinator::replay(&bytes("lsp seed", 0), written, TIP).map(|(lsp, _)| lsp.version(1))
         }
+        Party::Member(slot) => Member::replay(&bytes("member seed", u64::from(slot)), written, TIP)
+            .map(|(member, _)| member.version()),
     };
     for (at, who) in who.into_iter().enumerate() {
         let all = &world.journal[&who];
@@ -215,14 +236,21 @@ fn replaying_any_part_of_a_journal_gives_the_epoch_as_it_was_then() {
                 .iter()
                 .any(|record| matches!(record, Record::EpochSigned(_)));
             let wanted = if signed { version } else { 1 };
-            assert_eq!(replayed(who, &all[..count]), Ok(wanted), "{who:?} after {count}");
+            assert_eq!(
+                replayed(who, &all[..count]),
+                Ok(wanted),
+                "{who:?} after {count}"
+            );
         }
         // With one record missing, or one too many, there is no role.
         for gone in from[at]..all.len() - 1 {
             let mut missing = all.clone();
             missing.remove(gone);
             let last = matches!(all[gone], Record::LspSwitched(_));
-            assert!(last || replayed(who, &missing).is_err(), "{who:?} without {gone}");
+            assert!(
+                last || replayed(who, &missing).is_err(),
+                "{who:?} without {gone}"
+            );
         }
         let mut twice = all.clone();
         twice.push(twice.last().unwrap().clone());

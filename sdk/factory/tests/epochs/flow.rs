@@ -51,7 +51,10 @@ fn channels_and_sales_become_one_channel() {
         let own = retired.filter(|(by, id)| *by == who && id.slot.slot == 1);
         assert_eq!(own.count(), 3);
     }
-    assert_eq!(said(&world, since), [20, 21, 22, 25, 26, 27, 28, 29, 30, 31, 32].into());
+    assert_eq!(
+        said(&world, since),
+        [20, 21, 22, 25, 26, 27, 28, 29, 30, 31, 32].into()
+    );
     let moved = |event: &Event| matches!(event, Event::Moved { .. });
     assert_eq!(events(&world, moved).len(), 4);
     // Nothing has to be said again.
@@ -86,7 +89,10 @@ fn a_used_up_leaf_ticks_its_parent_and_the_last_version_is_the_last() {
     // Carry: all members are in, every leaf is new.
     let since = world.log.len();
     let next = world.lsp.as_ref().unwrap().next_epoch(1).unwrap();
-    assert_eq!((next.epoch.node, &next.epoch.epochs[..]), (NodeId(0), &[1][..]));
+    assert_eq!(
+        (next.epoch.node, &next.epoch.epochs[..]),
+        (NodeId(0), &[1][..])
+    );
     world.merge(1).unwrap();
     assert!(said(&world, since).contains(&23) && said(&world, since).contains(&24));
     for slot in 0..4 {
@@ -137,6 +143,14 @@ fn what_is_sold_in_a_new_epoch_is_below_its_leaf() {
         );
         assert_eq!(stock.hash(), stock_hash(&preimage));
     }
+    // The same from both journals.
+    for who in [Party::Lsp, Party::Member(1)] {
+        world.kill(who);
+        crate::crashes::revive(&mut world);
+        world.deliver();
+        agree_with_sales(&world, 1, 1, 2);
+    }
+    world.sell_at(Some(crate::world::policy()));
     let ids: Vec<_> = world.activated_bought.iter().map(|(_, id)| *id).collect();
     let wanted = |version, link| ChannelRef::sold(world.slot_ref(1), version, link);
     assert!(ids.contains(&wanted(0, 0)) && ids.contains(&wanted(1, 0)));
@@ -189,7 +203,11 @@ fn capacity_moves_between_channel_and_stock() {
         min_capacity: Some(Amount::from_sat(300_000)),
         ..EpochLimits::default()
     };
-    world.members.get_mut(&1).unwrap().set_epoch_limits(limits);
+    world
+        .members
+        .get_mut(&1)
+        .unwrap()
+        .set_epoch_limits(Some(limits));
     resize(&mut world, 400_000).unwrap();
     agree(&world, 1, 2);
     world.buy(1, 50_000);
@@ -220,7 +238,11 @@ fn a_departed_member_leaves_a_plain_output() {
         departure: Departure::Leaves,
         ..EpochLimits::default()
     };
-    world.members.get_mut(&1).unwrap().set_epoch_limits(leaves);
+    world
+        .members
+        .get_mut(&1)
+        .unwrap()
+        .set_epoch_limits(Some(leaves));
     // Nor with anything left.
     endow(&mut world);
     world.begin_epoch(&plan).unwrap();
@@ -242,7 +264,9 @@ fn a_departed_member_leaves_a_plain_output() {
     assert_eq!(world.ask(1, wish), Err(BuyError::Frozen));
     // It signs on while it is there, and gets nothing.
     assert!(matches!(
-        world.epoch_plan(0, |_| Wish::Merge).and_then(|plan| world.begin_epoch(&plan)),
+        world
+            .epoch_plan(0, |_| Wish::Merge)
+            .and_then(|plan| world.begin_epoch(&plan)),
         Err(EpochError::Departed { slot: 1 })
     ));
     let plan = world.epoch_plan(0, depart).unwrap();
@@ -260,13 +284,16 @@ fn the_order_of_a_new_epoch() {
     let mut plan = world.epoch_plan(0, |_| Wish::Merge).unwrap();
     plan.waves = vec![vec![3], vec![1, 2]];
     let since = world.log.len();
-    let before: BTreeMap<u16, usize> =
-        (0..4).map(|slot| (slot, records(&world, Party::Member(slot)))).collect();
+    let before: BTreeMap<u16, usize> = (0..4)
+        .map(|slot| (slot, records(&world, Party::Member(slot))))
+        .collect();
     world.begin_epoch(&plan).unwrap();
     world.deliver();
     let log = &world.log[since..];
     let at = |wanted: &dyn Fn(&Party, &Message) -> bool| {
-        log.iter().position(|(who, message)| wanted(who, message)).unwrap()
+        log.iter()
+            .position(|(who, message)| wanted(who, message))
+            .unwrap()
     };
     let partial = |slot| {
         at(&|who, message| {
@@ -299,7 +326,9 @@ fn the_order_of_a_new_epoch() {
         agree(&world, slot, 2);
     }
     // The preimages leave after the last signature is on the LSP's disk, never before.
-    let reveals = log.iter().filter(|(_, message)| matches!(message, Message::EpochReveal(_)));
+    let reveals = log
+        .iter()
+        .filter(|(_, message)| matches!(message, Message::EpochReveal(_)));
     assert_eq!(reveals.count(), 4);
     assert!(partial(0) < at(&|_, message| matches!(message, Message::EpochReveal(_))));
 }
@@ -312,13 +341,20 @@ fn a_guarded_epoch_waits_for_the_watchtower() {
         guard: Guard::Watchtower,
         ..EpochLimits::default()
     };
-    world.members.get_mut(&1).unwrap().set_epoch_limits(limits);
+    world
+        .members
+        .get_mut(&1)
+        .unwrap()
+        .set_epoch_limits(Some(limits));
     world.merge(1).unwrap();
     agree(&world, 0, 1);
     let own = Party::Member(1);
     assert!(world.epochs.retired.iter().all(|(who, _)| *who != own));
     assert!(world.epochs.frozen.contains(&(own, 1)));
-    assert!(matches!(world.merge(0), Err(EpochError::Switching { slot: 1 })));
+    assert!(matches!(
+        world.merge(0),
+        Err(EpochError::Switching { slot: 1 })
+    ));
     world.tell(1, member::Input::MovedGuarded { version: 0 });
     assert!(world.epochs.activated.iter().all(|(who, _)| *who != own));
     world.tell(1, member::Input::MovedGuarded { version: 1 });
@@ -387,7 +423,10 @@ fn other_shapes_move_as_well() {
         while world.merge(0).is_ok() {}
         let lsp = world.lsp.as_ref().unwrap();
         let version = lsp.version(0);
-        assert_eq!(version, u32::from(states) * if members > 2 { 2 } else { 1 } - 1);
+        assert_eq!(
+            version,
+            u32::from(states) * if members > 2 { 2 } else { 1 } - 1
+        );
         for slot in 0..members {
             let version = world.lsp.as_ref().unwrap().version(slot);
             is_valid(&agree(&world, slot, version));
@@ -396,4 +435,18 @@ fn other_shapes_move_as_well() {
         let names = world.lsp.as_ref().unwrap().newest_tree().unwrap();
         assert!(names.transactions().all(|tx| tx.name.role != Role::Sale(0)));
     }
+}
+
+/// A wallet that has not said what it accepts takes part in nothing.
+#[test]
+fn without_limits_every_epoch_is_refused() {
+    let mut world = active(2, 3);
+    world.members.get_mut(&1).unwrap().set_epoch_limits(None);
+    let before = records(&world, Party::Member(1));
+    world.merge(0).unwrap();
+    let refused = |event: &Event| matches!(event, Event::Refused { field, .. } if field == "epoch");
+    assert_eq!(events(&world, refused), [Party::Member(1)]);
+    assert_eq!(records(&world, Party::Member(1)), before);
+    assert!(world.epochs.frozen.is_empty());
+    agree(&world, 0, 0);
 }

@@ -120,9 +120,22 @@ fn an_abandoned_epoch_is_never_used_again() {
     assert_eq!(world.members[&SIGNS].limbo_msat(), Some(frozen));
     assert_eq!(world.epochs.limbo.get(&SIGNS), Some(&frozen));
     assert_eq!(world.members[&SILENT].limbo_msat(), None);
-    assert!(world.epochs.frozen.is_empty(), "payments go on in the old channels");
-    assert!(world.epochs.discarded.iter().all(|(who, _)| *who != Party::Member(SIGNS)));
-    assert_eq!(world.members[&SIGNS].newer_trees().count(), 1, "it is looked for on chain");
+    assert!(
+        world.epochs.frozen.is_empty(),
+        "payments go on in the old channels"
+    );
+    assert!(
+        world
+            .epochs
+            .discarded
+            .iter()
+            .all(|(who, _)| *who != Party::Member(SIGNS))
+    );
+    assert_eq!(
+        world.members[&SIGNS].newer_trees().count(),
+        1,
+        "it is looked for on chain"
+    );
     // The same after a restart, on both sides.
     for who in [Party::Lsp, Party::Member(SIGNS)] {
         world.kill(who);
@@ -143,13 +156,23 @@ fn an_abandoned_epoch_is_never_used_again() {
     agree(&world, SILENT, 2);
     assert_eq!(balance(&world, SIGNS), left);
     let retired = world.members[&SIGNS].retired_stock();
-    assert_eq!(retired.len(), 2, "of the first epoch, and of the abandoned one");
+    assert_eq!(
+        retired.len(),
+        2,
+        "of the first epoch, and of the abandoned one"
+    );
     let known = |chain: &superscalar_factory::stock::StockChain, preimages: &[[u8; 32]]| {
         chain.stocks().all(|stock| {
-            preimages.iter().any(|it| superscalar_factory::terms::stock_hash(it) == stock.hash())
+            preimages
+                .iter()
+                .any(|it| superscalar_factory::terms::stock_hash(it) == stock.hash())
         })
     };
-    assert!(retired.iter().all(|(chain, preimages)| known(chain, preimages)));
+    assert!(
+        retired
+            .iter()
+            .all(|(chain, preimages)| known(chain, preimages))
+    );
     // The prepared channel that came to nothing is retired with the others.
     let own = Party::Member(SIGNS);
     let retired = world.epochs.retired.iter().filter(|(who, _)| *who == own);
@@ -162,11 +185,17 @@ fn epochs_that_came_to_nothing_are_counted() {
     let mut world = hanging(2);
     abandon(&mut world);
     let next = world.lsp.as_ref().unwrap().next_epoch(SIGNS).unwrap();
-    assert_eq!((next.epoch.node, &next.epoch.epochs[..]), (NodeId(0), &[1][..]));
+    assert_eq!(
+        (next.epoch.node, &next.epoch.epochs[..]),
+        (NodeId(0), &[1][..])
+    );
     hang(&mut world);
     abandon(&mut world);
     assert!(matches!(world.merge(SIGNS), Err(EpochError::UsedUp(_))));
-    assert!(matches!(world.merge(2), Ok(())), "the other leaf has epochs of its own");
+    assert!(
+        matches!(world.merge(2), Ok(())),
+        "the other leaf has epochs of its own"
+    );
     agree(&world, 2, 1);
 }
 
@@ -194,9 +223,7 @@ fn another_state_of_a_signed_epoch_is_refused_and_reported() {
     world.deliver();
     let reported = |event: &Event| matches!(event, Event::EpochEquivocation { .. });
     assert_eq!(events(&world, reported), [Party::Member(SIGNS)]);
-    let refused = |event: &Event| {
-        matches!(event, Event::Refused { code: RefusalCode::Equivocation, field, .. } if field == "epochs")
-    };
+    let refused = |event: &Event| matches!(event, Event::Refused { code: RefusalCode::Equivocation, field, .. } if field == "epochs");
     assert_eq!(events(&world, refused), [Party::Member(SIGNS)]);
     assert_eq!(world.journal[&Party::Member(SIGNS)].len(), signed);
     assert_eq!(stage(&world, SIGNS), None);
@@ -218,7 +245,9 @@ fn nothing_is_signed_once_the_tree_is_seen() {
         let mut world = active(4, 4);
         let plan = world.epoch_plan(SIGNS, |_| Wish::Merge).unwrap();
         world.begin_epoch(&plan).unwrap();
-        world.deliver_until(|_, _, message| wanted(message)).expect("it is said");
+        world
+            .deliver_until(|_, _, message| wanted(message))
+            .expect("it is said");
         let since = world.log.len();
         world.tell_lsp(coordinator::Input::TreeSeen);
         for slot in 0..4 {

@@ -51,7 +51,9 @@ fn endow(world: &mut World) {
 /// What is the member's, in all channels it uses.
 fn balance(world: &World, slot: u16) -> u64 {
     let channels = world.channels(Party::Member(slot), slot);
-    let balances = channels.iter().filter_map(|id| world.epochs.balances.get(id));
+    let balances = channels
+        .iter()
+        .filter_map(|id| world.epochs.balances.get(id));
     balances.sum()
 }
 
@@ -112,5 +114,6 @@ fn events(world: &World, wanted: impl Fn(&Event) -> bool) -> Vec<Party> {
 /// The last message of one kind.
 fn last<T>(world: &World, wanted: impl Fn(&Message) -> Option<T>) -> T {
     let mut log = world.log.iter().rev();
-    log.find_map(|(_, message)| wanted(message)).expect("it was said")
+    log.find_map(|(_, message)| wanted(message))
+        .expect("it was said")
 }

@@ -25,12 +25,7 @@ fn propose(message: &mut Message, change: impl FnOnce(&mut EpochPropose)) {
 /// Changes what is offered: capacity and stock in satoshi, key and hash.
 fn offer(
     message: &mut Message,
-    change: impl FnOnce(
-        &mut Amount,
-        &mut Amount,
-        &mut bitcoin::secp256k1::PublicKey,
-        &mut [u8; 32],
-    ),
+    change: impl FnOnce(&mut Amount, &mut Amount, &mut bitcoin::secp256k1::PublicKey, &mut [u8; 32]),
 ) {
     propose(message, |body| {
         if let CutOffer::Channel {
@@ -404,7 +399,8 @@ fn refusals(world: &World) -> Vec<(Party, RefusalCode, String)> {
 
 fn committed(world: &World) -> usize {
     let all = world.journal.values().flatten();
-    all.filter(|record| matches!(record, Record::MemberEpochCommitted(_))).count()
+    all.filter(|record| matches!(record, Record::MemberEpochCommitted(_)))
+        .count()
 }
 
 #[test]
@@ -419,7 +415,10 @@ fn what_an_lsp_changes_is_refused_by_name_before_anything_counts() {
             let named = refusals(&world);
             let members = named.iter().filter(|(who, ..)| *who != Party::Lsp);
             let mut members = members.map(|(_, code, field)| (*code, field.clone()));
-            assert!(members.any(|refused| refused == wanted), "{what}: {named:?}");
+            assert!(
+                members.any(|refused| refused == wanted),
+                "{what}: {named:?}"
+            );
             assert_eq!(committed(&world), signed, "{what}");
             // It ends for all, and the next is what it would have been.
             world.tell_lsp(coordinator::Input::EpochTimedOut);
@@ -444,7 +443,10 @@ fn what_an_lsp_changes_after_the_signatures_stops_everything_until_it_is_right()
         let mut world = ready(false);
         begin(&mut world, Party::Lsp, *change);
         let named = refusals(&world);
-        assert!(named.contains(&(Party::Member(0), *code, (*field).to_owned())), "{what}: {named:?}");
+        assert!(
+            named.contains(&(Party::Member(0), *code, (*field).to_owned())),
+            "{what}: {named:?}"
+        );
         for slot in [0, 1] {
             let own = Party::Member(slot);
             // Neither channel is in use.
@@ -452,7 +454,10 @@ fn what_an_lsp_changes_after_the_signatures_stops_everything_until_it_is_right()
             let mine = |all: &std::collections::BTreeSet<(Party, _)>| {
                 all.iter().filter(|(who, _)| *who == own).count()
             };
-            assert_eq!((mine(&world.epochs.activated), mine(&world.epochs.retired)), (0, 0));
+            assert_eq!(
+                (mine(&world.epochs.activated), mine(&world.epochs.retired)),
+                (0, 0)
+            );
         }
         // Also after a restart.
         world.kill(Party::Member(0));
@@ -483,12 +488,10 @@ fn a_try_has_a_channel_of_its_own() {
     let next = world.lsp.as_ref().unwrap().next_epoch(0).unwrap();
     assert_eq!((next.epoch.retry, next.channels[0].seq), (1, 1 << 16));
     let signed = records(&world, Party::Member(0));
-    begin(&mut world, Party::Lsp, |message| epoch(message, |name| name.retry = 0));
-    assert!(refusals(&world).contains(&(
-        Party::Member(0),
-        RefusalCode::Terms,
-        "retry".to_owned()
-    )));
+    begin(&mut world, Party::Lsp, |message| {
+        epoch(message, |name| name.retry = 0)
+    });
+    assert!(refusals(&world).contains(&(Party::Member(0), RefusalCode::Terms, "retry".to_owned())));
     assert_eq!(records(&world, Party::Member(0)), signed);
     world.tell_lsp(coordinator::Input::EpochTimedOut);
     world.deliver();
@@ -652,8 +655,9 @@ fn messages_out_of_place_are_refused() {
         .filter(|(_, message)| message.is_of_epoch())
         .cloned()
         .collect();
-    let before: Vec<usize> =
-        [Party::Lsp, Party::Member(0), Party::Member(1)].map(|who| records(&world, who)).into();
+    let before: Vec<usize> = [Party::Lsp, Party::Member(0), Party::Member(1)]
+        .map(|who| records(&world, who))
+        .into();
     for (from, message) in &said {
         // Everything once more, also to those it was not meant for.
         for slot in 0..4 {
@@ -666,8 +670,9 @@ fn messages_out_of_place_are_refused() {
         }
         world.deliver();
     }
-    let after: Vec<usize> =
-        [Party::Lsp, Party::Member(0), Party::Member(1)].map(|who| records(&world, who)).into();
+    let after: Vec<usize> = [Party::Lsp, Party::Member(0), Party::Member(1)]
+        .map(|who| records(&world, who))
+        .into();
     assert_eq!(before, after);
     agree(&world, 0, 1);
     agree(&world, 1, 1);

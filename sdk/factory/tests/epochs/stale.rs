@@ -82,7 +82,10 @@ fn the_newest_state_outruns_an_older_one() {
     // The old one waits for two steps, the newest for one.
     for block in 0..STEP {
         let plan = chain.follow(&path, Goal::Defend);
-        assert!(plan.actions.is_empty() || block + 1 == STEP, "{block}: {plan:?}");
+        assert!(
+            plan.actions.is_empty() || block + 1 == STEP,
+            "{block}: {plan:?}"
+        );
         chain.mine();
     }
     let newest = path.nodes()[1].epochs[&1].state.compute_txid();
@@ -120,7 +123,11 @@ fn what_is_below_an_old_state_on_chain_is_followed() {
     // Its own old channel and both that were bought there.
     assert_eq!(plan.status.channels.len(), 3);
     let there = plan.status.channels.iter();
-    assert!(there.clone().all(|it| matches!(it.on_chain, OnChain::Confirmed { .. })));
+    assert!(
+        there
+            .clone()
+            .all(|it| matches!(it.on_chain, OnChain::Confirmed { .. }))
+    );
 }
 
 /// With the revealed preimages the member alone takes all of it, at whatever the block takes.
@@ -133,8 +140,12 @@ fn stale_stock_is_taken_at_several_feerates() {
     let stock = stale_stock(&member.retired_stock(), &to);
     // The leaf's, and what each of two sales left; nothing of the stock in use.
     assert_eq!((sweeps.len(), stock.len()), (3, 3));
-    let live: Vec<OutPoint> =
-        member.stock_chain().unwrap().stocks().map(|stock| stock.outpoint()).collect();
+    let live: Vec<OutPoint> = member
+        .stock_chain()
+        .unwrap()
+        .stocks()
+        .map(|stock| stock.outpoint())
+        .collect();
     assert!(sweeps.iter().all(|sweep| !live.contains(&sweep.outpoint)));
     for (sweep, stock) in sweeps.iter().zip(&stock) {
         assert_eq!(sweep.outpoint, stock.outpoint);
@@ -177,7 +188,11 @@ fn without_preimages_there_is_nothing_to_take() {
     let member = &world.members[&SLOT];
     assert_eq!(member.version(), 1);
     assert_eq!(member.retired_stock().len(), 1);
-    assert!(member.stale_sweeps(&seed(), &payout(77), &rates()).is_empty());
+    assert!(
+        member
+            .stale_sweeps(&seed(), &payout(77), &rates())
+            .is_empty()
+    );
 }
 
 /// What is published follows the chain: nothing before the leaf is there, what is spent no more.
@@ -207,8 +222,10 @@ fn sweeps_are_due_when_their_output_is_on_chain() {
     assert!(due(&sweeps, &facts(&chain)).is_empty());
     let mut chain = SimulatedChain::new(path.funding(), START);
     publish_leaf(&mut chain, &path, 0);
-    let now: Vec<OutPoint> =
-        due(&sweeps, &facts(&chain)).iter().map(|sweep| sweep.outpoint).collect();
+    let now: Vec<OutPoint> = due(&sweeps, &facts(&chain))
+        .iter()
+        .map(|sweep| sweep.outpoint)
+        .collect();
     assert_eq!(now, [sweeps[0].outpoint]);
     // The sale comes first: then it is what the sale left.
     let mut sold = SimulatedChain::new(path.funding(), START);
@@ -217,8 +234,10 @@ fn sweeps_are_due_when_their_output_is_on_chain() {
     let pending = due(&sweeps, &facts(&sold));
     assert_eq!(pending[0].outpoint, sweeps[0].outpoint, "it still competes");
     sold.mine();
-    let now: Vec<OutPoint> =
-        due(&sweeps, &facts(&sold)).iter().map(|sweep| sweep.outpoint).collect();
+    let now: Vec<OutPoint> = due(&sweeps, &facts(&sold))
+        .iter()
+        .map(|sweep| sweep.outpoint)
+        .collect();
     assert_eq!(now, [sweeps[1].outpoint]);
     // Taken, it is over.
     chain.publish(sweeps[0].transactions.last().unwrap());

@@ -97,11 +97,17 @@ impl World {
                 self.epochs.limbo.insert(slot.slot, frozen_msat);
             }
             Effect::AgreeMoved(moved) => {
-                let known = self.epochs.moved.insert((who, moved.id), moved.channel.clone());
+                let known = self
+                    .epochs
+                    .moved
+                    .insert((who, moved.id), moved.channel.clone());
                 assert!(known.is_none_or(|known| known == moved.channel));
             }
             Effect::OpenMoved(id) => {
-                assert!(self.epochs.moved.contains_key(&(who, id)), "agreed before opened");
+                assert!(
+                    self.epochs.moved.contains_key(&(who, id)),
+                    "agreed before opened"
+                );
                 self.epochs.opening.push_back(id);
             }
             Effect::DiscardMoved(id) => self.epochs.discarded.push((who, id)),
@@ -136,7 +142,10 @@ impl World {
         match who {
             Party::Lsp => self.tell_lsp(coordinator::Input::Frozen { slot, balances }),
             Party::Member(slot) => {
-                let id = self.members.get(&slot).and_then(member::Member::moved_channel);
+                let id = self
+                    .members
+                    .get(&slot)
+                    .and_then(member::Member::moved_channel);
                 let funding_key = key("member moved", id.map_or(0, number));
                 let randomness = self.random();
                 self.tell(

@@ -24,6 +24,7 @@ use bitcoin::{
 use superscalar_factory::codec::{Decode as _, Encode as _};
 use superscalar_factory::coordinator::{self, Coordinator, FactoryPlan, LspSecrets, Seat};
 use superscalar_factory::effect::{Bill, ChannelRef, Effect, Event, QuoteWanted, SlotChannel};
+use superscalar_factory::epoch::EpochLimits;
 use superscalar_factory::journal::Record;
 use superscalar_factory::member::{self, JoinSecrets, Member, WalletLimits};
 use superscalar_factory::message::{Attempt, Message};
@@ -270,7 +271,8 @@ impl World {
                         key("member funding", u64::from(slot)),
                         TIP,
                     );
-                    let (member, effects) = joined.unwrap();
+                    let (mut member, effects) = joined.unwrap();
+                    member.set_epoch_limits(Some(EpochLimits::default()));
                     self.members.insert(slot, member);
                     effects
                 }
@@ -491,7 +493,8 @@ impl World {
             }
             Party::Member(slot) => {
                 let seed = bytes("member seed", u64::from(slot));
-                let (member, effects) = Member::replay(&seed, records, tip).unwrap();
+                let (mut member, effects) = Member::replay(&seed, records, tip).unwrap();
+                member.set_epoch_limits(Some(EpochLimits::default()));
                 self.members.insert(slot, member);
                 effects
             }

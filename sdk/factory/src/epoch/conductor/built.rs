@@ -7,9 +7,9 @@ use bitcoin::secp256k1::schnorr;
 use super::plan::number;
 use super::{Built, Conductor, Ground};
 use crate::effect::{ChannelRef, MovedChannel, SlotChannel};
+use crate::epoch::version::Version;
 use crate::journal::LspEpochBuilt;
 use crate::message::EpochName;
-use crate::epoch::version::Version;
 use crate::tree::{Blueprint, Change, Cut, PathMismatch, Tree, leaf_hash, leaf_outputs};
 
 impl Conductor {

@@ -95,12 +95,17 @@ impl Conductor {
         if ready.get(&slot).is_some_and(|known| *known == said) {
             return Ok(Vec::new());
         }
-        let sound = said.nonces.iter().all(|it| PublicNonce::from_bytes(it).is_ok());
+        let sound = said
+            .nonces
+            .iter()
+            .all(|it| PublicNonce::from_bytes(it).is_ok());
         if said.nonces.len() != below.len() || !sound {
             return refuse(RefusalCode::Nonce, "nonces");
         }
         let record = &ground.terms.slots[usize::from(slot)];
-        let cut = offers.get(&slot).map(|offer| verify::cut(offer, said.funding_key));
+        let cut = offers
+            .get(&slot)
+            .map(|offer| verify::cut(offer, said.funding_key));
         if cut.is_none_or(|cut| cut.check(record).is_err()) {
             return refuse(RefusalCode::Key, "funding_key");
         }
@@ -128,7 +133,7 @@ impl Conductor {
                 continue;
             };
             let theirs: BTreeMap<u32, u64> = said.balances.iter().copied().collect();
-            let total: u64 = ours.values().sum();
+            let total = sum(ours);
             let most = match offers.get(slot).map(|it| verify::cut(it, said.funding_key)) {
                 Some(Cut::Channel(cut)) => cut.capacity.to_sat() * 1_000,
                 _ => 0,
@@ -148,7 +153,7 @@ impl Conductor {
             Some((slot, verify::cut(offers.get(&slot)?, key)))
         });
         let cuts: BTreeMap<u16, Cut> = cuts.collect();
-        let balances = all().filter_map(|slot| Some((slot, frozen.get(&slot)?.values().sum())));
+        let balances = all().filter_map(|slot| Some((slot, sum(frozen.get(&slot)?))));
         let balances: BTreeMap<u16, u64> = balances.collect();
         let (numbers, randomness) = (numbers.clone(), Zeroizing::new(**randomness));
         let nonces = all().filter_map(|slot| Some((slot, ready.get(&slot)?.nonces.clone())));
@@ -176,7 +181,9 @@ impl Conductor {
             balances,
             numbers,
         };
-        let said = terms.iter().map(|(slot, terms)| ground.say(*slot, terms.clone()));
+        let said = terms
+            .iter()
+            .map(|(slot, terms)| ground.say(*slot, terms.clone()));
         let said: Vec<Effect> = said.collect();
         if names.is_empty() {
             let mut effects = self.open(ground, built);
@@ -285,7 +292,10 @@ impl Conductor {
             return refuse(RefusalCode::Unexpected, "epoch");
         };
         // It has lost the nonce it gave, if it gave one.
-        if top.as_ref().is_some_and(|top| top.nonces.contains_key(&slot)) {
+        if top
+            .as_ref()
+            .is_some_and(|top| top.nonces.contains_key(&slot))
+        {
             *top = None;
         }
         Ok(self.has_stored(ground, slot))
@@ -424,6 +434,10 @@ impl Conductor {
             Err(_) => Vec::new(),
         }
     }
+}
+
+fn sum(balances: &BTreeMap<u32, u64>) -> u64 {
+    balances.values().copied().fold(0, u64::saturating_add)
 }
 
 /// What every member below the node is told.

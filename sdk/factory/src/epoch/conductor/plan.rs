@@ -196,13 +196,20 @@ impl Conductor {
         let mut rest: Vec<u16> = slots.clone().collect();
         for wave in &plan.waves {
             // Everybody once, and nobody who does not sign.
-            let wave: Vec<u16> = rest.iter().copied().filter(|it| wave.contains(it)).collect();
+            let wave: Vec<u16> = rest
+                .iter()
+                .copied()
+                .filter(|it| wave.contains(it))
+                .collect();
             rest.retain(|slot| !wave.contains(slot));
             waves.push(wave);
         }
         waves.push(rest);
         waves.retain(|wave| !wave.is_empty());
-        let mut effects: Vec<_> = slots.clone().map(|slot| Effect::Freeze(ground.slot(slot))).collect();
+        let mut effects: Vec<_> = slots
+            .clone()
+            .map(|slot| Effect::Freeze(ground.slot(slot)))
+            .collect();
         let propose = |slot| propose(ground, &next.epoch, &offers, &numbers, slot);
         effects.extend(slots.clone().filter_map(propose));
         self.ceremony = Some(Box::new(Ceremony {

@@ -120,7 +120,11 @@ impl Conductor {
                 effects.extend(agreed.map(Effect::AgreeMoved));
             }
         }
-        effects.extend(frozen.into_iter().map(|slot| Effect::Freeze(ground.slot(slot))));
+        effects.extend(
+            frozen
+                .into_iter()
+                .map(|slot| Effect::Freeze(ground.slot(slot))),
+        );
         effects
     }
 }

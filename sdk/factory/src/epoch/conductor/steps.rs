@@ -77,16 +77,18 @@ impl Conductor {
 
     /// A new channel could not be opened, or was closed.
     pub(crate) fn lost(&mut self, ground: &Ground<'_>, id: ChannelRef) -> Vec<Effect> {
-        let ceremony = self.ceremony.as_ref();
-        let meant = ceremony.is_some_and(|it| match &it.stage {
-            Stage::Opening { built, asked, .. } => {
-                !asked && built.channel_ref(ground, id.slot.slot) == Some(id)
+        let slot = id.slot.slot;
+        let stage = self.ceremony.as_ref().map(|it| &it.stage);
+        match stage {
+            Some(Stage::Opening { built, asked, .. })
+                if built.channel_ref(ground, slot) == Some(id) =>
+            {
+                match asked {
+                    true => self.hangs(ground),
+                    false => self.void(ground, RefusalCode::Channel, &[slot]),
+                }
             }
-            _ => false,
-        });
-        match meant {
-            true => self.void(ground, RefusalCode::Channel, &[id.slot.slot]),
-            false => Vec::new(),
+            _ => Vec::new(),
         }
     }
 
@@ -114,11 +116,7 @@ impl Conductor {
     }
 
     /// Begins a round of signing the node's state.
-    pub(crate) fn randomness(
-        &mut self,
-        ground: &Ground<'_>,
-        randomness: &[u8; 32],
-    ) -> Vec<Effect> {
+    pub(crate) fn randomness(&mut self, ground: &Ground<'_>, randomness: &[u8; 32]) -> Vec<Effect> {
         if self.try_top(ground).is_empty() {
             return Vec::new();
         }
@@ -173,7 +171,10 @@ impl Conductor {
             return self.ask_wave(ground);
         }
         let partials = std::mem::take(&mut top.partials);
-        let signed = top.signing.take().map(|it| it.complete(ground.key, &partials));
+        let signed = top
+            .signing
+            .take()
+            .map(|it| it.complete(ground.key, &partials));
         let signature = match signed {
             Some(Ok(signed)) => signed.first().map(|(_, signature)| *signature),
             _ => None,
@@ -247,7 +248,7 @@ impl Conductor {
             self.retired.entry(slot).or_default().push(Retired {
                 channels,
                 bought: place.bought.clone(),
-                chain: place.chain.clone().filter(|chain| !chain.links().is_empty()),
+                chain: place.chain.clone(),
             });
             let name = version.name.clone();
             self.switching.insert(slot, Switching { name, revoked });
@@ -334,14 +335,11 @@ impl Conductor {
             } if !ready.contains_key(&slot) => propose(ground, &epoch, offers, numbers, slot),
             Stage::Signing {
                 terms, partials, ..
-            } if !partials.contains_key(&slot) => {
-                terms.get(&slot).map(|terms| ground.say(slot, terms.clone()))
-            }
+            } if !partials.contains_key(&slot) => terms
+                .get(&slot)
+                .map(|terms| ground.say(slot, terms.clone())),
             Stage::Opening {
-                built,
-                stored,
-                top,
-                ..
+                built, stored, top, ..
             } => match top {
                 _ if !stored.contains(&slot) => match built.version.signatures.is_empty() {
                     true => member_terms(ground, &epoch, &built.version.tree, slot, Vec::new())
@@ -450,7 +448,9 @@ impl Conductor {
             if *asked {
                 self.burn(ground, built);
             } else {
-                let agreed = slots.clone().filter_map(|slot| built.channel_ref(ground, slot));
+                let agreed = slots
+                    .clone()
+                    .filter_map(|slot| built.channel_ref(ground, slot));
                 effects.extend(agreed.map(Effect::DiscardMoved));
             }
         }
@@ -487,7 +487,9 @@ impl Conductor {
             self.burnt.insert(outpoint, name.epoch());
         }
         for (slot, cut) in &built.cuts {
-            let cut = cut.channel().filter(|cut| cut.stock > bitcoin::Amount::ZERO);
+            let cut = cut
+                .channel()
+                .filter(|cut| cut.stock > bitcoin::Amount::ZERO);
             let stock = cut.map(|_| StockName {
                 slot: *slot,
                 made: Some(made(&built.version, *slot)),

@@ -2,13 +2,11 @@
 
 use bitcoin::secp256k1::schnorr;
 
-use super::{
-    Ceremony, Ground, Moved, Mover, Retired, Signing, Stage, Switching, prepared, say,
-};
+use super::{Ceremony, Ground, Moved, Mover, Retired, Signing, Stage, Switching, prepared, say};
 use crate::effect::{Effect, Event};
 use crate::epoch::verify::{self, Wrong};
 use crate::journal::{
-    EpochEnded, EpochSigned, MemberEpochCommitted, MemberEpochRevealed, MemberEpochStored,
+    EpochEnded, EpochSigned, Guard, MemberEpochCommitted, MemberEpochRevealed, MemberEpochStored,
 };
 use crate::message::{
     EpochAsk, EpochCommit, EpochEnd, EpochName, EpochNonce, EpochPartial, EpochPartials,
@@ -54,9 +52,13 @@ impl Mover {
         ground: &Ground<'_>,
         propose: EpochPropose,
     ) -> Result<Vec<Effect>, Refusal> {
-        if !ground.active || self.opened || self.switching.is_some() {
+        let limits = self
+            .limits
+            .as_ref()
+            .filter(|_| ground.active && !self.opened);
+        let Some(limits) = limits.filter(|_| self.switching.is_none()) else {
             return refuse(RefusalCode::Unexpected, "epoch");
-        }
+        };
         if let Some(under_way) = &self.ceremony {
             let same = under_way.name == propose.epoch && under_way.offer == propose.cut;
             if same {
@@ -75,10 +77,13 @@ impl Mover {
         if version != Some(propose.version) {
             return refuse(RefusalCode::Terms, "version");
         }
-        if self.agreed.contains(&(propose.version, propose.epoch.retry)) {
+        if self
+            .agreed
+            .contains(&(propose.version, propose.epoch.retry))
+        {
             return refuse(RefusalCode::Terms, "retry");
         }
-        verify::offer(ground, self, &self.limits, &propose).map_err(plain)?;
+        verify::offer(ground, self, limits, &propose).map_err(plain)?;
         // The LSP began again: nothing was signed for the one before.
         let mut effects = match self.ceremony.is_some() {
             true => self.give_up(ground, RefusalCode::Restarted),
@@ -101,7 +106,9 @@ impl Mover {
         tree: &Tree,
         name: &EpochName,
     ) -> Result<(), Refusal> {
-        let started = tree.node(name.node).map(|node| node.state.tx.input[0].previous_output);
+        let started = tree
+            .node(name.node)
+            .map(|node| node.state.tx.input[0].previous_output);
         let signed = started.and_then(|outpoint| self.committed.get(&outpoint));
         let checked = match signed {
             Some((epoch, _)) if name.epoch() <= *epoch => {
@@ -200,7 +207,8 @@ impl Mover {
         terms: &EpochTerms,
         signatures: Vec<schnorr::Signature>,
     ) -> Result<Vec<Effect>, Refusal> {
-        let guard = self.limits.guard;
+        let limits = self.limits.as_ref();
+        let guard = limits.map_or(Guard::Member, |limits| limits.guard);
         let Some(ceremony) = &self.ceremony else {
             return refuse(RefusalCode::Unexpected, "epoch");
         };
@@ -246,7 +254,10 @@ impl Mover {
         if opened {
             return Ok(Vec::new());
         }
-        if round.as_ref().is_some_and(|it| it.name == ask.round && it.said.is_some()) {
+        if round
+            .as_ref()
+            .is_some_and(|it| it.name == ask.round && it.said.is_some())
+        {
             return Ok(self.repeat(ground));
         }
         // A nonce of the round before has signed nothing, or is gone.
@@ -371,11 +382,7 @@ impl Mover {
     }
 
     /// Takes the final signature; `false` if it is none.
-    pub(super) fn complete(
-        &mut self,
-        ground: &Ground<'_>,
-        signature: schnorr::Signature,
-    ) -> bool {
+    pub(super) fn complete(&mut self, ground: &Ground<'_>, signature: schnorr::Signature) -> bool {
         let Some(ceremony) = &mut self.ceremony else {
             return false;
         };

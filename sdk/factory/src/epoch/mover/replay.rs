@@ -26,6 +26,10 @@ impl Mover {
                     .cut
                     .check(&facts.record)
                     .map_err(|_| "the new epoch does not pay what distributions pay")?;
+                let most = built.cut.channel().map(|cut| cut.capacity.to_sat() * 1_000);
+                if built.push_msat() > most.unwrap_or(0) {
+                    return Err("the new channel holds less than its member has");
+                }
                 self.ceremony = Some(Box::new(Ceremony {
                     name: body.epoch.clone(),
                     version: body.version,

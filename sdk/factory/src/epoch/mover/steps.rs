@@ -33,7 +33,8 @@ impl Mover {
                 let most = capacity.to_sat() * 1_000;
                 own.next().is_some_and(|(_, msat)| *msat <= most)
             });
-        let total: u64 = balances.iter().map(|(_, msat)| *msat).sum();
+        let each = balances.iter().map(|(_, msat)| *msat);
+        let total = each.fold(0, u64::saturating_add);
         let cut = verify::cut(&ceremony.offer, funding_key);
         let sound = match &cut {
             Cut::Departed => total == 0,
@@ -91,11 +92,7 @@ impl Mover {
     }
 
     /// Makes the nonce that the LSP has asked for.
-    pub(crate) fn randomness(
-        &mut self,
-        ground: &Ground<'_>,
-        randomness: &[u8; 32],
-    ) -> Vec<Effect> {
+    pub(crate) fn randomness(&mut self, ground: &Ground<'_>, randomness: &[u8; 32]) -> Vec<Effect> {
         let opened = self.opened;
         let Some(ceremony) = self.ceremony.as_mut().filter(|_| !opened) else {
             return Vec::new();
@@ -224,7 +221,8 @@ impl Mover {
         if let Some(prepared) = ceremony.prepared() {
             effects.push(Effect::Persist(EpochEnded { code }.into()));
             let channel = prepared.cut.channel();
-            effects.extend(channel.map(|_| Effect::DiscardMoved(prepared.channel_ref(ground.slot))));
+            effects
+                .extend(channel.map(|_| Effect::DiscardMoved(prepared.channel_ref(ground.slot))));
         }
         // What was signed before may still be completed.
         effects.push(self.limbo(ground).unwrap_or(Effect::Thaw(ground.slot)));

@@ -1,7 +1,8 @@
 //! What a seller hears from its members.
 
 use super::{
-    Denial, Ground, MAX_VALID_BLOCKS, Offer, Place, Request, Seller, Session, Signed, agreed, deny, id, quote, settle,
+    Denial, Ground, MAX_VALID_BLOCKS, Offer, Place, Request, Seller, Session, Signed, agreed, deny,
+    id, quote, settle,
 };
 use crate::effect::{ChannelRef, Effect, Event, QuoteWanted};
 use crate::journal::LspSaleSigned;
