@@ -16,16 +16,18 @@ use bitcoin::hashes::Hash as _;
 use bitcoin::{OutPoint, TxOut, Txid};
 use serde_json::{Value, json};
 use superscalar_factory::codec::Encode;
-use superscalar_factory::coordinator::{StockOutput, stock_preimage};
+use superscalar_factory::coordinator::{
+    EpochStockOutput, StockOutput, epoch_stock_preimage, stock_preimage,
+};
 use superscalar_factory::message::Message;
-use superscalar_factory::shape::Shape;
+use superscalar_factory::shape::{NodeId, Shape};
 use superscalar_factory::signing::FactoryKey;
 use superscalar_factory::terms::{
     FactoryId, FeeRules, Header, Instance, PROTOCOL_VERSION, SlotRecord, Terms, TimeoutPolicy,
     stock_hash,
 };
 use superscalar_factory::timing::Timing;
-use superscalar_factory::tree::{Blueprint, Tree};
+use superscalar_factory::tree::{Blueprint, Tree, TxName, leaf_hash};
 use superscalar_factory::wire;
 use world::{World, bytes, key, payout, plan};
 
@@ -364,4 +366,63 @@ fn sales() {
         "messages": said,
     });
     published("sales.json", &vectors);
+}
+
+/// A factory of four: a new epoch of a leaf after a sale, then one that is carried into the root.
+#[test]
+fn epochs() {
+    let mut world = World::selling(plan(4));
+    world.buy(0, 10_000);
+    let attempt = world.plan.attempt;
+    let mut made = Vec::new();
+    for _ in 0..2 {
+        let since = world.log.len();
+        let next = world.lsp.as_ref().unwrap().next_epoch(0).unwrap();
+        world.merge(0).unwrap();
+        let node = next.epoch.node;
+        let tree = world.lsp.as_ref().unwrap().newest_tree().unwrap();
+        let mut names = tree.renewed_below(node);
+        names.push(TxName::state(node));
+        let preimage = |slot: u16| {
+            let mut epochs = next.epoch.epochs.clone();
+            epochs.resize(2, 0);
+            let output = EpochStockOutput {
+                attempt,
+                slot,
+                epochs,
+                retry: 0,
+                link: 0,
+            };
+            let preimage = epoch_stock_preimage(&bytes("lsp seed", 0), &output);
+            json!({
+                "slot": slot,
+                "epochs": output.epochs,
+                "preimage": hex::encode(*preimage),
+                "hash": hex::encode(stock_hash(&preimage)),
+            })
+        };
+        let slots = tree.topology().node(node).slots.clone();
+        let leaves = tree.topology().leaves(node).into_iter();
+        let leaf = |leaf| {
+            let outputs = &tree.node(leaf).unwrap().state.tx.output;
+            hex::encode(leaf_hash(&outputs[..outputs.len() - 1]))
+        };
+        let said = world.log[since..].iter();
+        made.push(json!({
+            "epoch": encoded(&next.epoch),
+            "version": next.channels[0].version,
+            "leaf_hashes": leaves.map(leaf).collect::<Vec<_>>(),
+            "commitment_below": hex::encode(tree.commitment(NodeId(1))),
+            "stock": slots.map(preimage).collect::<Vec<_>>(),
+            "transactions": names.into_iter().map(|name| transaction(tree.tx(name).unwrap()))
+                .collect::<Vec<_>>(),
+            "messages": said.map(|(_, message)| on_the_wire(message)).collect::<Vec<_>>(),
+        }));
+    }
+    let vectors = json!({
+        "attempt": encoded(&attempt),
+        "lsp_seed": hex::encode(bytes("lsp seed", 0)),
+        "epochs": made,
+    });
+    published("epochs.json", &vectors);
 }

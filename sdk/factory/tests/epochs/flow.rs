@@ -6,11 +6,12 @@ use bitcoin::Amount;
 use superscalar_factory::coordinator::{EpochStockOutput, epoch_stock_preimage};
 use superscalar_factory::effect::{ChannelRef, Event};
 use superscalar_factory::epoch::{Departure, EpochError, EpochLimits, Wish};
+use superscalar_factory::exit::{ChainFacts, SignedNode, Spend};
 use superscalar_factory::journal::{Guard, Record};
 use superscalar_factory::member;
 use superscalar_factory::message::Message;
 use superscalar_factory::sale::BuyError;
-use superscalar_factory::shape::{NodeId, UsedUp};
+use superscalar_factory::shape::{NodeId, Shape, UsedUp};
 use superscalar_factory::terms::stock_hash;
 use superscalar_factory::tree::Role;
 
@@ -434,6 +435,95 @@ fn other_shapes_move_as_well() {
         }
         let names = world.lsp.as_ref().unwrap().newest_tree().unwrap();
         assert!(names.transactions().all(|tx| tx.name.role != Role::Sale(0)));
+    }
+}
+
+/// Three layers, members alone in their leaves: the odometer turns digit by digit, a middle one
+/// included, and no preimage ever comes twice.
+#[test]
+fn a_middle_node_ticks_too() {
+    let mut plan = plan(4, 2);
+    plan.shape = Shape {
+        arity: vec![2, 2],
+        members_per_leaf: 1,
+    };
+    plan.timing = plan.timing.with_least_blocks_early(3);
+    let mut world = World::selling(plan);
+    endow(&mut world);
+    let before: Vec<u64> = (0..4).map(|slot| balance(&world, slot)).collect();
+    let mut ticked = Vec::new();
+    let mut hashes = std::collections::BTreeSet::new();
+    for version in 1..8 {
+        let next = world.lsp.as_ref().unwrap().next_epoch(0).unwrap();
+        ticked.push(next.epoch.epochs.len());
+        world.merge(0).unwrap();
+        let path = agree(&world, 0, version);
+        assert_eq!(
+            path.nodes()[0].epochs.len(),
+            if version < 4 { 1 } else { 2 }
+        );
+        let stock = world.members[&0].stock_chain().unwrap();
+        assert!(
+            hashes.insert(stock.first().hash()),
+            "a preimage comes twice"
+        );
+    }
+    assert_eq!(ticked, [3, 2, 3, 1, 3, 2, 3]);
+    assert!(matches!(world.merge(0), Err(EpochError::UsedUp(_))));
+    for slot in 0..4 {
+        let version = world.lsp.as_ref().unwrap().version(slot);
+        is_valid(&agree(&world, slot, version));
+        assert_eq!(balance(&world, slot), before[usize::from(slot)]);
+    }
+    // A neighbour that moved with the middle node once and with the root once.
+    assert_eq!(world.lsp.as_ref().unwrap().version(1), 6);
+    assert_eq!(world.lsp.as_ref().unwrap().version(3), 4);
+}
+
+/// The LSP finds its own in whatever epoch is on chain.
+#[test]
+fn the_lsp_takes_its_stock_of_any_epoch() {
+    let mut world = active(4, 3);
+    world.buy(1, 20_000);
+    world.merge(1).unwrap();
+    let lsp = world.lsp.as_ref().unwrap();
+    let path = world.members[&1].signed_path().unwrap().unwrap();
+    let csv = u32::from(world.plan.timing.stock_csv);
+    for epoch in [0, 1] {
+        let (root, leaf) = (&path.nodes()[0], &path.nodes()[1]);
+        let state = |node: &SignedNode, epoch: u8| node.epochs[&epoch].state.clone();
+        let there = [
+            root.kickoff.clone(),
+            state(root, 0),
+            leaf.kickoff.clone(),
+            state(leaf, epoch),
+        ];
+        let spends = (101u32..).zip(&there).map(|(height, tx)| {
+            let (txid, height) = (tx.compute_txid(), Some(height));
+            (tx.input[0].previous_output, Spend { txid, height })
+        });
+        let facts = ChainFacts {
+            tip: 104,
+            funding_height: Some(100),
+            spends: spends.collect(),
+        };
+        assert!(
+            facts
+                .spends
+                .keys()
+                .all(|outpoint| lsp.outpoints().contains(outpoint))
+        );
+        let mut found = lsp.reclaims(&facts);
+        found.retain(|it| it.outpoint.txid == there[3].compute_txid());
+        // In the old leaf something was sold out of one stock output: that is its buyer's.
+        let wanted = [1, 2][usize::from(epoch)];
+        assert_eq!(found.len(), wanted);
+        assert!(found.iter().all(|it| it.allowed == 104 + csv));
+        for it in found {
+            let key = crate::world::lsp_key(world.plan.attempt);
+            let tx = it.spend(&key, bitcoin::FeeRate::BROADCAST_MIN).unwrap();
+            core_script::check(&tx, &it.output).unwrap();
+        }
     }
 }
 

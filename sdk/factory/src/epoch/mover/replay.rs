@@ -98,9 +98,7 @@ impl Mover {
                     return Err("the new state's signature is invalid");
                 }
             }
-            Record::EpochEnded(_) if *committed => {
-                self.abandon();
-            }
+            Record::EpochEnded(_) if *committed => self.abandon(),
             Record::EpochEnded(_) => self.ceremony = None,
             _ => return Err("not what a member writes next of an epoch"),
         }

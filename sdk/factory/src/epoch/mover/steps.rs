@@ -2,7 +2,7 @@
 
 use bitcoin::secp256k1::PublicKey;
 
-use super::{Ground, Mover, Prepared, Signing, Stage, say};
+use super::{Ground, Mover, Signing, Stage, say};
 use crate::effect::{ChannelRef, Effect, Event};
 use crate::epoch::verify;
 use crate::journal::{EpochEnded, Guard, MemberEpochGuarded};
@@ -236,12 +236,9 @@ impl Mover {
     }
 
     /// Keeps an epoch that was signed and that the LSP says it never completes.
-    pub(super) fn abandon(&mut self) -> Option<&Prepared> {
-        let stage = self.ceremony.take()?.stage;
-        let Stage::Stored { prepared, .. } = stage else {
-            return None;
-        };
-        self.abandoned.push(*prepared);
-        self.abandoned.last()
+    pub(super) fn abandon(&mut self) {
+        if let Some(Stage::Stored { prepared, .. }) = self.ceremony.take().map(|it| it.stage) {
+            self.abandoned.push(*prepared);
+        }
     }
 }
