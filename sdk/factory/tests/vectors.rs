@@ -160,19 +160,6 @@ fn factory(policy: TimeoutPolicy) -> Value {
     let funding = OutPoint::new(Txid::from_byte_array(bytes("vector funding", 0)), 1);
     let tree = blueprint.tree(funding).unwrap();
     let slots = 0..terms.slots.len() as u16;
-    let transaction = |tx: &superscalar_factory::tree::TreeTx| {
-        json!({
-            "name": tx.name.to_string(),
-            "txid": tx.txid().to_string(),
-            "unsigned": serialize_hex(&tx.tx),
-            "spends": output(&tx.prevout),
-            "output_key": tx.key.output_key().to_string(),
-            "signers": tx.key.signers().count(),
-            "sighash": hex::encode(tx.sighash),
-            "fee": tx.fee().to_sat(),
-            "signed_vsize": tx.vsize(),
-        })
-    };
     let path = |slot: u16| path(&blueprint, &terms, &tree, slot);
     json!({
         "header": header(&terms.header),
@@ -183,6 +170,21 @@ fn factory(policy: TimeoutPolicy) -> Value {
         "factory_id": FactoryId::new(terms.terms_id(), funding).to_string(),
         "transactions": tree.transactions().map(transaction).collect::<Vec<_>>(),
         "paths": slots.map(path).collect::<Vec<_>>(),
+    })
+}
+
+/// One transaction of a tree, with all that signing it needs.
+fn transaction(tx: &superscalar_factory::tree::TreeTx) -> Value {
+    json!({
+        "name": tx.name.to_string(),
+        "txid": tx.txid().to_string(),
+        "unsigned": serialize_hex(&tx.tx),
+        "spends": output(&tx.prevout),
+        "output_key": tx.key.output_key().to_string(),
+        "signers": tx.key.signers().count(),
+        "sighash": hex::encode(tx.sighash),
+        "fee": tx.fee().to_sat(),
+        "signed_vsize": tx.vsize(),
     })
 }
 

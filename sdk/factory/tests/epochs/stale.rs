@@ -206,7 +206,7 @@ fn sweeps_are_due_when_their_output_is_on_chain() {
         // The outpoints of the sweeps are watched as well.
         for sweep in &sweeps {
             let taken = sweep.transactions.iter().map(Transaction::compute_txid);
-            let taken = taken.filter(|txid| chain.is_confirmed(*txid)).last();
+            let taken = taken.rev().find(|txid| chain.is_confirmed(*txid));
             facts.spends.extend(taken.map(|txid| {
                 let height = Some(chain.tip);
                 (sweep.outpoint, Spend { txid, height })
