@@ -18,7 +18,7 @@ use crate::timing::UNFUNDED_AFTER_BLOCKS;
 
 pub use epoch::{
     EpochEnded, EpochSigned, LspEpochAsked, LspEpochBuilt, LspSwitched, MemberEpochCommitted,
-    MemberEpochGuarded, MemberEpochRevealed, MemberEpochStored,
+    MemberEpochGuarded, MemberEpochRevealed, MemberEpochSeen, MemberEpochStored,
 };
 
 tlv! {
@@ -311,6 +311,7 @@ records! {
     9 => MemberEpochCommitted,
     10 => MemberEpochRevealed,
     11 => MemberEpochGuarded,
+    12 => MemberEpochSeen,
     16 => LspGathering,
     17 => LspTerms,
     18 => LspNodes,

@@ -208,6 +208,7 @@ impl Member {
             Input::EpochRandomness(bytes) => {
                 self.moving(|mover, ground| mover.randomness(ground, &bytes))
             }
+            Input::StateSeen(tx) => self.moving(|mover, ground| mover.seen(ground, &tx)),
             Input::EpochTimedOut => self.moving(|mover, ground| mover.timed_out(ground)),
         }
     }

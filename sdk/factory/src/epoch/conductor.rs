@@ -8,6 +8,8 @@
 //! what it replaces.
 
 mod built;
+mod done;
+mod ending;
 mod hear;
 mod plan;
 mod replay;
@@ -33,8 +35,8 @@ use crate::stock::StockChain;
 use crate::terms::Terms;
 use crate::tree::{Cut, Tree};
 
+pub(crate) use done::Renewed;
 pub use plan::{EpochError, EpochPlan, NextEpoch, PlacePlan, Wish};
-pub(crate) use steps::Renewed;
 
 /// What revokes one stock output: the place, the epochs and the try its leaf was made in, and how
 /// many sales came before.

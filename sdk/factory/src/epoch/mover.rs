@@ -8,6 +8,7 @@
 mod hear;
 mod replay;
 mod steps;
+mod top;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,6 +94,8 @@ struct Retired {
     bought: Vec<BoughtChannel>,
     /// Stock that was sold from, and stock of epochs that were abandoned.
     chains: Vec<StockChain>,
+    /// Those epochs: the LSP may have completed them after all.
+    abandoned: Vec<Prepared>,
     /// What revokes it, once it is verified; in no order.
     preimages: Vec<[u8; 32]>,
 }
@@ -302,8 +305,14 @@ impl Mover {
     pub(crate) fn trees(&self) -> impl Iterator<Item = &Tree> {
         let moved = self.moved.iter().map(|moved| &moved.prepared);
         let waited = self.ceremony.iter().filter_map(|it| it.committed());
-        let all = moved.chain(&self.abandoned).chain(waited);
+        let all = moved.chain(self.all_abandoned()).chain(waited);
         all.map(|prepared| &prepared.version.tree)
+    }
+
+    /// Every epoch that was signed and abandoned.
+    fn all_abandoned(&self) -> impl Iterator<Item = &Prepared> {
+        let retired = self.moved.iter().flat_map(|moved| &moved.retired.abandoned);
+        retired.chain(&self.abandoned)
     }
 
     /// Every stock output of older epochs with the preimages that are known.
@@ -322,6 +331,12 @@ impl Mover {
                 path = path.with_sales(chain.clone())?;
             }
         }
+        for prepared in self.all_abandoned() {
+            let version = &prepared.version;
+            if version.signatures.contains_key(&version.top()) {
+                path = version.extend(path)?;
+            }
+        }
         Ok(path)
     }
 
@@ -333,13 +348,13 @@ impl Mover {
             effects.extend(bought.map(Effect::AgreeBought));
             effects.extend(moved.prepared.channel(ground).map(Effect::AgreeMoved));
         }
+        let abandoned = self.all_abandoned();
+        let abandoned = abandoned.filter_map(|prepared| prepared.channel(ground));
+        effects.extend(abandoned.map(Effect::AgreeMoved));
         let switched = self.moved.len() - usize::from(self.switching.is_some());
         for moved in &self.moved[..switched] {
             let retired = moved.retired.channels.iter();
             effects.extend(retired.map(|id| Effect::Retire(*id)));
-        }
-        for prepared in &self.abandoned {
-            effects.extend(prepared.channel(ground).map(Effect::AgreeMoved));
         }
         let frozen = self.ceremony.is_some() || self.switching.is_some();
         let stored = self.ceremony.iter().filter_map(|it| it.prepared());

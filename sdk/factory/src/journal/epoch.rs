@@ -73,6 +73,14 @@ tlv! {
 }
 
 tlv! {
+    /// Member: the state of an epoch that the LSP had abandoned was on chain, with this signature.
+    pub struct MemberEpochSeen {
+        /// For the node's state.
+        0 => signature: schnorr::Signature,
+    }
+}
+
+tlv! {
     /// LSP: everything below the node is signed, or there is nothing below. The new channels are
     /// about to be agreed on.
     pub struct LspEpochBuilt {

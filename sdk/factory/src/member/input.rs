@@ -80,6 +80,10 @@ pub enum Input {
     },
     /// Answer to [`Effect::NeedEpochRandomness`]: 32 fresh random bytes.
     EpochRandomness([u8; 32]),
+    /// This is in mempool or chain, and spends what a transaction of
+    /// [`Member::newer_trees`](super::Member::newer_trees) spends: an epoch that only the LSP could
+    /// complete has its signature there.
+    StateSeen(Transaction),
     /// A round of a new epoch took longer than the LSP said it would wait.
     EpochTimedOut,
 }

@@ -184,6 +184,7 @@ impl SoFar {
                 | Record::MemberEpochCommitted(_)
                 | Record::MemberEpochRevealed(_)
                 | Record::MemberEpochGuarded(_)
+                | Record::MemberEpochSeen(_)
                 | Record::EpochSigned(_)
                 | Record::EpochEnded(_),
                 Some(path),

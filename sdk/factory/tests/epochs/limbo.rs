@@ -2,8 +2,9 @@
 //! signed once is never signed as something else.
 
 use superscalar_factory::coordinator;
-use superscalar_factory::effect::Event;
+use superscalar_factory::effect::{ChannelRef, Event};
 use superscalar_factory::epoch::{EpochError, EpochStage, Wish};
+use superscalar_factory::exit::{Goal, Progress};
 use superscalar_factory::journal::Record;
 use superscalar_factory::member;
 use superscalar_factory::message::{Message, RefusalCode};
@@ -11,7 +12,9 @@ use superscalar_factory::sale::BuyError;
 use superscalar_factory::shape::NodeId;
 
 use crate::crashes::revive;
-use crate::world::{Party, World};
+use crate::support::simulated_chain::SimulatedChain;
+use crate::support::{core_script, sign_with};
+use crate::world::{Party, World, lsp_key, member_key};
 use crate::{active, agree, balance, endow, events};
 
 const SIGNS: u16 = 0;
@@ -282,4 +285,86 @@ fn nothing_is_signed_once_the_tree_is_seen() {
     assert_eq!(world.members[&SIGNS].version(), 1);
     let mut world = world;
     assert!(matches!(world.merge(2), Err(EpochError::Opened)));
+}
+
+/// The LSP breaks its promise: it has everybody's partial signatures, completes the epoch it has
+/// abandoned, and publishes it. The member follows it to its prepared channel, which holds all that
+/// limbo ever let it have, before and after a newer epoch.
+#[test]
+fn an_epoch_completed_against_the_promise_is_followed() {
+    for moved_on in [false, true] {
+        let mut world = hanging(4);
+        let limbo = world.members[&SIGNS].limbo_msat().unwrap();
+        abandon(&mut world);
+        let tree = world.members[&SIGNS].newer_trees().next().unwrap().clone();
+        let outpoint = world.members[&SIGNS].awaited_outpoints()[0];
+        if moved_on {
+            world.merge(SIGNS).unwrap();
+            agree(&world, SIGNS, 2);
+        }
+        let attempt = world.plan.attempt;
+        let keys = [0, 1].map(|slot| member_key(attempt, slot));
+        let lsp = lsp_key(attempt);
+        let leaf = tree.leaf(SIGNS).unwrap();
+        let signature = sign_with(&[&lsp, &keys[0], &keys[1]], &leaf.state);
+        let state = leaf.state.signed(&signature);
+        core_script::check(&state, &leaf.state.prevout).unwrap();
+        let before = world.journal[&Party::Member(SIGNS)].len();
+        // Another signature teaches nothing.
+        let other = sign_with(&[&lsp, &keys[0], &keys[1]], &leaf.kickoff);
+        let other = leaf.state.signed(&other);
+        world.tell(SIGNS, member::Input::StateSeen(other));
+        assert_eq!(world.journal[&Party::Member(SIGNS)].len(), before);
+        for _ in 0..2 {
+            world.tell(SIGNS, member::Input::StateSeen(state.clone()));
+            assert_eq!(world.journal[&Party::Member(SIGNS)].len(), before + 1);
+        }
+        world.kill(Party::Member(SIGNS));
+        revive(&mut world);
+        let path = world.members[&SIGNS].signed_path().unwrap().unwrap();
+        let mut chain = SimulatedChain::new(path.funding(), 100);
+        for node in path.nodes() {
+            chain.publish(&node.kickoff);
+            chain.mine();
+            let state = match node.node {
+                NodeId(0) => node.epochs[&0].state.clone(),
+                _ => state.clone(),
+            };
+            chain.mine_empty(state.input[0].sequence.0);
+            chain.publish(&state);
+            chain.mine();
+        }
+        let plan = chain.follow(&path, Goal::Leave);
+        let Progress::LeafConfirmed {
+            outpoint: there, ..
+        } = plan.status.progress
+        else {
+            panic!("{plan:?}");
+        };
+        assert_eq!(there, outpoint);
+        let id = ChannelRef::moved(world.slot_ref(SIGNS), 1, 0);
+        let prepared = &world.epochs.moved[&(Party::Member(SIGNS), id)];
+        assert_eq!((prepared.outpoint, prepared.push_msat), (outpoint, limbo));
+    }
+}
+
+/// The same before the promise: what it has in hand is as good as said.
+#[test]
+fn a_signature_seen_on_chain_completes_the_epoch() {
+    let mut world = hanging(4);
+    let tree = world.members[&SIGNS].newer_trees().next().unwrap().clone();
+    let attempt = world.plan.attempt;
+    let keys = [0, 1].map(|slot| member_key(attempt, slot));
+    let leaf = tree.leaf(SIGNS).unwrap();
+    let signature = sign_with(&[&lsp_key(attempt), &keys[0], &keys[1]], &leaf.state);
+    let state = leaf.state.signed(&signature);
+    world.tell(SIGNS, member::Input::TreeSeen);
+    world.tell(SIGNS, member::Input::StateSeen(state));
+    assert_eq!(stage(&world, SIGNS), Some(EpochStage::Switching));
+    assert_eq!(world.members[&SIGNS].version(), 1);
+    let path = world.members[&SIGNS].signed_path().unwrap().unwrap();
+    assert_eq!(
+        path.channel_outpoint(),
+        tree.channel_outpoint(SIGNS).unwrap()
+    );
 }

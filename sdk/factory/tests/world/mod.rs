@@ -84,6 +84,12 @@ pub fn lsp_key(attempt: Attempt) -> FactoryKey {
     FactoryKey::derive(&bytes("lsp seed", 0), &salt)
 }
 
+/// A member's key in the factory of this attempt.
+pub fn member_key(attempt: Attempt, slot: u16) -> FactoryKey {
+    let salt = bytes("member salt", number(attempt) + u64::from(slot));
+    FactoryKey::derive(&bytes("member seed", u64::from(slot)), &salt)
+}
+
 /// What the LSP of a world sells at, once it sells.
 pub fn policy() -> SalePolicy {
     SalePolicy {

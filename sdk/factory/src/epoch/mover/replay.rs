@@ -64,6 +64,12 @@ impl Mover {
                 self.switched();
                 return Ok(());
             }
+            Record::MemberEpochSeen(body) => {
+                return match self.learn(body.signature) {
+                    true => Ok(()),
+                    false => Err("the signature is of no epoch that was abandoned"),
+                };
+            }
             _ => {}
         }
         let Some(ceremony) = &mut self.ceremony else {

@@ -1,11 +1,12 @@
 //! What happens to a member's new epoch beside what its LSP says.
 
-use bitcoin::secp256k1::PublicKey;
+use bitcoin::Transaction;
+use bitcoin::secp256k1::{PublicKey, schnorr};
 
 use super::{Ground, Mover, Signing, Stage, say};
 use crate::effect::{ChannelRef, Effect, Event};
 use crate::epoch::verify;
-use crate::journal::{EpochEnded, Guard, MemberEpochGuarded};
+use crate::journal::{EpochEnded, EpochSigned, Guard, MemberEpochGuarded, MemberEpochSeen};
 use crate::member::reserve;
 use crate::message::{EpochEnd, EpochNonce, EpochReady, RefusalCode, SwitchAck};
 use crate::tree::Cut;
@@ -169,6 +170,35 @@ impl Mover {
         let guard = self.moved.last().map(|moved| moved.prepared.guard);
         let switching = self.switching.as_ref();
         switching.is_some_and(|it| it.revealed && (it.guarded || guard == Some(Guard::Member)))
+    }
+
+    /// A state that only the LSP could complete is in mempool or chain, with its signature.
+    pub(crate) fn seen(&mut self, ground: &Ground<'_>, tx: &Transaction) -> Vec<Effect> {
+        let witness = tx.input.first().and_then(|input| input.witness.nth(0));
+        let signature = witness.and_then(|it| schnorr::Signature::from_slice(it).ok());
+        let Some(signature) = signature else {
+            return Vec::new();
+        };
+        let ceremony = self.ceremony.as_ref();
+        if ceremony.is_some_and(|it| it.committed().is_some()) && self.complete(ground, signature) {
+            let frozen = Effect::Freeze(ground.slot);
+            return vec![Effect::Persist(EpochSigned { signature }.into()), frozen];
+        }
+        match self.learn(signature) {
+            true => vec![Effect::Persist(MemberEpochSeen { signature }.into())],
+            false => Vec::new(),
+        }
+    }
+
+    /// Takes the signature of an epoch that was abandoned; `false` if it is none, or known.
+    pub(super) fn learn(&mut self, signature: schnorr::Signature) -> bool {
+        let retired = self.moved.iter_mut();
+        let retired = retired.flat_map(|moved| &mut moved.retired.abandoned);
+        let mut all = retired.chain(&mut self.abandoned);
+        all.any(|prepared| {
+            let version = &mut prepared.version;
+            !version.signatures.contains_key(&version.top()) && version.complete(signature)
+        })
     }
 
     /// A round took longer than the LSP said it would wait.
