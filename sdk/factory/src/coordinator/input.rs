@@ -64,7 +64,8 @@ pub enum Input {
         /// Its hash.
         payment_hash: [u8; 32],
     },
-    /// Answer to [`Effect::Freeze`]: no HTLC is pending in the place's channels.
+    /// Answer to [`Effect::Freeze`]: no HTLC is pending in the place's channels. Told again after a
+    /// restart; an epoch that nobody was asked to sign ends if anything has moved.
     Frozen {
         /// The place.
         slot: u16,

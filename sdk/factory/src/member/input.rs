@@ -58,7 +58,8 @@ pub enum Input {
     BoughtGuarded(ChannelRef),
     /// A bought channel is paid for.
     SalePaid(ChannelRef),
-    /// Answer to [`Effect::Freeze`]: no HTLC is pending in the place's channels.
+    /// Answer to [`Effect::Freeze`]: no HTLC is pending in the place's channels. Told again after a
+    /// restart; an epoch that is not signed ends if anything has moved.
     Frozen {
         /// What is the member's in each of them, reserve included, in millisatoshi.
         balances: Vec<(ChannelRef, u64)>,

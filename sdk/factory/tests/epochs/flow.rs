@@ -246,9 +246,17 @@ fn a_departed_member_leaves_a_plain_output() {
         .set_epoch_limits(Some(leaves));
     // Nor with anything left.
     endow(&mut world);
+    let since = world.log.len();
     world.begin_epoch(&plan).unwrap();
     world.deliver();
     agree(&world, 1, 0);
+    let ready = |(who, message): &(Party, Message)| {
+        *who == Party::Member(1) && matches!(message, Message::EpochReady(_))
+    };
+    assert!(
+        !world.log[since..].iter().any(ready),
+        "it is the member that refuses"
+    );
     let first = ChannelRef::first(world.slot_ref(1));
     world.epochs.balances.remove(&first);
     let plan = world.epoch_plan(1, depart).unwrap();

@@ -368,3 +368,51 @@ fn a_signature_seen_on_chain_completes_the_epoch() {
         tree.channel_outpoint(SIGNS).unwrap()
     );
 }
+
+/// The LSP sees the tree being opened with the last partial signature on its way: it completes
+/// nothing.
+#[test]
+fn an_lsp_completes_nothing_once_the_tree_is_seen() {
+    let mut world = active(4, 4);
+    let mut plan = world.epoch_plan(SIGNS, |_| Wish::Merge).unwrap();
+    plan.waves = vec![vec![SIGNS]];
+    world.begin_epoch(&plan).unwrap();
+    let last = |from, _, message: &Message| {
+        from == Party::Member(SILENT) && matches!(message, Message::EpochPartial(_))
+    };
+    world.deliver_until(last).expect("it signs");
+    let before = world.journal[&Party::Lsp].len();
+    world.tell_lsp(coordinator::Input::TreeSeen);
+    world.deliver();
+    assert_eq!(world.lsp.as_ref().unwrap().version(SIGNS), 0);
+    assert_eq!(world.journal[&Party::Lsp].len(), before);
+    let signed = |event: &Event| matches!(event, Event::EpochSigned { .. });
+    assert_eq!(events(&world, signed), []);
+}
+
+/// What is frozen stays frozen: should anything have moved before the point of no return, whoever
+/// notices ends it.
+#[test]
+fn what_moved_in_between_ends_it() {
+    for who in [Party::Lsp, Party::Member(SIGNS)] {
+        let mut world = active(4, 4);
+        endow(&mut world);
+        let plan = world.epoch_plan(SIGNS, |_| Wish::Merge).unwrap();
+        world.begin_epoch(&plan).unwrap();
+        world
+            .deliver_until(|_, _, message| matches!(message, Message::EpochAsk(_)))
+            .expect("it comes so far");
+        // Told again as it is, it goes on.
+        world.tell_frozen(who, SIGNS);
+        assert_eq!(stage(&world, SIGNS), Some(EpochStage::Stored));
+        let id = ChannelRef::first(world.slot_ref(SIGNS));
+        *world.epochs.balances.get_mut(&id).unwrap() -= 1;
+        world.tell_frozen(who, SIGNS);
+        world.deliver();
+        for slot in [SIGNS, SILENT] {
+            agree(&world, slot, 0);
+        }
+        world.merge(SIGNS).unwrap();
+        agree(&world, SIGNS, 1);
+    }
+}

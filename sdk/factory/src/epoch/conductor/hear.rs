@@ -436,7 +436,7 @@ impl Conductor {
     }
 }
 
-fn sum(balances: &BTreeMap<u32, u64>) -> u64 {
+pub(super) fn sum(balances: &BTreeMap<u32, u64>) -> u64 {
     balances.values().copied().fold(0, u64::saturating_add)
 }
 

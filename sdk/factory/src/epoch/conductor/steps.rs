@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::hear::member_terms;
+use super::hear::{member_terms, sum};
 use super::plan::propose;
 use super::{Built, Conductor, Ground, Stage, Top};
 use crate::effect::{ChannelRef, Effect, Event};
@@ -21,11 +21,22 @@ impl Conductor {
     ) -> Vec<Effect> {
         let ceremony = self.ceremony.as_deref_mut();
         let ceremony = ceremony.filter(|it| it.slots.contains(&slot));
-        let Some(Stage::Gathering { frozen, .. }) = ceremony.map(|it| &mut it.stage) else {
-            return Vec::new();
-        };
-        let balances = balances.iter().map(|(id, msat)| (id.seq, *msat));
-        frozen.insert(slot, balances.collect());
+        let balances: BTreeMap<u32, u64> =
+            balances.iter().map(|(id, msat)| (id.seq, *msat)).collect();
+        match ceremony.map(|it| &mut it.stage) {
+            Some(Stage::Gathering { frozen, .. }) => {
+                frozen.insert(slot, balances);
+            }
+            // Told again: nothing may have moved since.
+            Some(Stage::Opening {
+                built,
+                asked: false,
+                ..
+            }) if built.balances.get(&slot) != Some(&sum(&balances)) => {
+                return self.void(ground, RefusalCode::Channel, &[slot]);
+            }
+            _ => return Vec::new(),
+        }
         self.gathered(ground)
     }
 

@@ -1,5 +1,7 @@
 //! What happens to a member's new epoch beside what its LSP says.
 
+use std::collections::BTreeMap;
+
 use bitcoin::Transaction;
 use bitcoin::secp256k1::{PublicKey, schnorr};
 
@@ -24,6 +26,20 @@ impl Mover {
         let Some(ceremony) = &self.ceremony else {
             return Vec::new();
         };
+        let said: &Vec<(u32, u64)> = &balances.iter().map(|(id, msat)| (id.seq, *msat)).collect();
+        if let Stage::Stored {
+            prepared,
+            committed: false,
+            ..
+        } = &ceremony.stage
+        {
+            // Told again: nothing may have moved since.
+            let known: BTreeMap<_, _> = prepared.balances.iter().copied().collect();
+            return match known == said.iter().copied().collect() {
+                true => Vec::new(),
+                false => self.give_up_aloud(ground, RefusalCode::Channel),
+            };
+        }
         if !matches!(ceremony.stage, Stage::Freezing) {
             return Vec::new();
         }
@@ -54,7 +70,7 @@ impl Mover {
             attempt: ground.slot.attempt,
             epoch: ceremony.name.clone(),
             funding_key,
-            balances: balances.iter().map(|(id, msat)| (id.seq, *msat)).collect(),
+            balances: said.clone(),
             nonces: nonces.public().iter().map(|it| it.to_bytes()).collect(),
         };
         if let Some(ceremony) = &mut self.ceremony {
