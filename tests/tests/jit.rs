@@ -205,12 +205,12 @@ async fn a_purchase_survives_restarts_of_both() {
     network.restart_lsp().await;
     network.restart(buyer).await;
     network
-        .wait("everybody to be back", async || {
+        .wait("the payer to be back", async || {
             let payer = network.wallet(0).lightning();
-            let payer = payer.receive(Some(1_000), "", 60).await.is_ok();
-            payer && network.wallet(buyer).status().lsp_connected
+            payer.receive(Some(1_000), "", 60).await.is_ok()
         })
         .await;
+    quote(&network, buyer, AMOUNT_MSAT).await;
     let payer = network.wallet(0);
     let hash = payer.lightning().send(&invoice, None).await.unwrap();
     network.settled(payer, &hash).await;
@@ -247,11 +247,8 @@ async fn a_channel_that_does_not_come_about_costs_nobody_anything() {
         _ => vec![message],
     });
     tap.set_rule(silent);
-    network
-        .wait("the buyer to be back", async || {
-            network.wallet(buyer).status().lsp_connected
-        })
-        .await;
+    // The LSP answers: it knows that the buyer is back.
+    quote(&network, buyer, AMOUNT_MSAT).await;
     let payer = network.wallet(0);
     let hash = payer.lightning().send(&invoice, None).await.unwrap();
     network
@@ -269,11 +266,8 @@ async fn a_channel_that_does_not_come_about_costs_nobody_anything() {
 
     // The purchase stands: the payer tries again.
     tap.pass();
-    network
-        .wait("the buyer to be back", async || {
-            network.wallet(buyer).status().lsp_connected
-        })
-        .await;
+    // The LSP answers: it knows that the buyer is back.
+    quote(&network, buyer, AMOUNT_MSAT).await;
     let payer = network.wallet(0);
     let hash = payer.lightning().send(&invoice, None).await.unwrap();
     network.settled(payer, &hash).await;
