@@ -31,7 +31,7 @@ impl Engine {
         // Outputs come in the order of the request, change last.
         let funded = self.parts.host.fund_sold_channel(sale, channel, funding, 0);
         if let Err(error) = funded {
-            self.parts.host.give_up_sale(sale, &error.to_string());
+            tracing::info!(%error, "a sold channel was not funded");
             // Where the sale was gone already, nobody else knows of this funding.
             self.free_sold(txid);
         }

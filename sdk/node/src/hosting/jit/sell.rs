@@ -296,6 +296,7 @@ impl Host {
     }
 
     /// Gives a sold channel its signed funding transaction, which is kept back until it is due.
+    /// Where that fails the sale is given up, unless it was before.
     pub fn fund_sold_channel(
         &self,
         sale: u128,
@@ -316,11 +317,17 @@ impl Host {
             it.funding = Some(kept);
             it.channel = Some(ChannelId::v1_from_funding_outpoint(outpoint));
         });
-        written.map_err(|error| ChannelError::Ldk(error.to_string()))?;
-        self.parts
-            .channels
-            .funding_transaction_generated_manual_broadcast(channel, sold.peer, funding)
-            .map_err(|error| ChannelError::Ldk(format!("{error:?}")))?;
+        let channels = &self.parts.channels;
+        let peer = sold.peer;
+        let funded = written.map_err(|error| error.to_string()).and_then(|_| {
+            channels
+                .funding_transaction_generated_manual_broadcast(channel, peer, funding)
+                .map_err(|error| format!("{error:?}"))
+        });
+        if let Err(error) = funded {
+            self.give_up_sale(sale, &error);
+            return Err(ChannelError::Ldk(error));
+        }
         self.parts.peers.process_events();
         Ok(())
     }
@@ -331,7 +338,9 @@ impl Host {
         let Some(sold) = self.parts.sold.get(sale) else {
             return;
         };
-        if sold.phase >= SoldPhase::Due {
+        // Given up already, it may be paid again.
+        let is_waiting = sold.phase == SoldPhase::Unpaid && sold.htlcs.is_empty();
+        if is_waiting || sold.phase >= SoldPhase::Due {
             return;
         }
         tracing::info!(peer = %sold.peer, reason, "a sold channel did not come about");
