@@ -311,12 +311,21 @@ impl Host {
         let is_it = |it: &Sold| it.phase == SoldPhase::Opening && it.channel == Some(channel);
         let sold = self.parts.sold.get(sale).filter(is_it);
         let sold = sold.ok_or_else(|| ChannelError::NoChannel(format!("{sale:032x}")))?;
-        let kept = funding.clone();
+        let (kept, known) = (funding.clone(), funding.compute_txid());
         let written = self.parts.sold.update(sale, |it| {
-            it.phase = SoldPhase::Funded;
-            it.funding = Some(kept);
-            it.channel = Some(ChannelId::v1_from_funding_outpoint(outpoint));
+            // Not given up since we looked.
+            if is_it(it) {
+                it.phase = SoldPhase::Funded;
+                it.funding = Some(kept);
+                it.channel = Some(ChannelId::v1_from_funding_outpoint(outpoint));
+            }
         });
+        let ended = |it: &Sold| it.funding.as_ref().map(Transaction::compute_txid) != Some(known);
+        if let Ok(now) = &written
+            && now.as_ref().is_none_or(ended)
+        {
+            return Err(ChannelError::NoChannel(format!("{sale:032x}")));
+        }
         let channels = &self.parts.channels;
         let peer = sold.peer;
         let funded = written.map_err(|error| error.to_string()).and_then(|_| {
@@ -335,6 +344,7 @@ impl Host {
     /// Nothing comes of a channel that was sold: its payment fails back, its coins are free. The
     /// buyer may be paid again until the sale expires.
     pub fn give_up_sale(&self, sale: u128, reason: &str) {
+        let _alone = self.parts.sold.ending();
         let Some(sold) = self.parts.sold.get(sale) else {
             return;
         };

@@ -91,6 +91,8 @@ impl_writeable_tlv_based!(Sold, {
 pub(in crate::hosting) struct SoldChannels {
     store: Store,
     entries: Mutex<Entries>,
+    /// Held by whoever gives a sale up, so that nobody does it twice.
+    ending: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -117,7 +119,13 @@ impl SoldChannels {
         Ok(Self {
             store,
             entries: Mutex::new(entries),
+            ending: Mutex::default(),
         })
+    }
+
+    /// While it is held nobody else gives a sale up.
+    pub(super) fn ending(&self) -> MutexGuard<'_, ()> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records a sale; `false` when there is no room for one.
