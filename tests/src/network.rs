@@ -9,6 +9,7 @@ use bitcoin::secp256k1::SecretKey;
 use bitcoin::{Amount, Network, OutPoint, Transaction};
 use lightning::sign::KeysManager;
 use superscalar_regtest::RegtestNode;
+use superscalar_sdk::hosting::LspPolicy;
 use superscalar_sdk::keys::WalletKeys;
 use superscalar_sdk::store::{DATABASE_FILE, Store, StoreError};
 use superscalar_sdk::{
@@ -74,6 +75,7 @@ pub struct TestNetwork {
     pub members: Vec<Member>,
     lsp_mnemonic: String,
     lsp_directory: TempDir,
+    policy: LspPolicy,
     pub(crate) poll_interval: Duration,
 }
 
@@ -88,52 +90,75 @@ impl TestNetwork {
 
     /// The same on a chain that was started in a way of its own.
     pub async fn start_on(chain: RegtestNode, members: usize) -> TestNetwork {
-        TestNetwork::start_with(chain, members, POLL_INTERVAL).await
+        TestNetwork::start_with(chain, members, POLL_INTERVAL, LspPolicy::default()).await
+    }
+
+    /// The same with an LSP of another policy.
+    pub async fn start_by(policy: LspPolicy, members: usize) -> TestNetwork {
+        let chain = RegtestNode::new().unwrap();
+        TestNetwork::start_with(chain, members, POLL_INTERVAL, policy).await
     }
 
     /// The same with nodes that look for blocks every `poll_interval`.
     pub async fn start_polling(members: usize, poll_interval: Duration) -> TestNetwork {
-        TestNetwork::start_with(RegtestNode::new().unwrap(), members, poll_interval).await
+        let chain = RegtestNode::new().unwrap();
+        TestNetwork::start_with(chain, members, poll_interval, LspPolicy::default()).await
     }
 
     async fn start_with(
         chain: RegtestNode,
         members: usize,
         poll_interval: Duration,
+        policy: LspPolicy,
     ) -> TestNetwork {
         let lsp_directory = TempDir::new().unwrap();
         let lsp_mnemonic = mnemonic().phrase().to_string();
-        let lsp = open_lsp(&chain, &lsp_mnemonic, lsp_directory.path(), poll_interval).await;
+        let directory = lsp_directory.path();
+        let lsp = open_lsp(&chain, &lsp_mnemonic, directory, poll_interval, &policy).await;
         let mut network = TestNetwork {
             chain,
             lsp: Some(lsp),
             members: Vec::new(),
             lsp_mnemonic,
             lsp_directory,
+            policy,
             poll_interval,
         };
         network.fund_lsp(&[1_000_000_000]).await;
         for _ in 0..members {
-            let mnemonic = mnemonic().phrase().to_string();
-            let directory = TempDir::new().unwrap();
-            let wire = Wire::to(network.lsp_address()).await;
-            let uri = network.uri_over(&wire);
-            let chain = chain_config(&network.chain);
-            let wallet = builder(&chain, &uri, &mnemonic, directory.path(), poll_interval);
-            let wallet = wallet.start().await.unwrap();
-            wallet.factories().join(500_000).await.unwrap();
-            network.members.push(Member {
-                wallet,
-                wire,
-                remote: None,
-                mnemonic,
-                directory,
-                uri,
-                chain,
-            });
+            let member = network.add_wallet().await;
+            let factories = network.wallet(member).factories();
+            factories.join(500_000).await.unwrap();
         }
         network.sync().await;
         network
+    }
+
+    /// Starts one more wallet, which wants no place; gives its number.
+    pub async fn add_wallet(&mut self) -> usize {
+        let mnemonic = mnemonic().phrase().to_string();
+        let directory = TempDir::new().unwrap();
+        let wire = Wire::to(self.lsp_address()).await;
+        let uri = self.uri_over(&wire);
+        let chain = chain_config(&self.chain);
+        let wallet = builder(
+            &chain,
+            &uri,
+            &mnemonic,
+            directory.path(),
+            self.poll_interval,
+        );
+        let wallet = wallet.start().await.unwrap();
+        self.members.push(Member {
+            wallet,
+            wire,
+            remote: None,
+            mnemonic,
+            directory,
+            uri,
+            chain,
+        });
+        self.members.len() - 1
     }
 
     /// Gives the LSP confirmed coins.
@@ -337,7 +362,15 @@ impl TestNetwork {
     /// only when it starts, and nobody is led to it.
     pub async fn lsp_beside(&self, saved: &Saved) -> Arc<Lsp> {
         const NEVER: Duration = Duration::from_secs(86_400);
-        open_lsp(&self.chain, &self.lsp_mnemonic, saved.0.path(), NEVER).await
+        let directory = saved.0.path();
+        open_lsp(
+            &self.chain,
+            &self.lsp_mnemonic,
+            directory,
+            NEVER,
+            &self.policy,
+        )
+        .await
     }
 
     /// Puts a wire between a member and its chain source, over a restart.
@@ -420,14 +453,18 @@ impl TestNetwork {
 
     /// Waits until no payment is on its way and both sides of every channel agree.
     pub async fn settle(&self) {
-        self.wait("all channels to settle", async || {
-            let still = |member| {
-                let channel = self.channel(member);
-                let whole_msat = channel.capacity_sat * 1_000;
-                channel.inbound_htlcs + channel.outbound_htlcs == 0
-                    && channel.balance_msat + self.balance_msat(member) == whole_msat
-            };
-            (0..self.members.len()).all(still)
+        for member in 0..self.members.len() {
+            self.settle_of(member).await;
+        }
+    }
+
+    /// The same of one member, which has one channel.
+    pub async fn settle_of(&self, member: usize) {
+        self.wait("a channel to settle", async || {
+            let channel = self.channel(member);
+            let whole_msat = channel.capacity_sat * 1_000;
+            channel.inbound_htlcs + channel.outbound_htlcs == 0
+                && channel.balance_msat + self.balance_msat(member) == whole_msat
         })
         .await;
     }
@@ -480,6 +517,7 @@ impl TestNetwork {
             &self.lsp_mnemonic,
             self.lsp_directory.path(),
             self.poll_interval,
+            &self.policy,
         )
         .await;
         self.lsp = Some(lsp);
@@ -504,12 +542,14 @@ async fn open_lsp(
     mnemonic: &str,
     directory: &Path,
     poll_interval: Duration,
+    policy: &LspPolicy,
 ) -> Arc<Lsp> {
     LspBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
         .storage_dir(directory)
         .chain_source(chain_config(chain))
         .listen("127.0.0.1:0".parse().unwrap())
         .sales(sale_policy())
+        .policy(policy.clone())
         .poll_interval(poll_interval)
         .start()
         .await

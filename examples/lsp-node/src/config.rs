@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bitcoin::Amount;
 use serde::Deserialize;
-use superscalar_sdk::hosting::{LspPolicy, OrdinaryOpens};
+use superscalar_sdk::hosting::{JitPolicy, LspPolicy, OrdinaryOpens};
 use superscalar_sdk::{BitcoindAuth, ChainConfig, FeeCaps, SalePolicy};
 
 /// Everything `lsp-node` is started with.
@@ -129,6 +129,8 @@ struct File {
     #[serde(default)]
     exit_fees: ExitFees,
     sales: Option<Sales>,
+    #[serde(default)]
+    lsps2: Lsps2,
 }
 
 #[derive(Deserialize)]
@@ -181,6 +183,20 @@ struct Sales {
     min_life_blocks: Option<u32>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Lsps2 {
+    enabled: Option<bool>,
+    min_fee_msat: Option<u64>,
+    fee_ppm: Option<u32>,
+    valid_for_secs: Option<u32>,
+    min_lifetime_blocks: Option<u32>,
+    max_client_delay_blocks: Option<u16>,
+    min_payment_msat: Option<u64>,
+    max_payment_msat: Option<u64>,
+    headroom_sat: Option<u64>,
+}
+
 /// A key and what is wrong with its value.
 type Wrong = (&'static str, String);
 
@@ -212,7 +228,7 @@ impl File {
             chain: self.bitcoind.check(folder)?,
             api_listen: self.api.listen,
             token_file: folder.join(self.api.token_file),
-            policy: policy(&self.fees, &self.channels)?,
+            policy: policy(&self.fees, &self.channels, &self.lsps2)?,
             backup_dir: self.backup_dir.map(|dir| folder.join(dir)),
             fee_caps: fee_caps(&self.exit_fees)?,
             sales: self.sales.as_ref().map(sales).transpose()?,
@@ -248,7 +264,7 @@ impl Bitcoind {
     }
 }
 
-fn policy(fees: &Fees, channels: &Channels) -> Result<LspPolicy, Wrong> {
+fn policy(fees: &Fees, channels: &Channels, lsps2: &Lsps2) -> Result<LspPolicy, Wrong> {
     let usual = LspPolicy::default();
     let ppm = fees.ppm.unwrap_or(usual.fee_ppm);
     let delta = channels.delta_blocks.unwrap_or(usual.ordinary_delta_blocks);
@@ -261,6 +277,39 @@ fn policy(fees: &Fees, channels: &Channels) -> Result<LspPolicy, Wrong> {
         fee_base_msat: fees.base_msat.unwrap_or(usual.fee_base_msat),
         fee_ppm: in_range("fees.ppm", ppm, 0..=1_000_000)?,
         ordinary_delta_blocks: in_range("channels.delta_blocks", delta, 34..=2_016)?,
+        jit: match lsps2.enabled.unwrap_or(false) {
+            true => Some(jit_policy(lsps2)?),
+            false => None,
+        },
+    })
+}
+
+fn jit_policy(lsps2: &Lsps2) -> Result<JitPolicy, Wrong> {
+    /// All the bitcoin there is, in msat.
+    const MOST_MSAT: u64 = 21_000_000 * 100_000_000 * 1_000;
+    let usual = JitPolicy::default();
+    let min_fee = lsps2.min_fee_msat.unwrap_or(usual.min_fee_msat);
+    let ppm = lsps2.fee_ppm.unwrap_or(usual.fee_ppm);
+    let valid_for = lsps2.valid_for_secs.unwrap_or(usual.valid_for_secs);
+    let lifetime = lsps2
+        .min_lifetime_blocks
+        .unwrap_or(usual.min_lifetime_blocks);
+    let delay = lsps2
+        .max_client_delay_blocks
+        .unwrap_or(usual.max_client_delay_blocks);
+    let min_payment = lsps2.min_payment_msat.unwrap_or(usual.min_payment_msat);
+    let max_payment = lsps2.max_payment_msat.unwrap_or(usual.max_payment_msat);
+    let headroom = lsps2.headroom_sat.unwrap_or(usual.headroom_sat);
+    let max_payment = in_range("lsps2.max_payment_msat", max_payment, 1..=MOST_MSAT)?;
+    Ok(JitPolicy {
+        min_fee_msat: in_range("lsps2.min_fee_msat", min_fee, 0..=MOST_MSAT)?,
+        fee_ppm: in_range("lsps2.fee_ppm", ppm, 0..=1_000_000)?,
+        valid_for_secs: in_range("lsps2.valid_for_secs", valid_for, 120..=604_800)?,
+        min_lifetime_blocks: in_range("lsps2.min_lifetime_blocks", lifetime, 0..=52_560)?,
+        max_client_delay_blocks: in_range("lsps2.max_client_delay_blocks", delay, 144..=2_016)?,
+        min_payment_msat: in_range("lsps2.min_payment_msat", min_payment, 1..=max_payment)?,
+        max_payment_msat: max_payment,
+        headroom_sat: in_range("lsps2.headroom_sat", headroom, 0..=100_000_000)?,
     })
 }
 
@@ -371,6 +420,21 @@ mod tests {
             parse(&spelled_out).unwrap().sales,
             parse(&sells).unwrap().sales
         );
+    }
+
+    #[test]
+    fn channels_are_sold_for_payments_where_it_is_said() {
+        assert_eq!(parse(EXAMPLE).unwrap().policy.jit, None);
+        let keys = EXAMPLE.split("[lsps2]").nth(1).unwrap();
+        let on = keys
+            .replace("# enabled = false", "enabled = true")
+            .replace("\n# ", "\n");
+        let values = on.lines().filter(|line| line.contains(" = "));
+        let values: Vec<&str> = values.collect();
+        let file = EXAMPLE.split("[lsps2]").next().unwrap();
+        let text = format!("{file}[lsps2]\n{}\n", values.join("\n"));
+        let jit = parse(&text).unwrap().policy.jit;
+        assert_eq!(jit, Some(JitPolicy::default()));
     }
 
     #[test]
@@ -503,6 +567,18 @@ mod tests {
                 "percent_per_exit = 101",
                 "exit_fees.percent_per_exit",
                 "between 0",
+            ),
+            (
+                "# enabled = false",
+                "enabled = true\nmin_payment_msat = 1000000001",
+                "lsps2.min_payment_msat",
+                "between 1 and 1000000000",
+            ),
+            (
+                "# enabled = false",
+                "enabled = true\nmax_client_delay_blocks = 2017",
+                "lsps2.max_client_delay_blocks",
+                "between 144",
             ),
             ("[fees]", "[feees]", "feees", "unknown"),
         ];

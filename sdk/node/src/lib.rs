@@ -50,6 +50,7 @@ pub use factories::{
     BuildRequest, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, InboundQuote, Policy,
     Preset, SeatInfo, SoldInfo, SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };
+pub use hosting::{JitPolicy, JitQuote};
 pub use keys::{Mnemonic, WordCount};
 #[cfg(feature = "lsp")]
 pub use lsp::{ChannelInfo, Lsp, LspBuilder};
@@ -60,6 +61,7 @@ pub use superscalar_factory::exit::bump::FeeCaps;
 pub use superscalar_factory::sale::SalePolicy;
 pub use superscalar_factory::timing::DEFAULT_PAYER_CLTV_BLOCKS as DEFAULT_ROUTE_LIMIT_BLOCKS;
 pub use wallet::{
-    Action, Backup, Balance, ChainConfig, Exit, Factories, JoinRequest, Lightning, LspUri, Onchain,
-    OnchainCoins, SendQuote, Status, UriError, Wallet, WalletBuilder, WalletError,
+    Action, Backup, Balance, ChainConfig, Closing, Exit, Factories, JitInvoice, JoinRequest,
+    Lightning, LspUri, Onchain, OnchainChannel, OnchainCoins, SendQuote, Status, UriError, Wallet,
+    WalletBuilder, WalletError,
 };

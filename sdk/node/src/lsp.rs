@@ -273,7 +273,7 @@ impl Lsp {
 
     /// Invoices and payments of the LSP itself.
     pub fn lightning(&self) -> Lightning {
-        Lightning::new(self.handle.clone())
+        Lightning::new(self.handle.clone(), None)
     }
 
     /// Coins.

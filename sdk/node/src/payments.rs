@@ -45,7 +45,8 @@ pub struct Payment {
     pub status: PaymentStatus,
     /// Amount without fees; for an unpaid invoice without amount, unknown.
     pub amount_msat: Option<u64>,
-    /// Routing fee, once known.
+    /// Routing fee, once known; of a received payment, what the LSP kept of it for opening a
+    /// channel.
     pub fee_msat: Option<u64>,
     /// Proof of payment, hex, once known.
     pub preimage: Option<String>,
@@ -152,9 +153,11 @@ impl Payments {
             HostEvent::PaymentReceived {
                 payment_hash,
                 amount_msat,
+                skimmed_msat,
             } => {
                 let mut payment = known(payment_hash, Direction::Inbound)?;
                 payment.amount_msat = Some(*amount_msat);
+                payment.fee_msat = Some(*skimmed_msat).filter(|fee| *fee > 0);
                 let told = Event::PaymentReceived {
                     payment_hash: payment.payment_hash.clone(),
                     amount_msat: *amount_msat,

@@ -27,8 +27,18 @@ pub(crate) struct Outside {
 }
 
 impl Outside {
-    /// Starts a wallet and opens a channel to the LSP, half of it on each side.
-    pub(crate) async fn start(network: &TestNetwork) -> Outside {
+    /// Starts a wallet without a coin or channel, which buys channels from the LSP.
+    pub(crate) async fn buying(network: &TestNetwork) -> Outside {
+        let uri = network.lsp().uri().unwrap();
+        let (id, address) = uri.split_once('@').unwrap();
+        let peer = ldk_node::bitcoin::secp256k1::PublicKey::from_str(id).unwrap();
+        let address = SocketAddress::from_str(address).unwrap();
+        Outside::launch(network, |builder| {
+            builder.set_liquidity_source_lsps2(peer, address, None);
+        })
+    }
+
+    fn launch(network: &TestNetwork, more: impl FnOnce(&mut ldk_node::Builder)) -> Outside {
         let directory = TempDir::new().unwrap();
         let chain = &network.chain;
         let mut builder = ldk_node::Builder::new();
@@ -42,8 +52,19 @@ impl Outside {
                 chain.rpc_user().to_owned(),
                 chain.rpc_password().to_owned(),
             );
+        more(&mut builder);
         let node = Arc::new(builder.build().unwrap());
         node.start().unwrap();
+        Outside {
+            node,
+            _directory: directory,
+        }
+    }
+
+    /// Starts a wallet and opens a channel to the LSP, half of it on each side.
+    pub(crate) async fn start(network: &TestNetwork) -> Outside {
+        let outside = Outside::launch(network, |_| ());
+        let (node, chain) = (&outside.node, &network.chain);
         let coins = node.onchain_payment().new_address().unwrap();
         let wanted = Amount::from_sat(2 * CAPACITY_SAT);
         chain.fund(&coins.script_pubkey(), wanted).unwrap();
@@ -77,10 +98,17 @@ impl Outside {
                     && there.iter().any(|it| it.slot.is_none() && it.usable)
             })
             .await;
-        Outside {
-            node,
-            _directory: directory,
-        }
+        outside
+    }
+
+    /// An invoice for which the LSP opens a channel and keeps at most `max_fee_msat`.
+    pub(crate) fn invoice_jit(&self, amount_msat: u64, max_fee_msat: u64) -> String {
+        let text = Bolt11InvoiceDescription::Direct(Description::new("bread".into()).unwrap());
+        let payment = self.node.bolt11_payment();
+        payment
+            .receive_via_jit_channel(amount_msat, &text, 3_600, Some(max_fee_msat))
+            .unwrap()
+            .to_string()
     }
 
     /// Begins to pay an invoice; gives the payment's id.

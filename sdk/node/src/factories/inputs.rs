@@ -91,6 +91,14 @@ impl Engine {
                 amount_sat,
                 script,
             } => self.fund_ordinary(channel, peer, script, Amount::from_sat(amount_sat)),
+            HostEvent::SoldFundingNeeded {
+                sale,
+                channel,
+                amount_sat,
+                script,
+            } => self.fund_sold(sale, channel, script, Amount::from_sat(amount_sat)),
+            HostEvent::SoldFundingDue => self.publish_sold().await,
+            HostEvent::SoldFundingFree { txid } => self.free_sold(txid),
             HostEvent::PaymentReceived { payment_hash, .. } => self.paid_to_us(payment_hash),
             HostEvent::PaymentSent { .. } => self.pay_bills().await,
             other => tracing::debug!(?other, "nothing to do with factories"),
@@ -198,6 +206,7 @@ impl Engine {
         }
         self.settle().await;
         self.republish().await;
+        self.publish_sold().await;
         self.judge_fees();
         self.pay_bills().await;
         self.judge_state();

@@ -14,6 +14,7 @@ mod error;
 mod exits;
 mod info;
 mod inputs;
+mod jit;
 mod late;
 mod paths;
 mod patience;

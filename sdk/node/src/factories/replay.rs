@@ -106,9 +106,9 @@ impl Engine {
     }
 
     /// A crash between reserving a funding's coins and its record leaves a reservation that no
-    /// journal names: nobody was told of that funding, so its coins are free. Ordinary channels'
-    /// fundings (P2WSH) are LDK's business. A journal that cannot be read may name any: none is
-    /// freed then.
+    /// journal names: nobody was told of that funding, so its coins are free. The same holds for an
+    /// ordinary channel's (P2WSH) that neither LDK nor a sale names. A journal that cannot be read
+    /// may name any: none is freed then.
     pub(super) fn free_unnamed_fundings(&self) -> Result<(), OnchainError> {
         if !self.damaged.is_empty() {
             return Ok(());
@@ -118,15 +118,11 @@ impl Engine {
             .values()
             .filter_map(Coordinator::built)
             .map(|built| built.tree.funding.txid)
+            .chain(self.parts.host.named_fundings())
             .collect();
         for tx in self.parts.onchain.reserved()? {
             let txid = tx.compute_txid();
-            let is_factory = tx
-                .output
-                .first()
-                .is_some_and(|out| out.script_pubkey.is_p2tr());
-            if is_factory
-                && !named.contains(&txid)
+            if !named.contains(&txid)
                 && let Err(error) = self.parts.onchain.release(txid)
             {
                 tracing::info!(%txid, %error, "a reservation stays");

@@ -4,7 +4,8 @@
 //! not on chain. What always holds: a transaction on a virtual leaf, or on a held commitment, is
 //! stored and not published; one on a confirmed leaf is published; one on a retired leaf is
 //! published only if that very leaf was brought on chain; none at all once our state was proven
-//! old, or before it is confirmed after a restore. Everything else passes.
+//! old, or before it is confirmed after a restore, and no commitment of an ordinary channel either.
+//! Everything else passes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -144,6 +145,10 @@ impl BroadcasterGate {
         None
     }
 
+    fn is_doubtful(&self) -> bool {
+        self.old_state.is_proven() || self.old_state.is_unconfirmed()
+    }
+
     fn hold(&self, slot: &Slot, tx: &Transaction) {
         let txid = tx.compute_txid();
         let outpoint = slot.channel.outpoint;
@@ -187,6 +192,10 @@ impl BroadcasterInterface for BroadcasterGate {
                 }
                 Some(slot) if slot.leaf_height.is_none() => self.hold(&slot, tx),
                 Some(slot) if self.old_state.is_unconfirmed() => self.hold(&slot, tx),
+                // LDK hands it out again with every block.
+                None if self.is_doubtful() && is_commitment(tx) => {
+                    tracing::warn!(txid = %tx.compute_txid(), "kept back: our state may be old");
+                }
                 _ => pass.push((*tx, kind.clone())),
             }
         }
@@ -194,6 +203,14 @@ impl BroadcasterInterface for BroadcasterGate {
             self.network.broadcast_transactions(&pass);
         }
     }
+}
+
+/// BOLT3: the number of a commitment is hidden in locktime and sequence, marked by their first byte.
+fn is_commitment(tx: &Transaction) -> bool {
+    let marked = |input: &bitcoin::TxIn| input.sequence.0 >> 24 == 0x80;
+    tx.lock_time.to_consensus_u32() >> 24 == 0x20
+        && tx.input.len() == 1
+        && tx.input.iter().all(marked)
 }
 
 fn spends(tx: &Transaction, outpoint: &OutPoint) -> bool {
@@ -223,4 +240,36 @@ fn decode(bytes: &[u8]) -> Option<(OutPoint, Transaction)> {
     let (outpoint, read) = encode::deserialize_partial(bytes).ok()?;
     let tx = encode::deserialize(bytes.get(read..)?).ok()?;
     Some((outpoint, tx))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitcoin::absolute::LockTime;
+    use bitcoin::transaction::Version;
+    use bitcoin::{Sequence, TxIn};
+
+    #[test]
+    fn commitments_are_told_from_funding_claim_and_closing() {
+        let tx = |lock_time: u32, sequences: &[u32]| Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::from_consensus(lock_time),
+            input: sequences
+                .iter()
+                .map(|sequence| TxIn {
+                    sequence: Sequence(*sequence),
+                    ..Default::default()
+                })
+                .collect(),
+            output: vec![],
+        };
+        assert!(is_commitment(&tx(0x2012_3456, &[0x8065_4321])));
+        // A claim may have any height as its locktime, a closing has none.
+        assert!(!is_commitment(&tx(900_000, &[0xffff_fffd])));
+        assert!(!is_commitment(&tx(0, &[0xffff_ffff])));
+        assert!(!is_commitment(&tx(
+            0x2012_3456,
+            &[0x8065_4321, 0x8065_4321]
+        )));
+    }
 }

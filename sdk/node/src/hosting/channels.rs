@@ -264,6 +264,19 @@ impl Host {
         Ok(())
     }
 
+    /// Closes an ordinary channel alone: its latest commitment goes on chain.
+    pub fn force_close_ordinary_channel(
+        &self,
+        channel: ChannelId,
+        peer: PublicKey,
+    ) -> Result<(), ChannelError> {
+        let reason = "closed by its owner".into();
+        let channels = &self.parts.channels;
+        channels
+            .force_close_broadcasting_latest_txn(&channel, &peer, reason)
+            .map_err(refused)
+    }
+
     /// An id that is no slot's; LDK uses 0 for channels it refused.
     pub(super) fn fresh_user_channel_id(&self) -> u128 {
         let bytes = self.parts.keys.get_secure_random_bytes();

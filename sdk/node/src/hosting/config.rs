@@ -18,6 +18,7 @@ use super::events::EventSink;
 use super::fees::{
     COMMITMENT_FEERATE_SAT_PER_KW, COMMITMENT_HTLC_WEIGHT, DUST_LIMIT_SAT, FeeSource, MAX_HTLCS,
 };
+use super::jit::JitPolicy;
 use super::slot::SlotChannel;
 
 /// Where coins from closed channels go.
@@ -58,6 +59,8 @@ pub struct LspPolicy {
     pub fee_ppm: u32,
     /// `cltv_expiry_delta` of ordinary channels.
     pub ordinary_delta_blocks: u16,
+    /// What a channel opened for a payment costs; `None` sells none.
+    pub jit: Option<JitPolicy>,
 }
 
 impl Default for LspPolicy {
@@ -67,6 +70,7 @@ impl Default for LspPolicy {
             fee_base_msat: 1_000,
             fee_ppm: 100,
             ordinary_delta_blocks: 72,
+            jit: None,
         }
     }
 }
@@ -139,7 +143,8 @@ pub(super) fn user_config(role: &Role) -> UserConfig {
             config.htlc_interception_flags = HTLCInterceptionFlags::FromPrivateChannels as u8
                 | HTLCInterceptionFlags::ToOnlinePrivateChannels as u8
                 | HTLCInterceptionFlags::ToOfflinePrivateChannels as u8
-                | HTLCInterceptionFlags::ToPublicChannels as u8;
+                | HTLCInterceptionFlags::ToPublicChannels as u8
+                | HTLCInterceptionFlags::ToInterceptSCIDs as u8;
         }
     }
     config
@@ -176,6 +181,33 @@ pub(super) fn slot_overrides(channel: &SlotChannel) -> ChannelConfigOverrides {
                 force_close_avoidance_max_fee_satoshis: None,
                 accept_underpaying_htlcs: None,
             }
+        }),
+    }
+}
+
+/// What differs for a channel we bought for a payment and accept.
+pub(super) fn bought_overrides(max_delay_on_lsp_blocks: u16) -> ChannelConfigOverrides {
+    let usual = UserConfig::default()
+        .channel_handshake_config
+        .our_to_self_delay;
+    ChannelConfigOverrides {
+        handshake_overrides: Some(ChannelHandshakeConfigUpdate {
+            announced_channel_max_inbound_htlc_value_in_flight_percentage: None,
+            unannounced_channel_max_inbound_htlc_value_in_flight_percentage: Some(100),
+            htlc_minimum_msat: None,
+            minimum_depth: None,
+            to_self_delay: Some(usual.min(max_delay_on_lsp_blocks)),
+            max_accepted_htlcs: None,
+            channel_reserve_proportional_millionths: None,
+        }),
+        update_overrides: Some(ChannelConfigUpdate {
+            forwarding_fee_proportional_millionths: None,
+            forwarding_fee_base_msat: None,
+            cltv_expiry_delta: None,
+            max_dust_htlc_exposure_msat: None,
+            force_close_avoidance_max_fee_satoshis: None,
+            // Checked against the agreed fee before a payment is claimed.
+            accept_underpaying_htlcs: Some(true),
         }),
     }
 }

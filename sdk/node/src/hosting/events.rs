@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
-use bitcoin::ScriptBuf;
 use bitcoin::secp256k1::PublicKey;
+use bitcoin::{ScriptBuf, Txid};
 use lightning::ln::types::ChannelId;
 use tokio::sync::mpsc;
 
@@ -97,6 +97,26 @@ pub enum HostEvent {
         /// Its script.
         script: ScriptBuf,
     },
+    /// A channel we sold for a payment that is here needs its funding transaction, which is not
+    /// published yet.
+    SoldFundingNeeded {
+        /// The sale.
+        sale: u128,
+        /// LDK's id until the funding is known.
+        channel: ChannelId,
+        /// Value of the output to fund.
+        amount_sat: u64,
+        /// Its script.
+        script: ScriptBuf,
+    },
+    /// A sold channel was paid for: [`Host::due_fundings`](super::Host::due_fundings) has its
+    /// funding, to be published.
+    SoldFundingDue,
+    /// Nothing came of a sold channel, and nobody else has its signed funding.
+    SoldFundingFree {
+        /// The funding.
+        txid: Txid,
+    },
     /// An ordinary channel can be used.
     OrdinaryChannelReady {
         /// The channel.
@@ -117,6 +137,8 @@ pub enum HostEvent {
         payment_hash: [u8; 32],
         /// What arrived.
         amount_msat: u64,
+        /// What the LSP kept of it, as agreed.
+        skimmed_msat: u64,
     },
     /// A payment of ours arrived.
     PaymentSent {

@@ -37,7 +37,7 @@ pub(super) struct PinnedFees {
 impl PinnedFees {
     pub(super) fn new(live: FeeSource, role: &Role) -> Self {
         let least_remote = match role {
-            // All its channels are a factory's, and opened by the LSP.
+            // All its channels are opened by the LSP.
             Role::Member => COMMITMENT_FEERATE_SAT_PER_KW,
             // Peers open only ordinary channels to it, at feerates of their own.
             Role::Lsp(_) => FEERATE_FLOOR_SATS_PER_KW,

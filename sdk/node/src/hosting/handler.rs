@@ -12,11 +12,14 @@ use lightning::types::payment::PaymentHash;
 use lightning::util::errors::APIError;
 
 use super::config::Role;
-use super::config::slot_overrides;
+use super::config::{bought_overrides, slot_overrides};
 use super::delays;
 use super::events::{EventRefused, HostEvent};
 use super::host::Host;
-use super::htlc::{HtlcRefusal, check_exposure, check_forward, check_receive, matching_incoming};
+use super::htlc::{
+    HtlcRefusal, check_exposure, check_forward, check_receive, check_skimmed, matching_incoming,
+};
+use super::jit::Purchase;
 use super::opens::{OpenRefusal, OpenRequest, OpenVerdict, judge};
 use super::pending::Htlc;
 use super::slot::{SlotId, SlotRole};
@@ -64,6 +67,12 @@ impl Host {
                     self.give_outpoint(&slot, temporary_channel_id, &output_script);
                     Ok(())
                 }
+                None if self.is_sold(user_channel_id) => self.tell(HostEvent::SoldFundingNeeded {
+                    sale: user_channel_id,
+                    channel: temporary_channel_id,
+                    amount_sat: channel_value_satoshis,
+                    script: output_script,
+                }),
                 None => self.tell(HostEvent::OrdinaryFundingNeeded {
                     channel: temporary_channel_id,
                     peer: counterparty_node_id,
@@ -90,10 +99,13 @@ impl Host {
                         self.tell(HostEvent::ChannelHeld { slot })
                     }
                     Some(_) => Ok(()),
-                    None => self.tell(HostEvent::OrdinaryChannelReady {
-                        channel: channel_id,
-                        peer: counterparty_node_id,
-                    }),
+                    None => {
+                        self.sold_ready(user_channel_id, &channel_id, &counterparty_node_id)?;
+                        self.tell(HostEvent::OrdinaryChannelReady {
+                            channel: channel_id,
+                            peer: counterparty_node_id,
+                        })
+                    }
                 }
             }
             Event::ChannelClosed {
@@ -111,14 +123,22 @@ impl Host {
                 expected_outbound_amount_msat,
                 outgoing_htlc_expiry_block_height,
             } => {
-                self.forward_or_fail(&Intercepted {
+                let htlc = Intercepted {
                     id: intercept_id,
                     scid: requested_next_hop_scid,
                     payment_hash,
                     inbound_amount_msat,
                     outbound_amount_msat: expected_outbound_amount_msat,
                     outgoing_expiry: outgoing_htlc_expiry_block_height,
-                });
+                };
+                match self.parts.sold.by_scid(htlc.scid) {
+                    Some(sold) => self.sold_intercepted(&sold, &htlc)?,
+                    None => self.forward_or_fail(&htlc),
+                }
+                Ok(())
+            }
+            Event::HTLCHandlingFailed { failure_type, .. } => {
+                self.sold_failed(&failure_type);
                 Ok(())
             }
             Event::PaymentClaimable {
@@ -127,6 +147,7 @@ impl Host {
                 receiving_channel_ids,
                 claim_deadline,
                 amount_msat,
+                counterparty_skimmed_fee_msat,
                 ..
             } => {
                 let channels = receiving_channel_ids.iter();
@@ -136,6 +157,7 @@ impl Host {
                 let payment = Claimable {
                     hash: payment_hash,
                     amount_msat,
+                    skimmed_msat: counterparty_skimmed_fee_msat,
                     // LDK's deadline is its own margin before the earliest expiry of all parts.
                     expiry: claim_deadline.map(|at| at + delays::LDK_FAIL_BACK_BLOCKS),
                     slots,
@@ -145,11 +167,17 @@ impl Host {
             Event::PaymentClaimed {
                 payment_hash,
                 amount_msat,
+                htlcs,
                 ..
-            } => self.tell(HostEvent::PaymentReceived {
-                payment_hash: payment_hash.0,
-                amount_msat,
-            }),
+            } => {
+                let skimmed = htlcs.iter().map(|it| it.counterparty_skimmed_fee_msat);
+                self.tell(HostEvent::PaymentReceived {
+                    payment_hash: payment_hash.0,
+                    amount_msat,
+                    skimmed_msat: skimmed.sum(),
+                })?;
+                Ok(self.parts.bought.received(&payment_hash)?)
+            }
             Event::PaymentSent {
                 payment_preimage,
                 payment_hash,
@@ -172,9 +200,13 @@ impl Host {
                 prev_htlcs,
                 next_htlcs,
                 total_fee_earned_msat,
+                skimmed_fee_msat,
                 outbound_amount_forwarded_msat,
                 ..
             } => {
+                if let Some(next) = next_htlcs.first() {
+                    self.sold_claimed(&next.channel_id, skimmed_fee_msat.unwrap_or(0))?;
+                }
                 let from = prev_htlcs.first().and_then(|htlc| htlc.user_channel_id);
                 let to = next_htlcs.first().and_then(|htlc| htlc.user_channel_id);
                 self.tell(HostEvent::PaymentForwarded {
@@ -204,7 +236,9 @@ impl Host {
     fn answer_open(&self, open: &OpenRequest<'_>) -> Result<(), HandleError> {
         let channels = &self.parts.channels;
         let (id, peer) = (&open.temporary_channel_id, &open.peer);
-        let refused = match judge(&self.parts.role, &self.parts.slots, open) {
+        let parts = &self.parts;
+        let is_ready = |channel| self.is_ready(channel);
+        let refused = match judge(&parts.role, &parts.slots, &parts.bought, is_ready, open) {
             Ok(OpenVerdict::Slot(slot)) => channels.accept_inbound_channel_from_trusted_peer(
                 id,
                 peer,
@@ -212,6 +246,7 @@ impl Host {
                 TrustedChannelFeatures::ZeroConf,
                 Some(slot_overrides(&slot.channel)),
             ),
+            Ok(OpenVerdict::Bought(purchase)) => self.accept_bought(open, &purchase)?,
             Ok(OpenVerdict::Ordinary) => {
                 channels.accept_inbound_channel(id, peer, self.fresh_user_channel_id(), None)
             }
@@ -221,6 +256,49 @@ impl Host {
             Ok(()) => Ok(()),
             Err(error) => self.refuse_open(open, OpenRefusal::Ldk(format!("{error:?}"))),
         }
+    }
+
+    /// Accepts a channel that we bought. One that was to be it and never could be used is over: its
+    /// opening was lost on the other side.
+    fn accept_bought(
+        &self,
+        open: &OpenRequest<'_>,
+        purchase: &Purchase,
+    ) -> Result<Result<(), APIError>, HandleError> {
+        let parts = &self.parts;
+        let channel = self.fresh_user_channel_id();
+        parts.bought.accept(&purchase.hash, channel)?;
+        let all = parts.channels.list_channels();
+        if let Some(lost) = all
+            .iter()
+            .find(|it| Some(it.user_channel_id) == purchase.channel)
+        {
+            // An error says that LDK closed it first.
+            let _ = parts.channels.force_close_broadcasting_latest_txn(
+                &lost.channel_id,
+                &lost.counterparty.node_id,
+                "opened anew".into(),
+            );
+        }
+        let accepted = parts.channels.accept_inbound_channel_from_trusted_peer(
+            &open.temporary_channel_id,
+            &open.peer,
+            channel,
+            TrustedChannelFeatures::ZeroConf,
+            Some(bought_overrides(purchase.max_delay_on_lsp_blocks)),
+        );
+        if accepted.is_err() {
+            parts.bought.closed(channel)?;
+        }
+        Ok(accepted)
+    }
+
+    fn is_ready(&self, user_channel_id: u128) -> bool {
+        let all = self.parts.channels.list_channels();
+        let mut its = all
+            .iter()
+            .filter(|it| it.user_channel_id == user_channel_id);
+        its.any(|channel| channel.is_channel_ready)
     }
 
     fn refuse_open(&self, open: &OpenRequest<'_>, reason: OpenRefusal) -> Result<(), HandleError> {
@@ -264,6 +342,8 @@ impl Host {
     ) -> Result<(), HandleError> {
         let reason_text = reason.to_string();
         let Some(slot) = self.parts.slots.by_user_channel_id(user_channel_id) else {
+            self.parts.bought.closed(user_channel_id)?;
+            self.sold_closed(user_channel_id, &channel, &reason_text)?;
             // A refused open is closed under the same event, without an id of ours.
             return match user_channel_id {
                 0 => Ok(()),
@@ -412,6 +492,8 @@ impl Host {
         payment: &Claimable,
         channels: &[ChannelDetails],
     ) -> Result<(), HtlcRefusal> {
+        let agreed_msat = self.parts.bought.agreed_fee_msat(&payment.hash);
+        check_skimmed(payment.skimmed_msat, agreed_msat)?;
         let height = self.height();
         for slot in &payment.slots {
             check_receive(slot, payment.expiry.unwrap_or(0), height)?;
@@ -498,7 +580,7 @@ impl Host {
 
 /// Whether LDK could choose this channel for an HTLC, now or when what is pending has settled in our
 /// favour.
-fn could_carry(channel: &ChannelDetails, amount_msat: u64) -> bool {
+pub(super) fn could_carry(channel: &ChannelDetails, amount_msat: u64) -> bool {
     let received = channel.pending_inbound_htlcs.iter();
     let pending: u64 = received.map(|htlc| htlc.amount_msat).sum();
     channel.is_usable && channel.outbound_capacity_msat + pending >= amount_msat
@@ -507,17 +589,19 @@ fn could_carry(channel: &ChannelDetails, amount_msat: u64) -> bool {
 struct Claimable {
     hash: PaymentHash,
     amount_msat: u64,
+    /// What the peer kept of it.
+    skimmed_msat: u64,
     expiry: Option<u32>,
     slots: Vec<super::Slot>,
 }
 
-struct Intercepted {
-    id: InterceptId,
-    scid: u64,
-    payment_hash: PaymentHash,
-    inbound_amount_msat: u64,
-    outbound_amount_msat: u64,
-    outgoing_expiry: Option<u32>,
+pub(super) struct Intercepted {
+    pub(super) id: InterceptId,
+    pub(super) scid: u64,
+    pub(super) payment_hash: PaymentHash,
+    pub(super) inbound_amount_msat: u64,
+    pub(super) outbound_amount_msat: u64,
+    pub(super) outgoing_expiry: Option<u32>,
 }
 
 #[derive(Debug, thiserror::Error)]

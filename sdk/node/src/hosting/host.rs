@@ -28,7 +28,8 @@ use super::Store;
 use super::config::Role;
 use super::events::{HostEvent, SharedSink};
 use super::htlc::exit_due;
-use super::ldk::{Channels, Gate, Keys, Log, Monitors, Peers, SharedScorer, Sweeper};
+use super::jit::{Bought, SoldChannels, Waiting};
+use super::ldk::{Channels, Gate, Keys, Liquidity, Log, Monitors, Peers, SharedScorer, Sweeper};
 use super::load::{LoadError, unix_time};
 use super::messages::{FactoryMessage, Messages, SendError};
 use super::old_state::OldState;
@@ -83,6 +84,9 @@ pub(super) struct HostParts {
     pub(super) monitors: Arc<Monitors>,
     pub(super) channels: Arc<Channels>,
     pub(super) messages: Arc<Messages>,
+    pub(super) liquidity: Arc<Liquidity>,
+    pub(super) sold: SoldChannels,
+    pub(super) bought: Bought,
     pub(super) peers: Arc<Peers>,
     pub(super) sweeper: Arc<Sweeper>,
     pub(super) scorer: SharedScorer,
@@ -97,6 +101,7 @@ pub struct Host {
     pub(super) parts: HostParts,
     pub(super) claimed: Claimed,
     pub(super) pending: PendingHtlcs,
+    pub(super) waiting: Waiting,
     receiving_paused: AtomicBool,
     listening: Mutex<Option<SocketAddr>>,
     stop: watch::Sender<bool>,
@@ -110,6 +115,7 @@ impl Host {
             parts,
             claimed,
             pending: PendingHtlcs::default(),
+            waiting: Waiting::default(),
             receiving_paused: AtomicBool::new(false),
             listening: Mutex::default(),
             stop: watch::channel(false).0,
@@ -130,12 +136,13 @@ impl Host {
     }
 
     pub(super) async fn run(self: &Arc<Self>, listen: Option<SocketAddr>) -> Result<(), LoadError> {
-        self.reconcile();
+        self.reconcile()?;
         self.check_deadlines(self.height());
         if let Some(address) = listen {
             self.accept_connections(address).await?;
         }
         self.process_events();
+        self.serve_liquidity();
         Ok(())
     }
 
@@ -336,16 +343,21 @@ impl Host {
         });
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         lock(&self.tasks).push(tokio::spawn(task));
     }
 
     /// Compares the register with what LDK loaded, after a restart.
-    fn reconcile(&self) {
-        let known: HashSet<u128> = self
-            .parts
-            .channels
-            .list_channels()
+    fn reconcile(&self) -> Result<(), LoadError> {
+        let channels = self.parts.channels.list_channels();
+        let all = channels.iter().map(|channel| channel.user_channel_id);
+        self.parts.bought.reconcile(&all.collect())?;
+        self.reconcile_sold();
+        let known: HashSet<u128> = channels
             .iter()
             .filter(|channel| channel.funding_txo.is_some())
             .map(|channel| channel.user_channel_id)
@@ -364,6 +376,7 @@ impl Host {
                 self.slot_closed(&id, "lost before it was stored".into(), None);
             }
         }
+        Ok(())
     }
 
     fn leaves_confirmed(&self, txdata: &TransactionData<'_>, height: u32) -> bool {
@@ -480,6 +493,7 @@ impl Listen for ChainFollower {
             // block is counted nowhere until its event is handled.
             self.host.handle_monitor_events();
             self.host.check_deadlines(height);
+            self.host.free_closed_sales(height);
         }
     }
 

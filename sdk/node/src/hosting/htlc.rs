@@ -69,6 +69,14 @@ pub enum HtlcRefusal {
     /// The tree's own fee might not be relayed, so nothing could be enforced.
     #[error("the mempool asks for more than the tree can pay")]
     FeesTooHigh,
+    /// The peer kept more of it than was agreed.
+    #[error("{skimmed_msat} msat were kept, {agreed_msat} agreed")]
+    Skimmed {
+        /// What is missing.
+        skimmed_msat: u64,
+        /// What may be.
+        agreed_msat: u64,
+    },
     /// It would expire further away than any node accepts.
     #[error("expiry {expiry} is too far after height {height}")]
     ExpiresTooLate {
@@ -201,6 +209,18 @@ pub(super) fn check_receive(slot: &Slot, expiry: u32, height: u32) -> Result<(),
         });
     }
     Ok(())
+}
+
+/// LDK lets a payment be short of any fee in a channel that was bought; only what was agreed for
+/// this very payment is.
+pub(super) fn check_skimmed(skimmed_msat: u64, agreed_msat: u64) -> Result<(), HtlcRefusal> {
+    match skimmed_msat > agreed_msat {
+        true => Err(HtlcRefusal::Skimmed {
+            skimmed_msat,
+            agreed_msat,
+        }),
+        false => Ok(()),
+    }
 }
 
 /// A wallet without coins cannot hurry a claim along on chain: it does not go on giving out
@@ -401,6 +421,19 @@ mod tests {
             check(HEIGHT + 2_017, HEIGHT + 100),
             Err(HtlcRefusal::ExpiresTooLate { .. })
         ));
+    }
+
+    #[test]
+    fn only_the_agreed_fee_may_be_missing() {
+        assert_eq!(check_skimmed(0, 0), Ok(()));
+        assert_eq!(check_skimmed(2_000, 2_000), Ok(()));
+        for (skimmed_msat, agreed_msat) in [(1, 0), (2_001, 2_000)] {
+            let refused = HtlcRefusal::Skimmed {
+                skimmed_msat,
+                agreed_msat,
+            };
+            assert_eq!(check_skimmed(skimmed_msat, agreed_msat), Err(refused));
+        }
     }
 
     /// Acceptance "blocks_early": with 144 an HTLC that expires at T−143 is refused, at T−144 not.

@@ -14,13 +14,15 @@ use lightning::routing::scoring::{ProbabilisticScorer, ProbabilisticScoringFeePa
 use lightning::util::logger::{Level, Logger, Record};
 use lightning::util::persist::MonitorUpdatingPersister;
 use lightning::util::sweep::OutputSweeperSync;
+use lightning_liquidity::LiquidityManagerSync;
+use lightning_liquidity::utils::time::DefaultTimeProvider;
 use lightning_net_tokio::SocketDescriptor;
 
 use super::Store;
 use super::broadcast::BroadcasterGate;
 use super::config::Destination;
 use super::fees::PinnedFees;
-use super::messages::Messages;
+use super::liquidity::CustomMessages;
 use super::old_state::OldState;
 use super::persist::Persister;
 use super::router::FactoryRouter;
@@ -53,13 +55,15 @@ pub(super) type Channels = ChannelManager<
     Arc<MessageRoutes>,
     Log,
 >;
+pub(super) type Liquidity =
+    LiquidityManagerSync<Keys, Keys, Arc<Channels>, Store, DefaultTimeProvider, Gate>;
 pub(super) type Peers = PeerManager<
     SocketDescriptor,
     Arc<Channels>,
     IgnoringMessageHandler,
     IgnoringMessageHandler,
     Log,
-    Arc<Messages>,
+    Arc<CustomMessages>,
     Keys,
     Arc<Monitors>,
 >;

@@ -30,10 +30,12 @@ use super::config::{Destination, HostConfig, Role, user_config};
 use super::events::SharedSink;
 use super::fees::PinnedFees;
 use super::host::{ChainFollower, Host, HostParts};
+use super::jit::{Bought, SoldChannels};
 use super::ldk::{
-    Channels, Fees, Gate, GraphRouter, Keys, Log, MessageRoutes, Monitor, MonitorWriter, Monitors,
-    Peers, Scorer, SharedScorer, Sweeper, TracingLog,
+    Channels, Fees, Gate, GraphRouter, Keys, Liquidity, Log, MessageRoutes, Monitor, MonitorWriter,
+    Monitors, Peers, Scorer, SharedScorer, Sweeper, TracingLog,
 };
+use super::liquidity::{CustomMessages, client_config, service_config};
 use super::messages::Messages;
 use super::old_state::OldState;
 use super::persist::Persister;
@@ -106,7 +108,14 @@ impl LoadedHost {
         let (sweeper_block, sweeper) = ground.sweeper(config.destination, manager_block)?;
         let sink = SharedSink::new(config.events);
         let messages = Arc::new(Messages::new(sink.clone()));
-        let peers = ground.peers(&channels, &messages, &monitors);
+        let liquidity = Arc::new(ground.liquidity(&config.role, &config.node_seed, &channels)?);
+        let custom = CustomMessages {
+            factory: Arc::clone(&messages),
+            liquidity: Arc::clone(&liquidity),
+        };
+        let peers = ground.peers(&channels, Arc::new(custom), &monitors);
+        let sold = SoldChannels::load(Arc::clone(&ground.store))?;
+        let bought = Bought::load(Arc::clone(&ground.store))?;
 
         let monitor_listeners = stored.into_iter().map(|(block, monitor)| {
             let Ground {
@@ -128,6 +137,9 @@ impl LoadedHost {
             monitors,
             channels,
             messages,
+            liquidity,
+            sold,
+            bought,
             peers: Arc::new(peers),
             sweeper: Arc::new(sweeper),
             scorer,
@@ -371,17 +383,32 @@ impl Ground {
             .map_err(|error| damaged("output sweeper", error))
     }
 
+    fn liquidity(
+        &self,
+        role: &Role,
+        node_seed: &[u8; 32],
+        channels: &Arc<Channels>,
+    ) -> Result<Liquidity, LoadError> {
+        let Self {
+            store, keys, gate, ..
+        } = self.clone();
+        let (entropy, channels) = (Arc::clone(&keys), Arc::clone(channels));
+        let (service, client) = (service_config(role, node_seed), client_config(role));
+        let liquidity = Liquidity::new(entropy, keys, channels, store, gate, service, client);
+        Ok(liquidity?)
+    }
+
     fn peers(
         &self,
         channels: &Arc<Channels>,
-        messages: &Arc<Messages>,
+        custom: Arc<CustomMessages>,
         monitors: &Arc<Monitors>,
     ) -> Peers {
         let handler = MessageHandler {
             chan_handler: Arc::clone(channels),
             route_handler: IgnoringMessageHandler {},
             onion_message_handler: IgnoringMessageHandler {},
-            custom_message_handler: Arc::clone(messages),
+            custom_message_handler: custom,
             send_only_message_handler: Arc::clone(monitors),
         };
         let Self { keys, log, .. } = self.clone();

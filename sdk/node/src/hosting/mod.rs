@@ -27,7 +27,9 @@ mod fees;
 mod handler;
 mod host;
 mod htlc;
+mod jit;
 mod ldk;
+mod liquidity;
 mod load;
 mod messages;
 mod old_state;
@@ -53,6 +55,7 @@ pub use events::{EventRefused, EventSink, ExitReason, HostEvent, event_queue};
 pub use fees::{COMMITMENT_FEERATE_SAT_PER_KW, FeeSource};
 pub use host::{ChainFollower, ConnectError, Host, Paused};
 pub use htlc::HtlcRefusal;
+pub use jit::{JitError, JitPolicy, JitQuote};
 pub use load::{LoadError, LoadedHost};
 pub use messages::{
     FACTORY_FEATURE_BIT, FACTORY_MESSAGE_TYPE, FactoryMessage, MAX_PAYLOAD_BYTES, PROTOCOL_ID,

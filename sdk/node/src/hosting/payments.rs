@@ -20,11 +20,11 @@ use lightning_invoice::{Bolt11Invoice, Currency, InvoiceBuilder, RouteHint, Rout
 use lightning_types::routing::RoutingFees;
 
 use super::Store;
-use super::delays::min_final_cltv_expiry_blocks;
+use super::delays::{forward_delta_blocks, min_final_cltv_expiry_blocks};
 use super::host::Host;
 use super::load::unix_time;
 use super::slot::SlotChannel;
-use super::slots::SlotPhase;
+use super::slots::{Slot, SlotPhase};
 
 const PRIMARY: &str = "superscalar";
 const SECONDARY: &str = "claimed_payments";
@@ -38,8 +38,19 @@ const MAX_DESCRIPTION_BYTES: usize = 639;
 #[non_exhaustive]
 pub enum InvoiceError {
     /// No active channel could receive.
-    #[error("no active channel can receive")]
+    #[error("no active channel can receive: join a factory, or buy a channel with the payment")]
     NoActiveChannel,
+    /// All active channels together could not receive it.
+    #[error(
+        "active channels can receive {inbound_msat} msat, not {amount_msat}: buy a channel with \
+         the payment"
+    )]
+    TooLarge {
+        /// What was asked for.
+        amount_msat: u64,
+        /// What there is.
+        inbound_msat: u64,
+    },
     /// Every active channel's factory ends before a payment could be settled.
     #[error("the factory ends too soon: no invoice after height {last_height}")]
     FactoryEnding {
@@ -93,8 +104,22 @@ impl Host {
         description: &str,
         expiry_secs: u32,
     ) -> Result<Bolt11Invoice, InvoiceError> {
-        let (hints, blocks_early) = self.receiving_hints(None)?;
-        self.signed_invoice(amount_msat, description, expiry_secs, hints, blocks_early)
+        self.check_invoice(description)?;
+        let receiving = self.receiving_hints(None)?;
+        if let Some(amount_msat) = amount_msat.filter(|it| *it > receiving.inbound_msat) {
+            return Err(InvoiceError::TooLarge {
+                amount_msat,
+                inbound_msat: receiving.inbound_msat,
+            });
+        }
+        let min_final = min_final_cltv_expiry_blocks(receiving.blocks_early);
+        self.sign_invoice(
+            amount_msat,
+            description,
+            expiry_secs,
+            receiving.hints,
+            min_final,
+        )
     }
 
     /// An invoice for `peer`, who needs no hint of how to reach us.
@@ -105,28 +130,42 @@ impl Host {
         description: &str,
         expiry_secs: u32,
     ) -> Result<Bolt11Invoice, InvoiceError> {
-        let (_, blocks_early) = self.receiving_hints(Some(peer))?;
+        self.check_invoice(description)?;
+        let receiving = self.receiving_hints(Some(peer))?;
+        let min_final = min_final_cltv_expiry_blocks(receiving.blocks_early);
         let amount = Some(amount_msat);
-        self.signed_invoice(amount, description, expiry_secs, Vec::new(), blocks_early)
+        self.sign_invoice(amount, description, expiry_secs, Vec::new(), min_final)
     }
 
-    fn signed_invoice(
-        &self,
-        amount_msat: Option<u64>,
-        description: &str,
-        expiry_secs: u32,
-        hints: Vec<RouteHint>,
-        blocks_early: u16,
-    ) -> Result<Bolt11Invoice, InvoiceError> {
+    /// What every invoice is refused for.
+    pub(super) fn check_invoice(&self, description: &str) -> Result<(), InvoiceError> {
         if description.len() > MAX_DESCRIPTION_BYTES {
             return Err(InvoiceError::DescriptionTooLong {
                 bytes: description.len(),
             });
         }
-        if self.is_receiving_paused() {
-            return Err(InvoiceError::FeesTooHigh);
+        match self.is_receiving_paused() {
+            true => Err(InvoiceError::FeesTooHigh),
+            false => Ok(()),
         }
-        let min_final = min_final_cltv_expiry_blocks(blocks_early);
+    }
+
+    /// The final delta for an invoice whose payment LDK may let arrive over any of our channels.
+    pub(super) fn receiving_min_final_blocks(&self) -> u16 {
+        let active = |slot: &Slot| slot.phase == SlotPhase::Active;
+        let slots = self.parts.slots.matching(active).into_iter();
+        let blocks_early = slots.map(|slot| slot.channel.blocks_early).max();
+        min_final_cltv_expiry_blocks(blocks_early.unwrap_or(0))
+    }
+
+    pub(super) fn sign_invoice(
+        &self,
+        amount_msat: Option<u64>,
+        description: &str,
+        expiry_secs: u32,
+        hints: Vec<RouteHint>,
+        min_final: u16,
+    ) -> Result<Bolt11Invoice, InvoiceError> {
         let channels = &self.parts.channels;
         let (hash, secret, metadata) = channels
             .create_inbound_payment(amount_msat, expiry_secs, Some(min_final), None)
@@ -197,17 +236,14 @@ impl Host {
         })
     }
 
-    /// Hints over every channel that may receive, of `only` this peer if one is given, and the
-    /// longest `blocks_early` among them. A hint is left out where the peer has not announced its
-    /// terms yet.
-    fn receiving_hints(
-        &self,
-        only: Option<&PublicKey>,
-    ) -> Result<(Vec<RouteHint>, u16), InvoiceError> {
-        let mut hints = Vec::new();
-        let mut blocks_early = 0;
+    /// Hints over every channel that may receive, of `only` this peer if one is given. One is left
+    /// out where the peer has not announced its terms yet. Where a peer has several channels with us
+    /// it may take any of them, so all of its hints have the longest delta.
+    fn receiving_hints(&self, only: Option<&PublicKey>) -> Result<Receiving, InvoiceError> {
+        let mut receiving = Receiving::default();
         let mut any = false;
         let mut ended = None;
+        let mut deltas: HashMap<PublicKey, u16> = HashMap::new();
         for channel in self.parts.channels.list_usable_channels() {
             if only.is_some_and(|peer| channel.counterparty.node_id != *peer) {
                 continue;
@@ -220,7 +256,10 @@ impl Host {
                         ended = ended.max(Some(last_height));
                         continue;
                     }
-                    blocks_early = blocks_early.max(slot.channel.blocks_early);
+                    let blocks_early = slot.channel.blocks_early;
+                    receiving.blocks_early = receiving.blocks_early.max(blocks_early);
+                    let delta = deltas.entry(channel.counterparty.node_id).or_default();
+                    *delta = (*delta).max(forward_delta_blocks(slot.channel.exit_delay_blocks));
                 }
                 None => {}
             }
@@ -228,21 +267,35 @@ impl Host {
                 any = true;
             } else if let Some(hint) = hint(&channel) {
                 any = true;
-                hints.push(hint);
+                receiving.hints.push(hint);
+            } else {
+                continue;
             }
+            receiving.inbound_msat += channel.inbound_capacity_msat;
         }
-        if !any {
-            return Err(match ended {
-                Some(last_height) => InvoiceError::FactoryEnding { last_height },
-                None => InvoiceError::NoActiveChannel,
-            });
+        for hop in receiving.hints.iter_mut().flat_map(|hint| &mut hint.0) {
+            let longest = deltas.get(&hop.src_node_id).copied().unwrap_or(0);
+            hop.cltv_expiry_delta = hop.cltv_expiry_delta.max(longest);
         }
-        Ok((hints, blocks_early))
+        match (any, ended) {
+            (true, _) => Ok(receiving),
+            (false, Some(last_height)) => Err(InvoiceError::FactoryEnding { last_height }),
+            (false, None) => Err(InvoiceError::NoActiveChannel),
+        }
     }
 
     fn currency(&self) -> Currency {
         self.parts.network.into()
     }
+}
+
+/// What there is to receive on.
+#[derive(Default)]
+struct Receiving {
+    hints: Vec<RouteHint>,
+    /// The longest among the channels.
+    blocks_early: u16,
+    inbound_msat: u64,
 }
 
 /// Up to this height a payment made at once still ends before the channel must.

@@ -84,6 +84,13 @@ impl OnchainWallet {
         .collect()
     }
 
+    /// Whether a transaction of ours is in a block.
+    pub fn is_confirmed(&self, txid: Txid) -> bool {
+        let state = self.state();
+        let known = state.wallet.get_tx(txid);
+        known.is_some_and(|tx| tx.chain_position.is_confirmed())
+    }
+
     /// Gives up a funding transaction that was never published: its coins can be spent again.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use superscalar_factory::sale::BuyError;
 use crate::backup::BackupError;
 use crate::chain::{BroadcastError, ChainError};
 use crate::factories::EngineError;
-use crate::hosting::{ChannelError, ConnectError, InvoiceError, PayError};
+use crate::hosting::{ChannelError, ConnectError, InvoiceError, JitError, PayError};
 use crate::keys::KeysError;
 use crate::node::StartError;
 use crate::onchain::OnchainError;
@@ -49,6 +49,9 @@ pub enum WalletError {
     /// No invoice could be made.
     #[error(transparent)]
     Invoice(#[from] InvoiceError),
+    /// No channel was bought for a payment.
+    #[error(transparent)]
+    Jit(#[from] JitError),
     /// The payment was not begun.
     #[error(transparent)]
     Pay(#[from] PayError),
@@ -168,10 +171,16 @@ impl WalletError {
             WalletError::Store(error) => store_code(error),
             WalletError::Chain(error) => chain_code(error),
             WalletError::Onchain(error) => onchain_code(error),
-            WalletError::Invoice(InvoiceError::NoActiveChannel) => "no_active_channel",
-            WalletError::Invoice(InvoiceError::FactoryEnding { .. }) => "factory_ending",
-            WalletError::Invoice(InvoiceError::FeesTooHigh) => "fees_too_high",
-            WalletError::Invoice(_) => "invalid_invoice_request",
+            WalletError::Invoice(error) => invoice_code(error),
+            WalletError::Jit(error) => match error {
+                JitError::NotConnected => "peer_unreachable",
+                JitError::NotOffered => "jit_not_offered",
+                JitError::Amount { .. } => "jit_amount",
+                JitError::FeeAboveCap { .. } => "jit_fee_above_cap",
+                JitError::Invoice(error) => invoice_code(error),
+                JitError::Store(_) => "storage_failed",
+                _ => "jit_failed",
+            },
             WalletError::Pay(PayError::Duplicate) => "already_paid",
             WalletError::Pay(
                 PayError::InvalidInvoice(_) | PayError::WrongNetwork(_) | PayError::InvalidAmount,
@@ -201,7 +210,10 @@ impl WalletError {
             }
             WalletError::Factory(EngineError::FeerateAboveCap { .. }) => Some("feerate"),
             WalletError::Pay(PayError::InvalidAmount) => Some("amount_msat"),
-            WalletError::Invoice(InvoiceError::InvalidAmount(_)) => Some("amount_msat"),
+            WalletError::Invoice(
+                InvoiceError::InvalidAmount(_) | InvoiceError::TooLarge { .. },
+            )
+            | WalletError::Jit(JitError::Amount { .. }) => Some("amount_msat"),
             WalletError::Invoice(InvoiceError::DescriptionTooLong { .. }) => Some("description"),
             _ => match self.code() {
                 "invalid_mnemonic" => Some("mnemonic"),
@@ -213,8 +225,8 @@ impl WalletError {
         }
     }
 
-    /// The values behind the message, by name: `field` is the argument that was wrong, amounts are
-    /// in satoshi.
+    /// The values behind the message, by name: `field` is the argument that was wrong, amounts end
+    /// in their unit.
     pub fn fields(&self) -> Vec<(&'static str, String)> {
         let mut fields = Vec::new();
         fields.extend(self.field().map(|field| ("field", field.to_owned())));
@@ -280,6 +292,22 @@ impl WalletError {
             WalletError::Invoice(InvoiceError::FactoryEnding { last_height }) => {
                 add("last_height", last_height);
             }
+            WalletError::Invoice(InvoiceError::TooLarge { inbound_msat, .. }) => {
+                add("inbound_msat", inbound_msat);
+            }
+            WalletError::Jit(JitError::Amount {
+                min_msat, max_msat, ..
+            }) => {
+                add("min_msat", min_msat);
+                add("max_msat", max_msat);
+            }
+            WalletError::Jit(JitError::FeeAboveCap {
+                fee_msat,
+                max_fee_msat,
+            }) => {
+                add("fee_msat", fee_msat);
+                add("max_fee_msat", max_fee_msat);
+            }
             WalletError::Connect(ConnectError::Unreachable { peer, address }) => {
                 add("peer", peer);
                 add("address", address);
@@ -313,6 +341,7 @@ impl WalletError {
                     | "peer_unreachable"
                     | "not_enough_members"
                     | "no_active_channel"
+                    | "jit_failed"
                     | "fees_too_high"
                     | "not_connected"
                     | "no_answer"
@@ -328,7 +357,9 @@ impl WalletError {
             "already_paid" => Action::Nothing,
             "stopped" => Action::Start,
             "no_active_channel" | "no_path" | "factory_ending" | "nothing_to_buy"
-            | "sales_used_up" | "factory_opened" | "not_sold" => Action::JoinFactory,
+            | "sales_used_up" | "factory_opened" | "not_sold" | "jit_not_offered" => {
+                Action::JoinFactory
+            }
             "insufficient_funds" | "cannot_pay" | "sale_unpaid" => Action::AddFunds,
             "chain_unreachable" | "chain_unauthorized" | "chain_failed" => Action::CheckChainSource,
             "storage_locked" => Action::CloseOtherInstance,
@@ -351,10 +382,13 @@ impl WalletError {
             | "no_quote"
             | "quote_expired"
             | "quote_refused"
+            | "inbound_too_small"
+            | "jit_amount"
+            | "jit_fee_above_cap"
             | "unknown_factory" => Action::CorrectInput,
             "not_enough_members" | "peer_unreachable" | "payment_failed" | "fees_too_high"
             | "not_connected" | "no_answer" | "asked_again" | "sale_pending"
-            | "factory_not_active" => Action::Wait,
+            | "factory_not_active" | "jit_failed" => Action::Wait,
             _ => Action::Report,
         }
     }
@@ -371,6 +405,16 @@ fn buy_code(error: &BuyError) -> &'static str {
         BuyError::NoQuote => "no_quote",
         BuyError::Expired { .. } => "quote_expired",
         _ => "factory_failed",
+    }
+}
+
+fn invoice_code(error: &InvoiceError) -> &'static str {
+    match error {
+        InvoiceError::NoActiveChannel => "no_active_channel",
+        InvoiceError::TooLarge { .. } => "inbound_too_small",
+        InvoiceError::FactoryEnding { .. } => "factory_ending",
+        InvoiceError::FeesTooHigh => "fees_too_high",
+        _ => "invalid_invoice_request",
     }
 }
 

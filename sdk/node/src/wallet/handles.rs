@@ -20,7 +20,7 @@ use crate::factories::{
     Command, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, InboundQuote, Policy,
     TreeNodeInfo,
 };
-use crate::hosting::PayError;
+use crate::hosting::{ChannelError, JitError, JitQuote, PayError};
 use crate::package::{Freshness, PackageError, seal};
 use crate::payments::{Direction, Payment};
 
@@ -28,6 +28,39 @@ use crate::payments::{Direction, Payment};
 #[derive(Clone)]
 pub struct Lightning {
     node: NodeHandle,
+    /// Whom channels are bought from; an LSP itself buys none.
+    lsp: Option<PublicKey>,
+}
+
+/// An invoice that leads to a channel which is opened for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JitInvoice {
+    /// The BOLT11 invoice.
+    pub invoice: String,
+    /// What it costs.
+    pub quote: JitQuote,
+}
+
+/// A channel of ours that lives in no factory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnchainChannel {
+    /// Its id, hex.
+    pub channel: String,
+    /// Value of the funding output.
+    pub capacity_sat: u64,
+    /// What is ours.
+    pub balance_msat: u64,
+    /// Whether it can be used now.
+    pub usable: bool,
+}
+
+/// How a channel is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// The LSP must be there, and sign.
+    Together,
+    /// By our own commitment.
+    Alone,
 }
 
 /// What a payment will do, before it is begun.
@@ -46,14 +79,15 @@ pub struct SendQuote {
 }
 
 impl Lightning {
-    pub(crate) fn new(node: NodeHandle) -> Lightning {
-        Lightning { node }
+    pub(crate) fn new(node: NodeHandle, lsp: Option<PublicKey>) -> Lightning {
+        Lightning { node, lsp }
     }
 
     /// A BOLT11 invoice payable to this wallet; `None` leaves the amount to the payer.
     ///
     /// # Errors
-    /// Without an active channel there is nothing to receive on.
+    /// Without an active channel there is nothing to receive on (`no_active_channel`), and not more
+    /// than all of them can take (`inbound_too_small`): [`receive_jit`](Self::receive_jit) buys one.
     pub async fn receive(
         &self,
         amount_msat: Option<u64>,
@@ -67,6 +101,76 @@ impl Lightning {
         let payment = Payment::begin(hash, Direction::Inbound, amount_msat, Some(text.clone()));
         node.payments.record(&payment)?;
         Ok(text)
+    }
+
+    /// What the LSP would keep of a payment of `amount_msat` for opening a channel with it.
+    ///
+    /// # Errors
+    /// `jit_not_offered` if the LSP sells none, `jit_amount` with its limits.
+    pub async fn quote_jit(&self, amount_msat: u64) -> Result<JitQuote, WalletError> {
+        let node = self.node.get()?;
+        let lsp = self.lsp.ok_or(JitError::NotOffered)?;
+        Ok(node.host.jit_quote(lsp, amount_msat).await?)
+    }
+
+    /// A BOLT11 invoice over `amount_msat` for which the LSP opens an ordinary channel on chain when
+    /// it is paid, and keeps its fee: at most `max_fee_msat`, or nothing is bought. The invoice
+    /// expires with the LSP's price if that is sooner. Until its funding has confirmed the channel
+    /// is the LSP's word.
+    ///
+    /// # Errors
+    /// `jit_fee_above_cap` with the fee; those of [`quote_jit`](Self::quote_jit).
+    pub async fn receive_jit(
+        &self,
+        amount_msat: u64,
+        description: &str,
+        expiry_secs: u32,
+        max_fee_msat: u64,
+    ) -> Result<JitInvoice, WalletError> {
+        let node = self.node.get()?;
+        let lsp = self.lsp.ok_or(JitError::NotOffered)?;
+        let bought =
+            node.host
+                .jit_invoice(lsp, amount_msat, description, expiry_secs, max_fee_msat);
+        let (invoice, quote) = bought.await?;
+        let hash = hex::encode(invoice.payment_hash().0);
+        let invoice = invoice.to_string();
+        let written = Some(invoice.clone());
+        let payment = Payment::begin(hash, Direction::Inbound, Some(amount_msat), written);
+        node.payments.record(&payment)?;
+        Ok(JitInvoice { invoice, quote })
+    }
+
+    /// The channels that are on chain by themselves: those that were bought.
+    pub fn channels(&self) -> Result<Vec<OnchainChannel>, WalletError> {
+        let states = self.node.get()?.host.channel_states().into_iter();
+        let ordinary = states.filter(|state| state.slot.is_none());
+        let info = |state: crate::hosting::ChannelState| OnchainChannel {
+            channel: state.channel.to_string(),
+            capacity_sat: state.capacity_sat,
+            balance_msat: state.balance_msat,
+            usable: state.is_usable,
+        };
+        Ok(ordinary.map(info).collect())
+    }
+
+    /// Closes one of [`channels`](Self::channels); what is ours in it becomes coins. Together with
+    /// the LSP that takes a block, alone the channel's delay.
+    pub fn close_channel(&self, channel: &str, how: Closing) -> Result<(), WalletError> {
+        let node = self.node.get()?;
+        let states = node.host.channel_states().into_iter();
+        let mut ordinary = states.filter(|state| state.slot.is_none());
+        let state = ordinary.find(|state| state.channel.to_string() == channel);
+        let state = state.ok_or_else(|| ChannelError::NoChannel(channel.to_owned()))?;
+        match how {
+            Closing::Together => node
+                .host
+                .close_ordinary_channel(state.channel, state.peer)?,
+            Closing::Alone => node
+                .host
+                .force_close_ordinary_channel(state.channel, state.peer)?,
+        }
+        Ok(())
     }
 
     /// Reads an invoice. `amount_msat` is for invoices without an amount.

@@ -33,7 +33,8 @@ use crate::store::{Backing, StoreError};
 pub use error::{Action, WalletError};
 pub(crate) use handle::NodeHandle;
 pub use handles::{
-    Backup, Exit, Factories, JoinRequest, Lightning, Onchain, OnchainCoins, SendQuote,
+    Backup, Closing, Exit, Factories, JitInvoice, JoinRequest, Lightning, Onchain, OnchainChannel,
+    OnchainCoins, SendQuote,
 };
 pub use uri::{LspUri, UriError};
 
@@ -344,7 +345,7 @@ impl Wallet {
 
     /// Invoices and payments.
     pub fn lightning(&self) -> Lightning {
-        Lightning::new(self.node.clone())
+        Lightning::new(self.node.clone(), Some(self.lsp.node_id))
     }
 
     /// Coins.

@@ -11,6 +11,7 @@ mod node;
 mod store;
 
 mod exits;
+mod jit;
 mod opening;
 mod payments;
 mod random;

@@ -284,6 +284,11 @@ pub(crate) fn agreement(lsp: &Host, member: &Host, slot: SlotId, push_msat: u64)
 }
 
 fn leaf(slot: SlotId, script_pubkey: ScriptBuf) -> Transaction {
+    funding(slot, script_pubkey, CAPACITY_SAT)
+}
+
+/// A transaction with one output, named after a slot.
+pub(crate) fn funding(slot: SlotId, script_pubkey: ScriptBuf, value_sat: u64) -> Transaction {
     let parent = sha256::Hash::hash(slot.to_string().as_bytes()).to_byte_array();
     let previous_output = OutPoint {
         txid: Txid::from_byte_array(parent),
@@ -299,7 +304,7 @@ fn leaf(slot: SlotId, script_pubkey: ScriptBuf) -> Transaction {
             ..Default::default()
         }],
         output: vec![TxOut {
-            value: bitcoin::Amount::from_sat(CAPACITY_SAT),
+            value: bitcoin::Amount::from_sat(value_sat),
             script_pubkey,
         }],
     }
