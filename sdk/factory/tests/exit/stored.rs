@@ -101,16 +101,19 @@ fn a_path_needs_every_signature_and_each_must_be_valid() {
     assert_eq!(SignedPath::new(&tree, slot, all), refused);
 }
 
-/// All signatures are valid, and spend another funding than the path says.
+/// States are signed by the same key whichever kickoff of their node they spend: one below the other
+/// root's epoch could never be published.
 #[test]
-fn a_path_of_another_funding_is_refused() {
-    let (_, path) = path_of_four(TimeoutPolicy::MembersReclaim);
-    let mut bytes = path.to_bytes();
-    let funding = path.funding().to_bytes();
-    let mut places = bytes.windows(funding.len());
-    let place = places.position(|window| window == funding).unwrap();
-    bytes[place + funding.len() - 1] ^= 1;
-    let refused = SignedPath::from_bytes(&bytes, "path");
+fn states_that_spend_another_kickoff_are_refused() {
+    let (_, path) = path_with_two_root_epochs();
+    let whole = path.nodes().to_vec();
+    let last = whole.len() - 1;
+    let twin = whole.iter().position(|node| node.node == whole[last].node);
+    let twin = twin.filter(|twin| *twin != last).unwrap();
+    let mut swapped = whole.clone();
+    swapped[twin].epochs = whole[last].epochs.clone();
+    swapped[last].epochs = whole[twin].epochs.clone();
+    let refused = SignedPath::from_bytes(&stored(&path, swapped), "path");
     assert_eq!(refused, Err(DecodeError::Invalid { field: "path" }));
 }
 
