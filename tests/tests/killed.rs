@@ -206,6 +206,10 @@ async fn killed_while_selling(who: Dies) {
     .await;
     assert!(stage.chain.mempool().unwrap().is_empty());
     // More than the leaf's own channel has room for.
+    wait("both channels to be usable", || {
+        stage.wallets[0].receive(430_000_000, "").is_ok()
+    })
+    .await;
     stage.lsp_pays(0, 430_000_000).await;
 }
 

@@ -249,6 +249,12 @@ async fn a_sale_goes_on_when_both_restart_after(silent: Silent) {
     network.restart(0).await;
     network.restart_lsp().await;
     network.reconnected().await;
+    network
+        .wait("both channels to be usable again", async || {
+            let lightning = network.wallet(0).lightning();
+            lightning.receive(Some(430_000_000), "", 60).await.is_ok()
+        })
+        .await;
     network.lsp_pays(0, 430_000_000).await;
     let (ours, _) = at_rest(&network, 0).await;
     assert_eq!(ours, 100_000_000 - quoted.price_msat + 430_000_000);
