@@ -7,6 +7,7 @@
 )]
 
 mod crashes;
+mod disagreements;
 mod flow;
 mod limbo;
 mod refusals;

@@ -13,7 +13,7 @@ use superscalar_factory::terms::{Instance, stock_hash};
 use crate::world::{Party, World, bytes, key};
 use crate::{active, agree, balance, endow, records};
 
-type Change = fn(&mut Message);
+pub(crate) type Change = fn(&mut Message);
 type Row = (&'static str, Change, RefusalCode, &'static str);
 
 fn propose(message: &mut Message, change: impl FnOnce(&mut EpochPropose)) {
@@ -363,7 +363,7 @@ const AFTER: &[Row] = {
     ]
 };
 
-fn ready(carry: bool) -> World {
+pub(crate) fn ready(carry: bool) -> World {
     let mut world = active(4, if carry { 2 } else { 4 });
     world.buy(0, 20_000);
     endow(&mut world);
@@ -376,7 +376,7 @@ fn ready(carry: bool) -> World {
 }
 
 /// Begins an epoch whose messages of this party are changed.
-fn begin(world: &mut World, by: Party, change: Change) {
+pub(crate) fn begin(world: &mut World, by: Party, change: Change) {
     world.tamper = Box::new(move |from, mut message| {
         if from == by {
             change(&mut message);
@@ -389,7 +389,7 @@ fn begin(world: &mut World, by: Party, change: Change) {
     world.tamper = Box::new(|_, message| Some(message));
 }
 
-fn refusals(world: &World) -> Vec<(Party, RefusalCode, String)> {
+pub(crate) fn refusals(world: &World) -> Vec<(Party, RefusalCode, String)> {
     let refused = world.events.iter().filter_map(|(who, event)| match event {
         Event::Refused { code, field, .. } => Some((*who, *code, field.clone())),
         _ => None,
@@ -587,94 +587,4 @@ fn what_a_member_changes_is_refused_by_name() {
             agree(&world, slot, version + 1);
         }
     }
-}
-
-/// Balances the two sides do not agree on end it, and the LSP is told whose they are.
-#[test]
-fn other_balances_end_it() {
-    for change in [
-        (|message| {
-            if let Message::EpochReady(body) = message {
-                body.balances[0].1 += 1;
-            }
-        }) as Change,
-        |message| {
-            if let Message::EpochReady(body) = message {
-                body.balances.pop();
-            }
-        },
-        |message| {
-            if let Message::EpochReady(body) = message {
-                let first = body.balances[0];
-                body.balances.push(first);
-            }
-        },
-    ] {
-        let mut world = ready(false);
-        begin(&mut world, Party::Member(0), change);
-        let ended = world.events.iter().find_map(|(who, event)| match event {
-            Event::EpochEnded { code, at_fault, .. } if *who == Party::Lsp => {
-                Some((*code, at_fault.clone()))
-            }
-            _ => None,
-        });
-        assert_eq!(ended, Some((RefusalCode::Channel, vec![0])));
-        for slot in [0, 1] {
-            agree(&world, slot, 0);
-        }
-        world.merge(0).unwrap();
-        agree(&world, 0, 1);
-    }
-}
-
-/// Members that are told of different leaves sign for nothing: what is below commits to all of them.
-#[test]
-fn other_contents_for_one_member_fit_nobody() {
-    let mut world = ready(true);
-    begin(&mut world, Party::Lsp, |message| {
-        if let Message::EpochTerms(body) = message {
-            // The leaf of slots 2 and 3, which slots 0 and 1 know the hash of only.
-            if body.leaf_outputs[0].value.to_sat() == 520_000 {
-                body.contents[1] = [7; 32];
-            }
-        }
-    });
-    let wanted = (Party::Lsp, RefusalCode::Signature, "partials".to_owned());
-    assert!(refusals(&world).contains(&wanted), "{:?}", refusals(&world));
-    assert_eq!(world.lsp.as_ref().unwrap().version(0), 1);
-}
-
-/// What does not belong to what is under way is refused, whoever says it.
-#[test]
-fn messages_out_of_place_are_refused() {
-    let mut world = ready(false);
-    world.merge(0).unwrap();
-    let said: Vec<(Party, Message)> = world
-        .log
-        .iter()
-        .filter(|(_, message)| message.is_of_epoch())
-        .cloned()
-        .collect();
-    let before: Vec<usize> = [Party::Lsp, Party::Member(0), Party::Member(1)]
-        .map(|who| records(&world, who))
-        .into();
-    for (from, message) in &said {
-        // Everything once more, also to those it was not meant for.
-        for slot in 0..4 {
-            match from {
-                Party::Lsp => world.hand_over(Party::Lsp, Party::Member(slot), message.clone()),
-                Party::Member(_) => {
-                    world.hand_over(Party::Member(slot), Party::Lsp, message.clone());
-                }
-            }
-        }
-        world.deliver();
-    }
-    let after: Vec<usize> = [Party::Lsp, Party::Member(0), Party::Member(1)]
-        .map(|who| records(&world, who))
-        .into();
-    assert_eq!(before, after);
-    agree(&world, 0, 1);
-    agree(&world, 1, 1);
-    agree(&world, 2, 0);
 }

@@ -79,23 +79,11 @@ impl Engine {
         };
         let slot = self.exit_slot(key).ok_or_else(unknown)?;
         let made = if let Some(role) = self.coordinators.get(&slot.attempt) {
-            let built = role.built().filter(|built| built.complete());
-            let built = built.ok_or_else(|| no_path(role.phase()))?;
-            let path = SignedPath::new(&built.tree, slot.slot, built.named_signatures());
-            path.and_then(|path| match role.stock_chain(slot.slot) {
-                Some(chain) => path.with_sales(chain),
-                None => Ok(path),
-            })
+            role.signed_path(slot.slot)
+                .ok_or_else(|| no_path(role.phase()))?
         } else {
             let role = self.members.get(&slot.attempt).ok_or_else(unknown)?;
-            let path = role.path().ok_or_else(|| no_path(role.phase()))?;
-            let names = path.tree.signing_order(path.slot());
-            let signatures = names.into_iter().zip(path.signatures.iter().copied());
-            let path = SignedPath::new(&path.tree, path.slot(), signatures);
-            path.and_then(|path| match role.stock_chain() {
-                Some(chain) => path.with_sales(chain.clone()),
-                None => Ok(path),
-            })
+            role.signed_path().ok_or_else(|| no_path(role.phase()))?
         };
         made.map_err(|error| EngineError::Exit(error.to_string()))
     }

@@ -6,7 +6,6 @@
 
 use bitcoin::{FeeRate, OutPoint};
 use superscalar_factory::coordinator::{Built, Coordinator};
-use superscalar_factory::exit::reclaim::{reclaims, stock_outpoints};
 use superscalar_factory::exit::{self, ChainFacts, Goal, Progress, Spend, Worth};
 use superscalar_factory::member::Member;
 use superscalar_factory::terms::TimeoutPolicy;
@@ -111,12 +110,9 @@ impl Engine {
         if !(opened || over) {
             return Ok(());
         }
-        let chains = role.stock_chains();
-        let stock = stock_outpoints(&chains);
-        let watched = tree.outpoints().into_iter().chain(stock);
-        let mut facts = self.confirmed_spends(tree.funding, watched);
+        let mut facts = self.confirmed_spends(tree.funding, role.outpoints());
         let due = |facts: &ChainFacts| {
-            let mut found = reclaims(tree, &chains, facts);
+            let mut found = role.reclaims(facts);
             found.retain(|reclaim| reclaim.is_due(facts));
             found
         };

@@ -14,7 +14,6 @@ use superscalar_factory::coordinator::{self, Coordinator};
 use superscalar_factory::effect::{
     Bill, BoughtChannel, ChannelRef, Effect, Event as CoreEvent, QuoteBacking, QuoteWanted, SlotRef,
 };
-use superscalar_factory::exit::reclaim::stock_outpoints;
 use superscalar_factory::journal::Guard;
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::{Attempt, NoSaleReason, RefusalCode, SaleId, SaleTerms};
@@ -438,8 +437,8 @@ impl Engine {
     pub(super) fn watch_sales(&self, attempt: &Attempt) -> Result<(), StoreError> {
         let mut outpoints = Vec::new();
         if let Some(role) = self.coordinators.get(attempt) {
+            outpoints.extend(role.outpoints());
             let chains = role.stock_chains();
-            outpoints.extend(stock_outpoints(&chains));
             let sold = chains.iter().flat_map(StockChain::links);
             outpoints.extend(sold.map(|sold| sold.link().channel));
         }
