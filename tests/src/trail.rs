@@ -170,6 +170,24 @@ impl TestNetwork {
         spent - tx.output.iter().map(|out| out.value.to_sat()).sum::<u64>()
     }
 
+    /// What came home of closed channels, from the chain alone: each commitment's output of what was
+    /// ours in it, in satoshi, less what sweeping these has cost.
+    pub fn came_home_sat(&self, channels: &[(OutPoint, u64)]) -> u64 {
+        let sweeps: BTreeSet<Txid> = channels
+            .iter()
+            .map(|(channel, own_sat)| {
+                let (commitment, _) = self.confirmed_spender(*channel);
+                let is_own = |out: &bitcoin::TxOut| out.value.to_sat() == *own_sat;
+                let vout = commitment.output.iter().position(is_own);
+                let vout = vout.unwrap_or_else(|| panic!("{channel} pays no {own_sat}"));
+                let own = OutPoint::new(commitment.compute_txid(), vout as u32);
+                self.confirmed_spender(own).0.compute_txid()
+            })
+            .collect();
+        let own_sat: u64 = channels.iter().map(|(_, own_sat)| own_sat).sum();
+        own_sat - sweeps.iter().map(|sweep| self.fee_sat(*sweep)).sum::<u64>()
+    }
+
     /// The value of an output, from the chain.
     pub fn value_sat(&self, outpoint: OutPoint) -> u64 {
         let tx = self.chain.raw_tx(outpoint.txid).unwrap().unwrap();

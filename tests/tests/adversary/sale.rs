@@ -24,6 +24,8 @@ struct Sold {
     factory: String,
     channel: OutPoint,
     bought: OutPoint,
+    /// What is ours in the leaf's own channel and in the bought one, in satoshi.
+    own_sat: [u64; 2],
     leaf: Txid,
 }
 
@@ -68,6 +70,12 @@ impl Sold {
                 !pending && theirs + network.balance_msat(0) == whole_msat
             })
             .await;
+        let channels = network.lsp().channels();
+        let own_sat = [500_000, BOUGHT_SAT].map(|capacity_sat| {
+            let mut ours = channels.iter().filter(|it| it.peer == member);
+            let channel = ours.find(|it| it.capacity_sat == capacity_sat).unwrap();
+            (capacity_sat * 1_000 - channel.balance_msat) / 1_000
+        });
         network.lose_lsp().await;
         let cheat = network.lsp_beside(&before).await;
         let seat = seat(&network, &factory).await;
@@ -86,6 +94,7 @@ impl Sold {
             factory,
             channel,
             bought,
+            own_sat,
             leaf,
         }
     }
@@ -164,7 +173,6 @@ async fn stock_that_was_sold_from_is_out_of_reach_before_its_delay_is_over() {
     assert_eq!(bought.value.to_sat(), BOUGHT_SAT);
 
     // All of it comes home: both channels, less the LSP's sides and what sweeping costs.
-    let balance_sat = network.balance_msat(0) / 1_000;
     let exit = network.wallet(0).exit();
     exit.start(&sold.factory, ExitMode::Leave).await.unwrap();
     for _ in 0..200 {
@@ -174,12 +182,11 @@ async fn stock_that_was_sold_from_is_out_of_reach_before_its_delay_is_over() {
         }
     }
     assert_eq!(network.exit(0).await.stage, "done");
-    for channel in [sold.channel, sold.bought] {
-        network.confirmed_spender(channel);
-    }
     let coins = network.wallet(0).onchain().balance().unwrap();
-    let lost_sat = balance_sat - coins.spendable_sat;
-    assert!(lost_sat < 3_000, "{} of {balance_sat}", coins.spendable_sat);
+    let [own_sat, bought_sat] = sold.own_sat;
+    let home_sat = network.came_home_sat(&[(sold.channel, own_sat), (sold.bought, bought_sat)]);
+    assert_eq!(coins.spendable_sat, home_sat);
+    assert_eq!((coins.reserved_sat, coins.pending_sat), (0, 0));
 }
 
 /// What the race is about: the same with a wallet that sleeps longer than the delay.
@@ -211,11 +218,8 @@ async fn a_wallet_that_sleeps_longer_than_the_delay_loses_what_it_bought_and_no_
     }
     let info = network.exit(0).await;
     assert_eq!(info.stage, "done", "{info:?}");
-    let (commitment, _) = network.confirmed_spender(sold.channel);
-    let own: u64 = commitment.output.iter().map(|out| out.value.to_sat()).sum();
     let coins = network.wallet(0).onchain().balance().unwrap();
-    assert!(
-        coins.spendable_sat <= own && coins.spendable_sat > 400_000,
-        "{coins:?}"
-    );
+    let home_sat = network.came_home_sat(&[(sold.channel, sold.own_sat[0])]);
+    assert_eq!(coins.spendable_sat, home_sat);
+    assert_eq!((coins.reserved_sat, coins.pending_sat), (0, 0));
 }
