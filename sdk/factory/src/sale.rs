@@ -48,6 +48,9 @@ pub(crate) use seller::{Ground as SellerGround, Seller};
 /// may not have seen all blocks, accepts twice that.
 const MAX_VALID_BLOCKS: u32 = 144;
 
+/// New quotes for one place at one height.
+const MAX_QUOTES_PER_BLOCK: u8 = 16;
+
 /// What LDK is held to for the channel a sale makes, by version of the path and place in the chain.
 fn bought(
     slot: SlotRef,

@@ -239,4 +239,6 @@ reasons! {
     10 => Unavailable: "try again later",
     /// The place is about to get a new epoch.
     11 => Frozen: "a new epoch is being made",
+    /// As many quotes as one place gets between two blocks.
+    12 => TooMany: "too many quotes were asked for: try again after the next block",
 }

@@ -15,7 +15,7 @@ use bitcoin::secp256k1::{PublicKey, schnorr};
 
 use super::price::SalePolicy;
 use super::sign::{Nonces, Session};
-use super::{MAX_VALID_BLOCKS, bought};
+use super::{MAX_QUOTES_PER_BLOCK, MAX_VALID_BLOCKS, bought};
 use crate::effect::{BoughtChannel, ChannelRef, Effect, Event, QuoteBacking, QuoteWanted, SlotRef};
 use crate::journal::{SaleStep, SaleStepped};
 use crate::message::{
@@ -84,6 +84,8 @@ struct Place {
     chain: Option<StockChain>,
     /// What was agreed for each link of the chain.
     sold: Vec<SaleTerms>,
+    /// How many quotes were prepared of late.
+    prepared: Prepared,
     /// What the shell prepares.
     request: Option<Request>,
     offer: Option<Box<Offer>>,
@@ -95,6 +97,30 @@ struct Place {
     stored: bool,
     /// Whether the place's channel is closed.
     ended: bool,
+}
+
+/// New quotes of one place at one height: each costs the shell an invoice and a durable row, and
+/// asking costs nothing.
+#[derive(Debug, Default)]
+struct Prepared {
+    height: u32,
+    quotes: u8,
+}
+
+impl Prepared {
+    fn count(&mut self, tip: u32) -> Result<(), NoSaleReason> {
+        if self.height != tip {
+            *self = Prepared {
+                height: tip,
+                quotes: 0,
+            };
+        }
+        if self.quotes >= MAX_QUOTES_PER_BLOCK {
+            return Err(NoSaleReason::TooMany);
+        }
+        self.quotes += 1;
+        Ok(())
+    }
 }
 
 #[derive(Debug)]

@@ -67,6 +67,28 @@ fn each_reason_has_its_answer() {
     assert_eq!(answer(&mut world, 10_000), Some(NoSaleReason::Opened));
 }
 
+/// Each new quote costs the LSP an invoice and a row; asking costs a member nothing.
+#[test]
+fn a_place_gets_so_many_quotes_between_two_blocks() {
+    let mut world = active(2);
+    for sat in 10_000..10_016 {
+        assert_eq!(answer(&mut world, sat), None, "{sat}");
+    }
+    // The newest again is no new one; every other is.
+    let last = 10_015;
+    assert_eq!(answer(&mut world, last), None);
+    assert_eq!(answer(&mut world, 10_000), Some(NoSaleReason::TooMany));
+    let wanted = world.wanted.len();
+    assert_eq!(answer(&mut world, last), None);
+    assert_eq!(world.wanted.len(), wanted);
+    // A neighbour's are its own, and a block brings new ones.
+    let neighbour = BUYER - 1;
+    let wish = world.wish(neighbour, 10_000);
+    assert!(world.ask(neighbour, wish).unwrap().is_some());
+    world.height(TIP + 200);
+    assert_eq!(answer(&mut world, 10_000), None);
+}
+
 /// A shell that has no invoice, or not the right one, makes no quote.
 #[test]
 fn a_quote_needs_what_was_asked_for() {
@@ -189,7 +211,8 @@ fn nothing_is_sold_once_somebody_has_begun_to_open_the_factory() {
 }
 
 /// A quote is over at its height for the buyer. One that was accepted in time is kept while it
-/// covers the price of the day, because its buyer can sign nothing else.
+/// covers the price of the day and the factory lives long enough to sell, because its buyer can sign
+/// nothing else.
 #[test]
 fn an_expired_quote_is_honoured_only_while_it_covers_the_price() {
     let mut world = active(2);
@@ -205,7 +228,7 @@ fn an_expired_quote_is_honoured_only_while_it_covers_the_price() {
     );
     assert_eq!(world.members[&BUYER].sale_stage(), None);
 
-    for (dearer, sold) in [(0, true), (1, false)] {
+    for (dearer, longer, sold) in [(0, 0, true), (1, 0, false), (0, 1, false)] {
         let mut world = active(2);
         let sale = world
             .ask(BUYER, world.wish(BUYER, 10_000))
@@ -226,6 +249,7 @@ fn an_expired_quote_is_honoured_only_while_it_covers_the_price() {
                 )
                 .unwrap();
         today.base_msat += fallen + dearer;
+        today.min_life_blocks = world.plan.expiry - valid_until - 1 + longer;
         world.sell_at(Some(today));
         world.deliver();
         match sold {

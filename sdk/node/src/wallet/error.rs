@@ -6,6 +6,7 @@
 use std::fmt;
 
 use superscalar_factory::coordinator::PlanError;
+use superscalar_factory::message::NoSaleReason;
 use superscalar_factory::sale::BuyError;
 
 use crate::backup::BackupError;
@@ -160,6 +161,10 @@ impl WalletError {
                 EngineError::Chain(error) => chain_code(error),
                 EngineError::NotConnected { .. } => "not_connected",
                 EngineError::NothingToBuy { .. } => "nothing_to_buy",
+                EngineError::NotSold {
+                    reason: NoSaleReason::TooMany,
+                    ..
+                } => "too_many_quotes",
                 EngineError::NotSold { .. } => "not_sold",
                 EngineError::QuoteRefused { .. } => "quote_refused",
                 EngineError::AskedAgain => "asked_again",
@@ -187,6 +192,7 @@ impl WalletError {
             ) => "invalid_invoice",
             WalletError::Pay(_) => "payment_failed",
             WalletError::Connect(_) => "peer_unreachable",
+            WalletError::Channel(ChannelError::NoChannel(_)) => "no_channel",
             WalletError::Channel(_) => "channel_failed",
             WalletError::Package(PackageError::NoPath) => "nothing_to_export",
             WalletError::Package(PackageError::NoPassphrase) => "invalid_argument",
@@ -347,6 +353,7 @@ impl WalletError {
                     | "no_answer"
                     | "asked_again"
                     | "sale_pending"
+                    | "too_many_quotes"
                     | "factory_not_active"
             )
     }
@@ -385,10 +392,11 @@ impl WalletError {
             | "inbound_too_small"
             | "jit_amount"
             | "jit_fee_above_cap"
+            | "no_channel"
             | "unknown_factory" => Action::CorrectInput,
             "not_enough_members" | "peer_unreachable" | "payment_failed" | "fees_too_high"
             | "not_connected" | "no_answer" | "asked_again" | "sale_pending"
-            | "factory_not_active" | "jit_failed" => Action::Wait,
+            | "too_many_quotes" | "factory_not_active" | "jit_failed" => Action::Wait,
             _ => Action::Report,
         }
     }

@@ -93,6 +93,7 @@ impl Seller {
         }
         let stock = place.chain.as_ref().and_then(|chain| chain.newest());
         let stock = stock.ok_or(NoSaleReason::Unavailable)?;
+        place.prepared.count(tip)?;
         let price_msat = policy.price_msat(amount, life);
         let valid_blocks = u32::from(policy.valid_blocks).min(MAX_VALID_BLOCKS);
         let valid_until = tip.saturating_add(valid_blocks);
@@ -155,7 +156,9 @@ impl Seller {
         // Whoever has accepted in time can sign nothing else for this output, so what was promised
         // is kept while it still pays for what is sold.
         let today = policy.price_msat(terms.amount, ground.life_blocks());
-        if ground.tip > terms.valid_until && today.is_none_or(|price| price > terms.price_msat) {
+        let dear = today.is_none_or(|price| price > terms.price_msat);
+        let over = ground.life_blocks() < policy.min_life_blocks;
+        if ground.tip > terms.valid_until && (dear || over) {
             return Err(NoSaleReason::Expired.into());
         }
         let place = self.place(ground, slot);
