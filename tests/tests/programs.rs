@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bitcoin::Amount;
+use bitcoin::{Amount, OutPoint, Transaction};
 use serde_json::{Value, json};
 use superscalar_sdk::{ExitMode, PaymentStatus};
 use superscalar_tests::network::regtest_factory;
@@ -132,6 +132,100 @@ fn four_wallets_build_a_factory_and_pay_each_other() {
     assert_eq!(wallets[0].exit_start(&factory).unwrap().factory, factory);
     assert_eq!(serde_json::to_value(ExitMode::Leave).unwrap(), "leave");
     wallets[0].stop().unwrap();
+}
+
+/// What wallets do by command who have no place in a factory, or not enough of one.
+#[test]
+fn a_channel_is_bought_with_the_payment_that_needs_it_and_closed() {
+    let chain = RegtestNode::new().unwrap();
+    let lsp = LspProcess::start(&chain).unwrap();
+    fund(&chain, &lsp, Amount::from_sat(1_000_000_000));
+    let wallet = || WalletProcess::start(&chain, &lsp.uri).unwrap();
+    let buyer = wallet();
+    assert_eq!(buyer.cli(&["channels"]).unwrap(), json!([]));
+    let nothing = buyer.cli_text(&["channels"]).unwrap();
+    assert_eq!(nothing.stdout, b"none\n");
+    wait("the price list", || {
+        buyer
+            .cli(&["quote-channel", "--amount-msat", "50000000"])
+            .is_ok()
+    });
+    let quote = buyer
+        .cli(&["quote-channel", "--amount-msat", "50000000"])
+        .unwrap();
+    let fee_msat = quote["fee_msat"].as_u64().unwrap();
+    let buy = |cap: u64| {
+        let cap = cap.to_string();
+        let amount = ["receive", "--amount-msat", "50000000"];
+        buyer.cli(&[amount.as_slice(), &["--open-channel-for", &cap]].concat())
+    };
+    assert_eq!(code(buy(fee_msat - 1).unwrap_err()), "jit_fee_above_cap");
+    let bought = buy(fee_msat).unwrap();
+    assert_eq!(bought["quote"]["fee_msat"], fee_msat);
+
+    let (payer, neighbour) = (wallet(), wallet());
+    for wallet in [&payer, &neighbour] {
+        wallet.join(500_000).unwrap();
+    }
+    wait("both to wait for a place", || {
+        lsp.waiting().unwrap().len() == 2
+    });
+    let factory = lsp.create_factory(&regtest_factory(2)).unwrap();
+    wait("the funding to be published", || {
+        lsp.factory(&factory).unwrap().phase == "published"
+    });
+    chain.mine(1).unwrap();
+    wait("the payer to be active", || {
+        payer.is_active(&factory).unwrap() && lsp.factory(&factory).unwrap().active
+    });
+    let invoice = payer.receive(200_000_000, "start").unwrap();
+    let hash = lsp.pay(&invoice).unwrap();
+    wait("the payer to have something", || {
+        payer.payment(&hash).unwrap().status == PaymentStatus::Succeeded
+    });
+    let paid = payer.pay(bought["invoice"].as_str().unwrap()).unwrap();
+    wait("the payment to arrive less the fee", || {
+        let payment = buyer.payment(&paid.payment_hash).unwrap();
+        payment.status == PaymentStatus::Succeeded && payment.fee_msat == Some(fee_msat)
+    });
+    chain.mine(6).unwrap();
+    let channel = || buyer.cli(&["channels"]).unwrap();
+    wait("the channel to be usable", || {
+        channel()[0]["usable"] == json!(true)
+    });
+    let ours_msat = 50_000_000 - fee_msat;
+    assert_eq!(channel()[0]["balance_msat"], ours_msat);
+    let id = channel()[0]["channel"].as_str().unwrap().to_owned();
+    let unknown = buyer.cli(&["close-channel", &"00".repeat(32)]);
+    assert_eq!(code(unknown.unwrap_err()), "no_channel");
+    buyer.cli(&["close-channel", &id]).unwrap();
+    // Both sides sweep what is theirs.
+    let mempool = || -> Vec<Transaction> {
+        let txids = chain.mempool().unwrap().into_iter();
+        txids
+            .filter_map(|txid| chain.raw_tx(txid).unwrap())
+            .collect()
+    };
+    wait("the closing in the mempool", || !mempool().is_empty());
+    let closing = mempool().remove(0);
+    // The LSP opened the channel and pays for closing it.
+    let ours = Amount::from_sat(ours_msat / 1_000);
+    let vout = closing.output.iter().position(|out| out.value == ours);
+    let own = OutPoint::new(closing.compute_txid(), vout.unwrap() as u32);
+    chain.mine(6).unwrap();
+    let mut sweep = None;
+    wait("the sweep", || {
+        let spends = |tx: &Transaction| tx.input.iter().any(|it| it.previous_output == own);
+        sweep = mempool().into_iter().find(spends);
+        sweep.is_some()
+    });
+    let sweep = sweep.unwrap();
+    chain.mine(1).unwrap();
+    buyer.sync().unwrap();
+    let arrived: Amount = sweep.output.iter().map(|out| out.value).sum();
+    assert_eq!(buyer.coins().unwrap().spendable_sat, arrived.to_sat());
+    assert!(arrived < ours && ours < arrived + Amount::from_sat(2_000));
+    assert_eq!(channel(), json!([]));
 }
 
 #[test]

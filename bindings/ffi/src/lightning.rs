@@ -28,6 +28,50 @@ pub struct SendQuote {
     pub affordable: bool,
 }
 
+/// What a channel opened for a payment costs.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct JitQuote {
+    /// What the payer pays.
+    pub amount_msat: u64,
+    /// What the LSP keeps of it.
+    pub fee_msat: u64,
+    /// Seconds since 1970 until which the price holds.
+    pub valid_until: u64,
+    /// Blocks for which the LSP will not close the channel.
+    pub min_lifetime_blocks: u32,
+}
+
+/// An invoice for whose payment a channel is opened.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct JitInvoice {
+    /// The BOLT11 invoice.
+    pub invoice: String,
+    /// What the channel costs.
+    pub quote: JitQuote,
+}
+
+/// A channel of ours that lives in no factory.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct OnchainChannel {
+    /// Its id, hex.
+    pub channel: String,
+    /// Value of the funding output.
+    pub capacity_sat: u64,
+    /// What is ours.
+    pub balance_msat: u64,
+    /// Whether it can be used now.
+    pub usable: bool,
+}
+
+/// How a channel is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum Closing {
+    /// The LSP must be there, and sign.
+    Together,
+    /// By our own commitment.
+    Alone,
+}
+
 /// Which way money goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
 pub enum Direction {
@@ -88,6 +132,48 @@ impl Lightning {
         runtime::finish(receive).await
     }
 
+    /// What the LSP would keep of a payment of `amount_msat` for opening a channel with it.
+    pub async fn quote_jit(&self, amount_msat: u64) -> Result<JitQuote, WalletError> {
+        let lightning = self.wallet.lightning();
+        let quoted = runtime::finish(async move { lightning.quote_jit(amount_msat).await });
+        Ok(quoted.await?.into())
+    }
+
+    /// A BOLT11 invoice over `amount_msat` for which the LSP opens an ordinary channel on chain when
+    /// it is paid, and keeps its fee: at most `max_fee_msat`, or nothing is bought. Until its funding
+    /// has confirmed the channel is the LSP's word.
+    #[uniffi::method(default(description = "", expiry_secs = 3600))]
+    pub async fn receive_jit(
+        &self,
+        amount_msat: u64,
+        max_fee_msat: u64,
+        description: String,
+        expiry_secs: u32,
+    ) -> Result<JitInvoice, WalletError> {
+        let lightning = self.wallet.lightning();
+        let bought = runtime::finish(async move {
+            let bought =
+                lightning.receive_jit(amount_msat, &description, expiry_secs, max_fee_msat);
+            bought.await
+        });
+        Ok(bought.await?.into())
+    }
+
+    /// The channels that are on chain by themselves: those that were bought with a payment.
+    pub async fn channels(&self) -> Result<Vec<OnchainChannel>, WalletError> {
+        let lightning = self.wallet.lightning();
+        runtime::compute(move || Ok(lightning.channels()?.into_iter().map(Into::into).collect()))
+            .await
+    }
+
+    /// Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
+    /// the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
+    /// collects it.
+    pub async fn close_channel(&self, channel: String, how: Closing) -> Result<(), WalletError> {
+        let lightning = self.wallet.lightning();
+        runtime::compute(move || Ok(lightning.close_channel(&channel, how.into())?)).await
+    }
+
     /// Reads an invoice. `amount_msat` is for invoices without an amount.
     #[uniffi::method(default(amount_msat = None))]
     pub async fn prepare_send(
@@ -128,6 +214,59 @@ impl Lightning {
 impl Lightning {
     pub(crate) fn new(wallet: Arc<sdk::Wallet>) -> Lightning {
         Lightning { wallet }
+    }
+}
+
+impl From<sdk::JitQuote> for JitQuote {
+    fn from(quote: sdk::JitQuote) -> JitQuote {
+        let sdk::JitQuote {
+            amount_msat,
+            fee_msat,
+            valid_until,
+            min_lifetime_blocks,
+        } = quote;
+        JitQuote {
+            amount_msat,
+            fee_msat,
+            valid_until,
+            min_lifetime_blocks,
+        }
+    }
+}
+
+impl From<sdk::JitInvoice> for JitInvoice {
+    fn from(bought: sdk::JitInvoice) -> JitInvoice {
+        let sdk::JitInvoice { invoice, quote } = bought;
+        JitInvoice {
+            invoice,
+            quote: quote.into(),
+        }
+    }
+}
+
+impl From<sdk::OnchainChannel> for OnchainChannel {
+    fn from(info: sdk::OnchainChannel) -> OnchainChannel {
+        let sdk::OnchainChannel {
+            channel,
+            capacity_sat,
+            balance_msat,
+            usable,
+        } = info;
+        OnchainChannel {
+            channel,
+            capacity_sat,
+            balance_msat,
+            usable,
+        }
+    }
+}
+
+impl From<Closing> for sdk::Closing {
+    fn from(how: Closing) -> sdk::Closing {
+        match how {
+            Closing::Together => sdk::Closing::Together,
+            Closing::Alone => sdk::Closing::Alone,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ import pytest
 from first_payment import first_payment
 from superscalar import (
     Action,
+    Closing,
     Direction,
     Event,
     EventGap,
@@ -209,6 +210,18 @@ async def test_two_wallets_without_a_coin(playground, tmp_path):
     await until(alice, Event.INBOUND_PAID, factory=factory, price_msat=quote.price_msat)
     [info] = await alice.factories().list()
     assert [it.capacity_sat for it in info.seats[0].sold] == [50_000]
+
+    # A channel on chain, bought with the payment it is opened for.
+    assert await bob.lightning().channels() == []
+    quoted = await bob.lightning().quote_jit(20_000_000)
+    assert quoted.amount_msat == 20_000_000 and 0 < quoted.fee_msat < 20_000_000
+    dear = await refusal(bob.lightning().receive_jit(20_000_000, quoted.fee_msat - 1))
+    assert dear.code == "jit_fee_above_cap"
+    assert dear.fields["fee_msat"] == str(quoted.fee_msat)
+    bought = await bob.lightning().receive_jit(20_000_000, quoted.fee_msat)
+    assert bought.quote.fee_msat == quoted.fee_msat and bought.invoice.startswith("lnbcrt")
+    unknown = await refusal(bob.lightning().close_channel("00" * 32, Closing.ALONE))
+    assert unknown.code == "no_channel"
 
     # The ways out as a file.
     [info] = await bob.factories().list()

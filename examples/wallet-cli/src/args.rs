@@ -68,6 +68,26 @@ pub(crate) enum Command {
         /// Seconds until it expires.
         #[arg(long, value_name = "SECONDS", default_value_t = 3_600)]
         expiry_secs: u32,
+        /// Have the LSP open a channel on chain with the payment, if it keeps no more than this.
+        /// Until that is confirmed it is the LSP's word.
+        #[arg(long, value_name = "MSAT", requires = "amount_msat")]
+        open_channel_for: Option<u64>,
+    },
+    /// What the LSP would keep of a payment for opening a channel with it.
+    QuoteChannel {
+        /// The payment's amount.
+        #[arg(long, value_name = "MSAT")]
+        amount_msat: u64,
+    },
+    /// Channels that are on chain by themselves, in no factory.
+    Channels,
+    /// Close one of them; what is ours becomes coins.
+    CloseChannel {
+        /// Its id.
+        channel: String,
+        /// Without the LSP, by our own commitment.
+        #[arg(long)]
+        alone: bool,
     },
     /// Pay an invoice.
     Send {

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use bitcoin::hex::FromHex as _;
 use clap::Parser;
 use serde_json::{Value, json};
-use superscalar_sdk::{InboundQuote, JoinRequest, Policy, WordCount};
+use superscalar_sdk::{Closing, InboundQuote, JoinRequest, Policy, WordCount};
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command, Exit, Inbound, Words};
@@ -216,13 +216,31 @@ async fn converse(client: &mut Client, command: Command) -> Result<(Kind, Value)
             amount_msat,
             description,
             expiry_secs,
+            open_channel_for,
         } => {
-            let request = Request::Receive {
-                amount_msat,
-                description,
-                expiry_secs,
+            let request = match (amount_msat, open_channel_for) {
+                (Some(amount_msat), Some(max_fee_msat)) => Request::ReceiveJit {
+                    amount_msat,
+                    description,
+                    expiry_secs,
+                    max_fee_msat,
+                },
+                (amount_msat, _) => Request::Receive {
+                    amount_msat,
+                    description,
+                    expiry_secs,
+                },
             };
             (Kind::Object, request)
+        }
+        Command::QuoteChannel { amount_msat } => (Kind::Object, Request::QuoteJit { amount_msat }),
+        Command::Channels => (Kind::Channels, Request::Channels {}),
+        Command::CloseChannel { channel, alone } => {
+            let how = match alone {
+                true => Closing::Alone,
+                false => Closing::Together,
+            };
+            (Kind::Object, Request::CloseChannel { channel, how })
         }
         Command::Payment { payment_hash } => (Kind::Object, Request::Payment { payment_hash }),
         Command::Payments => (Kind::Payments, Request::Payments {}),

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use superscalar_sdk::{ExitMode, InboundQuote, JoinRequest, WalletError};
+use superscalar_sdk::{Closing, ExitMode, InboundQuote, JoinRequest, WalletError};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::export::Passphrase;
@@ -26,6 +26,20 @@ pub(crate) enum Request {
         amount_msat: Option<u64>,
         description: String,
         expiry_secs: u32,
+    },
+    ReceiveJit {
+        amount_msat: u64,
+        description: String,
+        expiry_secs: u32,
+        max_fee_msat: u64,
+    },
+    QuoteJit {
+        amount_msat: u64,
+    },
+    Channels {},
+    CloseChannel {
+        channel: String,
+        how: Closing,
     },
     Send {
         invoice: String,

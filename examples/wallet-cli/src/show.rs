@@ -26,6 +26,13 @@ const PAYMENTS: Columns = &[
     ("fee msat", "/fee_msat"),
 ];
 
+const CHANNELS: Columns = &[
+    ("channel", "/channel"),
+    ("capacity sat", "/capacity_sat"),
+    ("balance msat", "/balance_msat"),
+    ("usable", "/usable"),
+];
+
 /// What an answer is about.
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
@@ -33,6 +40,7 @@ pub(crate) enum Kind {
     Object,
     Factories,
     Payments,
+    Channels,
     Tree,
     Events,
 }
@@ -43,6 +51,7 @@ pub(crate) fn table(kind: Kind, answer: &Value) -> String {
         Kind::Object => object(answer),
         Kind::Factories => list(FACTORIES, answer),
         Kind::Payments => list(PAYMENTS, answer),
+        Kind::Channels => list(CHANNELS, answer),
         Kind::Tree => tree(answer),
         Kind::Events => events(answer),
     };

@@ -254,7 +254,8 @@ fn write_config(directory: &TempDir, chain: &RegtestNode, listen: &str) -> Resul
         "network = \"regtest\"\nstorage_dir = \"data\"\nmnemonic_file = \"mnemonic\"\n\
          listen = \"{listen}\"\npoll_interval_ms = 200\n\
          [bitcoind]\naddress = \"{}:{}\"\nuser = \"{}\"\npassword = \"{}\"\n\
-         [api]\nlisten = \"127.0.0.1:0\"\ntoken_file = \"token\"\n[sales]\n",
+         [api]\nlisten = \"127.0.0.1:0\"\ntoken_file = \"token\"\n[sales]\n\
+         [lsps2]\nenabled = true\n",
         chain.rpc_host(),
         chain.rpc_port(),
         chain.rpc_user(),

@@ -35,6 +35,25 @@ async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
             let invoice = lightning.receive(amount_msat, &description, expiry_secs);
             Ok(json!({ "invoice": invoice.await? }))
         }
+        Request::ReceiveJit {
+            amount_msat,
+            description,
+            expiry_secs,
+            max_fee_msat,
+        } => {
+            let lightning = wallet.lightning();
+            let bought =
+                lightning.receive_jit(amount_msat, &description, expiry_secs, max_fee_msat);
+            done(&bought.await?)
+        }
+        Request::QuoteJit { amount_msat } => {
+            done(&wallet.lightning().quote_jit(amount_msat).await?)
+        }
+        Request::Channels {} => done(&wallet.lightning().channels()?),
+        Request::CloseChannel { channel, how } => {
+            wallet.lightning().close_channel(&channel, how)?;
+            Ok(json!({}))
+        }
         Request::Send {
             invoice,
             amount_msat,

@@ -55,7 +55,8 @@ pub struct OnchainChannel {
 }
 
 /// How a channel is closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Closing {
     /// The LSP must be there, and sign.
     Together,
@@ -155,7 +156,8 @@ impl Lightning {
     }
 
     /// Closes one of [`channels`](Self::channels); what is ours in it becomes coins. Together with
-    /// the LSP that takes a block, alone the channel's delay.
+    /// the LSP that takes the blocks a closing is to be deep, alone the channel's delay; then a
+    /// transaction of ours collects it.
     pub fn close_channel(&self, channel: &str, how: Closing) -> Result<(), WalletError> {
         let node = self.node.get()?;
         let states = node.host.channel_states().into_iter();

@@ -159,6 +159,16 @@ class WalletTest {
         val sold = alice.factories().list().single().seats.single().sold
         assertEquals(listOf(50_000uL), sold.map { it.capacitySat })
 
+        // A channel on chain, bought with the payment it is opened for.
+        assertTrue(bob.lightning().channels().isEmpty())
+        val jit = bob.lightning().quoteJit(20_000_000u)
+        assertTrue(jit.feeMsat in 1uL..<20_000_000uL)
+        val above = refusal { bob.lightning().receiveJit(20_000_000u, jit.feeMsat - 1u) }
+        assertEquals("jit_fee_above_cap" to jit.feeMsat.toString(), above.code to above.fields["fee_msat"])
+        val bought = bob.lightning().receiveJit(20_000_000u, jit.feeMsat)
+        assertEquals(jit.feeMsat, bought.quote.feeMsat)
+        assertEquals("no_channel", refusal { bob.lightning().closeChannel("00".repeat(32), Closing.ALONE) }.code)
+
         // The ways out as a file.
         val channel = checkNotNull(bob.factories().list().single().seats.single().channel)
         val sealed = bob.exit().exportPackage("passphrase")
