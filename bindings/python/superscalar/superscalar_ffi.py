@@ -553,7 +553,7 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_channels() != 22962:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel() != 27726:
+    if lib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel() != 41095:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_payment() != 54960:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -5621,7 +5621,8 @@ class LightningProtocol(typing.Protocol):
     async def close_channel(self, channel: str,how: Closing) -> None:
         """
         Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
-        a block, alone the channel's delay.
+        the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
+        collects it.
 """
         raise NotImplementedError
     async def payment(self, payment_hash: str) -> typing.Optional[Payment]:
@@ -5710,7 +5711,8 @@ class Lightning(LightningProtocol):
     async def close_channel(self, channel: str,how: Closing) -> None:
         """
         Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
-        a block, alone the channel's delay.
+        the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
+        collects it.
 """
         
         _UniffiFfiConverterString.check_lower(channel)

@@ -1097,7 +1097,7 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_channels() and 0xFFFF) != 22962) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel() and 0xFFFF) != 27726) {
+    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel() and 0xFFFF) != 41095) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_payment() and 0xFFFF) != 54960) {
@@ -2482,7 +2482,8 @@ public interface LightningInterface {
     
     /**
      * Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
-     * a block, alone the channel's delay.
+     * the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
+     * collects it.
      */
     suspend fun `closeChannel`(`channel`: kotlin.String, `how`: Closing)
     
@@ -2658,7 +2659,8 @@ open class Lightning: Disposable, AutoCloseable, LightningInterface
     
     /**
      * Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
-     * a block, alone the channel's delay.
+     * the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
+     * collects it.
      */
     @Throws(WalletException::class)
     @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
