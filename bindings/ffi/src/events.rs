@@ -81,6 +81,46 @@ pub enum Event {
         /// The other side's node id.
         peer: String,
     },
+    /// All that we have in a place is in one channel of a new epoch now.
+    EpochMoved {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+        /// The version of its path, 0 for the first.
+        version: u32,
+    },
+    /// Nothing comes of a new epoch; the channels carry payments as before.
+    EpochEnded {
+        /// The factory.
+        factory: String,
+        /// Which epoch of which node.
+        epoch: String,
+        /// Why.
+        reason: String,
+    },
+    /// The LSP alone decides whether a new epoch that we have signed comes to be. Until then what is
+    /// ours in the place's channels can be sent, and received again up to `most_msat`.
+    EpochLimbo {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+        /// What the channels hold at most, in millisatoshi.
+        most_msat: u64,
+    },
+    /// The LSP wanted something else signed for an epoch that something was signed for, or for an
+    /// older one. It was refused; an honest one never does it.
+    EpochEquivocation {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+        /// What it wanted.
+        epoch: String,
+        /// Its node id.
+        peer: String,
+    },
     /// A payment arrived.
     PaymentReceived {
         /// Its hash.
@@ -243,6 +283,45 @@ impl From<sdk::Event> for Event {
                 factory,
                 slot,
                 channel,
+                peer,
+            },
+            Told::EpochMoved {
+                factory,
+                slot,
+                version,
+            } => Event::EpochMoved {
+                factory,
+                slot,
+                version,
+            },
+            Told::EpochEnded {
+                factory,
+                epoch,
+                reason,
+                ..
+            } => Event::EpochEnded {
+                factory,
+                epoch,
+                reason,
+            },
+            Told::EpochLimbo {
+                factory,
+                slot,
+                most_msat,
+            } => Event::EpochLimbo {
+                factory,
+                slot,
+                most_msat,
+            },
+            Told::EpochEquivocation {
+                factory,
+                slot,
+                epoch,
+                peer,
+            } => Event::EpochEquivocation {
+                factory,
+                slot,
+                epoch,
                 peer,
             },
             Told::ExitStarted { factory, reason } => Event::ExitStarted { factory, reason },

@@ -54,7 +54,9 @@ pub struct SeatInfo {
     pub capacity_sat: u64,
     /// LSP money beside it in satoshi.
     pub stock_sat: u64,
-    /// The channel's outpoint in the leaf, `txid:vout`, once known.
+    /// Version of its path: how many new epochs it has moved to. A carry counts those it skips.
+    pub version: u32,
+    /// The channel's outpoint in the leaf, `txid:vout`, once known; none once we have left.
     pub channel: Option<String>,
     /// What was sold of that money, each a channel of its own, in order.
     pub sold: Vec<SoldInfo>,
@@ -68,6 +70,12 @@ pub struct SeatInfo {
     /// be bought before it is there or the stock is renewed; `signed`: the final signature is there,
     /// our commitment is not; `unpaid`: it can receive and is not paid for.
     pub sale: Option<String>,
+    /// Where a new epoch stands, if one is under way: `preparing`, `stored`, `committed` (the LSP
+    /// alone can complete it) or `switching`.
+    pub moving: Option<String>,
+    /// What our channels in this place hold at most, in millisatoshi, while the LSP may complete an
+    /// epoch alone.
+    pub most_msat: Option<u64>,
 }
 
 /// A channel that was sold out of a place's stock.
@@ -167,6 +175,30 @@ impl Factories {
         let factories = self.wallet.factories();
         runtime::finish(async move { factories.buy_inbound(&quote.into()).await }).await
     }
+
+    /// Says whether the wallet gives its place in a factory up: its LSP can take it back in the next
+    /// epoch then. The place is signed away only when nothing at all of ours is in its channels.
+    pub async fn set_departure(
+        &self,
+        factory: String,
+        departure: Departure,
+    ) -> Result<(), WalletError> {
+        let factories = self.wallet.factories();
+        let departure = match departure {
+            Departure::Stays => sdk::Departure::Stays,
+            Departure::Leaves => sdk::Departure::Leaves,
+        };
+        runtime::finish(async move { factories.set_departure(&factory, departure).await }).await
+    }
+}
+
+/// Whether a wallet gives its place in a factory up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum Departure {
+    /// It does not.
+    Stays,
+    /// It does.
+    Leaves,
 }
 
 impl Factories {
@@ -255,12 +287,15 @@ impl From<sdk::SeatInfo> for SeatInfo {
             peer,
             capacity_sat,
             stock_sat,
+            version,
             channel,
             sold,
             stock_left_sat,
             sellable_sat,
             sellable_whole_sat,
             sale,
+            moving,
+            most_msat,
         } = seat;
         let sold = sold.into_iter().map(|it| SoldInfo {
             channel: it.channel,
@@ -271,12 +306,15 @@ impl From<sdk::SeatInfo> for SeatInfo {
             peer,
             capacity_sat,
             stock_sat,
+            version,
             channel,
             sold: sold.collect(),
             stock_left_sat,
             sellable_sat,
             sellable_whole_sat,
             sale,
+            moving,
+            most_msat,
         }
     }
 }

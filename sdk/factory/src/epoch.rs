@@ -59,7 +59,7 @@ use bitcoin::Amount;
 use crate::journal::Guard;
 
 pub(crate) use conductor::{Conductor, Ground as ConductorGround, Renewed, Sales, StockName};
-pub use conductor::{EpochError, EpochPlan, NextEpoch, PlacePlan, Wish};
+pub use conductor::{EpochError, EpochPlan, NextEpoch, PlacePlan, UnderWay, Wish};
 pub use mover::EpochStage;
 pub(crate) use mover::{Ground as MoverGround, Mover};
 

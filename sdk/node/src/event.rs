@@ -133,6 +133,68 @@ pub enum Event {
         /// The other side's node id.
         peer: String,
     },
+    /// All that is in a place is one channel of a new epoch now, and what it had before is retired. A
+    /// wallet is told of its own place, an LSP of each.
+    EpochMoved {
+        /// The factory.
+        factory: String,
+        /// The place in it.
+        slot: u16,
+        /// The version of its path, 0 for the first.
+        version: u32,
+    },
+    /// LSP: a new epoch is signed by all; members are switching.
+    EpochSigned {
+        /// The factory.
+        factory: String,
+        /// Which epoch of which node.
+        epoch: String,
+    },
+    /// Nothing comes of a new epoch; the channels carry payments as before. A wallet that had signed
+    /// it is in limbo all the same, see [`EpochLimbo`](Self::EpochLimbo).
+    EpochEnded {
+        /// The factory.
+        factory: String,
+        /// Which epoch of which node.
+        epoch: String,
+        /// Why.
+        reason: String,
+        /// LSP: the slots that were silent or at fault.
+        at_fault: Vec<u16>,
+    },
+    /// LSP: members are silent after others have signed. It can wait for them, or abandon the epoch
+    /// for good.
+    EpochHangs {
+        /// The factory.
+        factory: String,
+        /// Which epoch of which node.
+        epoch: String,
+        /// Who is waited for.
+        silent: Vec<u16>,
+    },
+    /// The LSP alone decides whether a new epoch that we have signed comes to be. Until it does, or a
+    /// newer one is switched to, what is ours in the place's channels never exceeds what it was when
+    /// we signed: it can be sent, and received again up to that.
+    EpochLimbo {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+        /// What the channels hold at most, in millisatoshi.
+        most_msat: u64,
+    },
+    /// The LSP wanted something else signed for an epoch that something was signed for, or for an
+    /// older one. It was refused and is worth telling: an honest one never does.
+    EpochEquivocation {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+        /// What it wanted.
+        epoch: String,
+        /// Its node id.
+        peer: String,
+    },
     /// A payment arrived.
     PaymentReceived {
         /// Its hash.

@@ -12,7 +12,9 @@ use superscalar_factory::sale::SalePolicy;
 
 use crate::backup::{BackupError, BackupStatus, Begin, RemoteStore};
 use crate::event::EventPage;
-use crate::factories::{BuildRequest, Command, ExitInfo, FactoryInfo, TreeNodeInfo};
+use crate::factories::{
+    BuildRequest, Command, EpochCommand, EpochRequest, ExitInfo, FactoryInfo, TreeNodeInfo,
+};
 use crate::hosting::{LspPolicy, Role};
 use crate::keys::{Mnemonic, WalletKeys};
 use crate::node::{Node, NodeConfig, StartError};
@@ -194,6 +196,44 @@ impl Lsp {
             .node
             .engine
             .ask(|answer| Command::Build { request, answer });
+        Ok(asked.await??)
+    }
+
+    /// Gives a leaf of a factory a new epoch: each place is cut anew into one channel and stock, its
+    /// channels so far give way to it. Gives the epoch's name; what becomes of it are events
+    /// ([`EpochMoved`](crate::Event::EpochMoved), [`EpochHangs`](crate::Event::EpochHangs),
+    /// [`EpochEnded`](crate::Event::EpochEnded)). Nothing is on chain for it.
+    ///
+    /// # Errors
+    /// `epochs_used_up` where every version of the path was used, `epoch_under_way`,
+    /// `not_connected` with who is away, and why a place cannot be cut so.
+    pub async fn begin_epoch(
+        &self,
+        factory: &str,
+        request: EpochRequest,
+    ) -> Result<String, WalletError> {
+        let factory = factory.to_owned();
+        let asked = self.node.engine.ask(|answer| {
+            Command::Epoch(EpochCommand::Begin {
+                factory,
+                request,
+                answer,
+            })
+        });
+        Ok(asked.await??)
+    }
+
+    /// Never completes the new epoch under way: if anybody was asked to sign it, its number is used
+    /// up. Payments are accepted again in the channels there were.
+    ///
+    /// # Errors
+    /// `no_epoch` if none is under way.
+    pub async fn abandon_epoch(&self, factory: &str) -> Result<(), WalletError> {
+        let factory = factory.to_owned();
+        let asked = self
+            .node
+            .engine
+            .ask(|answer| Command::Epoch(EpochCommand::Abandon { factory, answer }));
         Ok(asked.await??)
     }
 

@@ -6,13 +6,15 @@ use bitcoin::OutPoint;
 
 use super::{Built, Coordinator, Phase};
 use crate::effect::{ChannelRef, Effect, SlotRef};
-use crate::epoch::{Conductor, ConductorGround, EpochError, EpochPlan, NextEpoch, Renewed, Sales};
+use crate::epoch::{
+    Conductor, ConductorGround, EpochError, EpochPlan, NextEpoch, Renewed, Sales, UnderWay,
+};
 use crate::exit::reclaim::{self, Reclaim, stock_outpoints};
 use crate::exit::{ChainFacts, SignedPath, SignedPathError};
 use crate::message::{Message, RefusalCode};
 use crate::sale::Seller;
 use crate::stock::StockChain;
-use crate::tree::Tree;
+use crate::tree::{Cut, Tree};
 
 impl Coordinator {
     /// The new epoch that comes next for the leaf of `slot`.
@@ -50,6 +52,29 @@ impl Coordinator {
     /// The version of the path to a place, 0 for the first.
     pub fn version(&self, slot: u16) -> u32 {
         self.conductor.version(slot)
+    }
+
+    /// What a place holds now; `None` before the terms are fixed.
+    pub fn cut(&self, slot: u16) -> Option<Cut> {
+        let record = self.built()?.terms.slots.get(usize::from(slot))?;
+        Some(self.conductor.cut(record, slot))
+    }
+
+    /// A place's leaf channel in the newest epoch; `None` once its member has left.
+    pub fn newest_channel(&self, slot: u16) -> Option<ChannelRef> {
+        let attempt = self.attempt;
+        self.conductor.leaf_channel(SlotRef { attempt, slot })
+    }
+
+    /// How far a new epoch is that not all have signed; `None` if there is none.
+    pub fn epoch_under_way(&self) -> Option<UnderWay> {
+        self.conductor.progress()
+    }
+
+    /// Whether the channels of a place rest, because a new epoch of it is under way or its member
+    /// has not acknowledged the last one.
+    pub fn is_moving(&self, slot: u16) -> bool {
+        self.conductor.is_moving(slot)
     }
 
     /// The newest whole tree: the first, or that of the newest epoch that all have signed.

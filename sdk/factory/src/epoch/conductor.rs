@@ -141,6 +141,19 @@ struct Retired {
     chain: Option<StockChain>,
 }
 
+/// How far a new epoch is on the LSP's side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnderWay {
+    /// Which.
+    pub epoch: EpochName,
+    /// The places below its node.
+    pub slots: Range<u16>,
+    /// Grows with every round; a restart begins again at the last one that is on disk.
+    pub step: usize,
+    /// Who is waited for, and nobody where the LSP's own channels do not rest yet.
+    pub silent: Vec<u16>,
+}
+
 /// A new epoch on its way.
 #[derive(Debug)]
 struct Ceremony {
@@ -237,11 +250,21 @@ impl Conductor {
 
     /// Whether nothing may be sold in a place now.
     pub(crate) fn is_frozen(&self, slot: u16) -> bool {
-        let under_way = self.ceremony.as_ref();
-        let moving = under_way.is_some_and(|ceremony| ceremony.slots.contains(&slot));
         let gone = self.moved.get(&slot);
         let gone = gone.is_some_and(|moved| moved.cut == Cut::Departed);
-        moving || gone || self.switching.contains_key(&slot)
+        gone || self.is_moving(slot)
+    }
+
+    /// Whether the channels of a place rest for a new epoch.
+    pub(crate) fn is_moving(&self, slot: u16) -> bool {
+        let under_way = self.ceremony.as_ref();
+        let moving = under_way.is_some_and(|ceremony| ceremony.slots.contains(&slot));
+        moving || self.switching.contains_key(&slot)
+    }
+
+    /// How far the epoch under way is.
+    pub(crate) fn progress(&self) -> Option<UnderWay> {
+        Some(self.ceremony.as_ref()?.progress())
     }
 
     /// The place's leaf channel in the newest epoch that it uses; `None` once the member has left.

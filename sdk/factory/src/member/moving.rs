@@ -44,6 +44,11 @@ impl Member {
         self.mover.next_channel(self.slot())
     }
 
+    /// The place's leaf channel in the newest epoch; `None` once the member has left.
+    pub fn newest_channel(&self) -> Option<ChannelRef> {
+        self.mover.leaf_channel(self.slot())
+    }
+
     /// What all channels of the place may hold of the member's, in millisatoshi, while an epoch that
     /// it has signed for may be completed without it; `None` while there is none.
     pub fn limbo_msat(&self) -> Option<u64> {

@@ -1,6 +1,6 @@
 //! The same things in the words of two rooms: factory core and hosting.
 
-use superscalar_factory::effect::{BoughtChannel, ChannelRef, SlotChannel, SlotRef};
+use superscalar_factory::effect::{BoughtChannel, ChannelRef, MovedChannel, SlotChannel, SlotRef};
 use superscalar_factory::message::Attempt;
 use superscalar_factory::terms::Instance;
 
@@ -45,6 +45,32 @@ pub(super) fn channel_ref(id: &hosting::SlotId) -> Option<ChannelRef> {
         version: id.epoch,
         seq: id.seq,
     })
+}
+
+/// What a channel of a place is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ChannelKind {
+    /// The leaf's own, in the first epoch.
+    First,
+    /// The leaf's own, in a newer one.
+    Moved,
+    /// Sold out of the stock beside it.
+    Bought,
+}
+
+pub(super) fn kind(channel: &ChannelRef) -> ChannelKind {
+    match (channel.version, channel.seq & 0xffff) {
+        (0, 0) => ChannelKind::First,
+        (_, 0) => ChannelKind::Moved,
+        _ => ChannelKind::Bought,
+    }
+}
+
+pub(super) fn moved(moved: &MovedChannel, is_lsp: bool) -> hosting::SlotChannel {
+    hosting::SlotChannel {
+        slot: channel_id(&moved.id),
+        ..channel(&moved.channel, is_lsp)
+    }
 }
 
 pub(super) fn bought(bought: &BoughtChannel, is_lsp: bool) -> hosting::SlotChannel {

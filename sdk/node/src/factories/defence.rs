@@ -29,8 +29,8 @@ enum Answered {
 impl Engine {
     /// The LSP's duty for every place, before T and after it. A member need not while every epoch
     /// is the first and it has bought nothing: no state and no distribution pays it less than
-    /// another. What it has bought is its own once it is on chain, and until then only its LSP's
-    /// word.
+    /// another. What it has bought, and what it has in a newer epoch, is its own once that is on
+    /// chain.
     pub(super) async fn defend(&mut self) -> BTreeSet<String> {
         let mut defended = BTreeSet::new();
         for (place, name) in self.threatened() {
@@ -61,11 +61,11 @@ impl Engine {
         });
         let places = coordinators.flat_map(Coordinator::places);
         let places = places.map(|place| (place, bridge::place(&place)));
-        let has_bought = |role: &&Member| {
+        let has_more = |role: &&Member| {
             let sold = role.stock_chain().map(StockChain::links);
-            sold.is_some_and(|links| !links.is_empty())
+            sold.is_some_and(|links| !links.is_empty()) || role.newer_trees().next().is_some()
         };
-        let members = self.members.values().filter(has_bought).filter(|role| {
+        let members = self.members.values().filter(has_more).filter(|role| {
             let funding = role.tree().map(|tree| tree.funding);
             funding.is_some_and(is_open)
         });
@@ -76,11 +76,10 @@ impl Engine {
     /// Whether everything of a place is on chain: the leaf, and what was sold below it.
     fn is_answered(&self, place: &SlotRef) -> bool {
         let host = &self.parts.host;
-        let counts = |id: &SlotId| {
-            bridge::channel_ref(id).is_some_and(|id| id.seq == 0 || self.is_delivered(&id))
-        };
-        let mut channels = self.channels_of(place).into_iter().filter(counts);
-        channels.all(|id| host.slot(&id).is_some_and(|it| it.leaf_height.is_some()))
+        let channels = self.live_channels(place);
+        let there = |id: &SlotId| host.slot(id).is_some_and(|it| it.leaf_height.is_some());
+        // Whoever has left has none, and its leaf may have others.
+        !channels.is_empty() && channels.iter().all(there)
     }
 
     async fn defend_path(&mut self, name: &str) -> Result<Answered, EngineError> {

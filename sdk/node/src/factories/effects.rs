@@ -7,7 +7,7 @@ use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 use lightning::ln::types::ChannelId;
 use superscalar_factory::codec::Encode as _;
 use superscalar_factory::coordinator::{self, Coordinator};
-use superscalar_factory::effect::{Effect, Event as CoreEvent, SlotRef};
+use superscalar_factory::effect::{Effect, Event as CoreEvent};
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::{Attempt, Message};
 use superscalar_factory::wire;
@@ -47,6 +47,7 @@ impl Engine {
             }
         }
         self.time_rounds();
+        self.time_epochs();
     }
 
     /// An attempt whose next step is impossible ends as one whose channel was lost; nothing that
@@ -88,10 +89,20 @@ impl Engine {
                 let frozen = self.parts.host.freeze(&bridge::slot_id(&slot));
                 still_possible(frozen, "the channel was not frozen")?;
             }
-            Effect::Discard(slot) => self.discard(&slot)?,
+            Effect::Discard(slot) => self.discard(&bridge::slot_id(&slot))?,
             Effect::Watch(outpoint) => self.watch(attempt, outpoint).await?,
             Effect::Broadcast(tx) => self.publish(tx).await,
             Effect::Emit(event) => self.emit(attempt, event)?,
+            effect @ (Effect::Freeze(_)
+            | Effect::Thaw(_)
+            | Effect::Limbo { .. }
+            | Effect::AgreeMoved(_)
+            | Effect::OpenMoved(_)
+            | Effect::DiscardMoved(_)
+            | Effect::ActivateMoved(_)
+            | Effect::SuspendMoved(_)
+            | Effect::Retire(_)
+            | Effect::NeedEpochRandomness(_)) => self.renew(attempt, effect).await?,
             other => self.sell(attempt, other).await?,
         }
         Ok(())
@@ -165,13 +176,12 @@ impl Engine {
         }
     }
 
-    fn discard(&self, slot: &SlotRef) -> Result<(), Failure> {
-        let id = bridge::slot_id(slot);
+    pub(super) fn discard(&self, id: &SlotId) -> Result<(), Failure> {
         let host = &self.parts.host;
-        if host.slot(&id).is_none() {
+        if host.slot(id).is_none() {
             return Ok(());
         }
-        match host.retire(&id) {
+        match host.retire(id) {
             Err(ChannelError::Slot(error)) => still_possible(Err(error), "the slot stays"),
             Err(error) => {
                 tracing::info!(slot = %id, %error, "the channel was not closed");
@@ -314,7 +324,7 @@ impl Engine {
                     at_fault,
                 }
             }
-            other => match self.sale_event(attempt, other)? {
+            other => match self.event_of_channels(attempt, other)? {
                 Some(told) => told,
                 None => return Ok(()),
             },

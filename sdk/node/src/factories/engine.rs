@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::epochs::{EpochCommand, Epochs};
 use super::error::EngineError;
 use super::exits::Exits;
 use super::info::{BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo};
@@ -94,6 +95,7 @@ pub(crate) enum Command {
         mode: ExitMode,
         answer: oneshot::Sender<Result<(), EngineError>>,
     },
+    Epoch(EpochCommand),
     AcceptState(oneshot::Sender<Result<(), EngineError>>),
     ExportPaths(oneshot::Sender<Result<Vec<PackagedPath>, EngineError>>),
     SpeedUpExit {
@@ -187,6 +189,7 @@ pub(crate) struct Engine {
     pub(super) given_up: BTreeMap<Instance, OutPoint>,
     pub(super) exits: Exits,
     pub(super) sales: Sales,
+    pub(super) epochs: Epochs,
     /// Factories whose journal cannot be read, and what is wrong with it.
     pub(super) damaged: BTreeMap<Attempt, String>,
     pub(super) tip: u32,
@@ -204,6 +207,7 @@ impl Engine {
         let tips = parts.chain.tip();
         let tip = *tips.borrow();
         let exits = Exits::load(&parts.store)?;
+        let epochs = Epochs::load(&parts.store)?;
         let mut engine = Engine {
             parts,
             members: BTreeMap::new(),
@@ -221,6 +225,7 @@ impl Engine {
             given_up: BTreeMap::new(),
             exits,
             sales: Sales::default(),
+            epochs,
             damaged: BTreeMap::new(),
             tip: tip.height,
         };
@@ -228,7 +233,9 @@ impl Engine {
         engine.free_unnamed_fundings()?;
         engine.look_for_openings();
         engine.settle().await;
+        engine.drop_unnamed_channels();
         engine.block(tip).await;
+        engine.resume_channels().await;
         engine.resume_sales().await;
         engine.settle().await;
         engine.suspend_unburied();
@@ -247,6 +254,7 @@ impl Engine {
     ) {
         loop {
             let mut next_round = self.rounds.values().map(|(_, until)| *until).min();
+            next_round = next_round.into_iter().chain(self.epochs.next_look()).min();
             if !self.stalled.is_empty() {
                 next_round = Some(Instant::now() + RETRY_AFTER);
             }

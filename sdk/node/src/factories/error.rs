@@ -146,6 +146,15 @@ pub enum EngineError {
         /// How long was waited.
         seconds: u64,
     },
+    /// No new epoch can be begun as things stand.
+    #[error(transparent)]
+    Epoch(#[from] superscalar_factory::epoch::EpochError),
+    /// No new epoch is under way.
+    #[error("no new epoch of {factory} is under way")]
+    NoEpoch {
+        /// The factory.
+        factory: String,
+    },
     /// The exit cannot be planned.
     #[error("exit: {0}")]
     Exit(String),

@@ -13,7 +13,7 @@ use superscalar_factory::exit::{
     self, Action, ChainFacts, ChannelStatus, Goal, OnChain, Progress, SignedPath, Waiting, Worth,
 };
 
-use super::bridge;
+use super::bridge::{self, ChannelKind};
 use super::bumps::{Purse, TARGET_BLOCKS};
 use super::engine::Engine;
 use super::error::EngineError;
@@ -90,16 +90,24 @@ impl Exits {
 
 impl Engine {
     /// A channel was closed that we did not close. With a bought one that was not delivered nothing
-    /// is lost; with one that was, the place is left as with the leaf's own.
+    /// is lost, nor with one of an older or undecided epoch; with one that was, the place is left as
+    /// with the leaf's own.
     pub(super) async fn channel_closed(
         &mut self,
         id: &ChannelRef,
         reason: &str,
         at_stake_msat: u64,
     ) {
-        match id.seq {
-            0 => self.slot_closed(id.slot, reason, at_stake_msat).await,
-            _ if self.is_delivered(id) => self.leave_closed(&id.slot, reason, at_stake_msat).await,
+        let live = self.is_live(id);
+        match bridge::kind(id) {
+            ChannelKind::First if live => self.slot_closed(id.slot, reason, at_stake_msat).await,
+            ChannelKind::Moved => {
+                self.moved_lost(*id);
+                if live {
+                    self.leave_closed(&id.slot, reason, at_stake_msat).await;
+                }
+            }
+            _ if live => self.leave_closed(&id.slot, reason, at_stake_msat).await,
             _ => {
                 let place = bridge::place(&id.slot);
                 tracing::debug!(

@@ -1,17 +1,19 @@
 //! What the engine tells and is asked, in types an application can hold.
 
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{Amount, Network, OutPoint};
+use bitcoin::{Amount, Network};
 use serde::{Deserialize, Serialize};
 use superscalar_factory::coordinator::Coordinator;
+use superscalar_factory::effect::SlotRef;
+use superscalar_factory::epoch::EpochStage;
 use superscalar_factory::member::Member;
 use superscalar_factory::message::{Attempt, Invite};
 use superscalar_factory::sale::Stage;
-use superscalar_factory::shape::Shape;
+use superscalar_factory::shape::{Odometer, Shape};
 use superscalar_factory::stock::StockChain;
-use superscalar_factory::terms::TimeoutPolicy;
+use superscalar_factory::terms::{Header, TimeoutPolicy};
 use superscalar_factory::timing::Timing;
-use superscalar_factory::tree::{Role, Tree};
+use superscalar_factory::tree::{Cut, Role, Tree};
 
 use super::bridge;
 use super::engine::Engine;
@@ -159,7 +161,10 @@ pub struct SeatInfo {
     pub capacity_sat: u64,
     /// LSP money beside it in satoshi.
     pub stock_sat: u64,
-    /// The channel's outpoint in the leaf, `txid:vout`, once known.
+    /// Version of its path: how many new epochs it has moved to. A carry counts those it skips.
+    #[serde(default)]
+    pub version: u32,
+    /// The channel's outpoint in the leaf, `txid:vout`, once known; none once the member has left.
     pub channel: Option<String>,
     /// What was sold of that money, each a channel of its own, in order.
     #[serde(default)]
@@ -178,6 +183,15 @@ pub struct SeatInfo {
     /// signature is there, our commitment is not; `unpaid`: it can receive and is not paid for.
     #[serde(default)]
     pub sale: Option<String>,
+    /// A wallet's: where a new epoch stands, if one is under way. `preparing`, `stored`: nothing is
+    /// signed that could not be given up; `committed`: the LSP alone can complete it; `switching`:
+    /// all have signed it, and the channels rest until what it replaces is revoked.
+    #[serde(default)]
+    pub moving: Option<String>,
+    /// A wallet's: what its channels in this place hold at most, in millisatoshi, while the LSP may
+    /// complete an epoch alone.
+    #[serde(default)]
+    pub most_msat: Option<u64>,
 }
 
 /// A channel that was sold out of a place's stock.
@@ -211,12 +225,15 @@ impl SeatInfo {
             peer,
             capacity_sat,
             stock_sat,
+            version: 0,
             channel: None,
             sold: Vec::new(),
             stock_left_sat: 0,
             sellable_sat: 0,
             sellable_whole_sat: 0,
             sale: None,
+            moving: None,
+            most_msat: None,
         }
     }
 }
@@ -417,8 +434,9 @@ impl ExitInfo {
 
 impl Engine {
     pub(super) fn list(&self) -> Vec<FactoryInfo> {
-        let members = self.members.values().map(member_info);
-        let coordinators = self.coordinators.values().map(coordinator_info);
+        let members = self.members.values().map(|role| self.member_info(role));
+        let coordinators = self.coordinators.values();
+        let coordinators = coordinators.map(|role| self.coordinator_info(role));
         let damaged = self.damaged.iter();
         let damaged = damaged.map(|(attempt, detail)| self.damaged_info(attempt, detail));
         members.chain(coordinators).chain(damaged).collect()
@@ -432,7 +450,7 @@ impl Engine {
             .map(|slot| &slot.channel)
             .filter_map(|channel| {
                 let place = bridge::slot_ref(&channel.slot)?;
-                let own = channel.slot.seq == 0;
+                let own = channel.slot.seq & 0xffff == 0;
                 (own && place.attempt == *attempt).then_some((place, channel))
             });
         let mut seats = Vec::new();
@@ -480,7 +498,7 @@ impl Engine {
         let unknown = || self.missing(factory);
         let attempt = bridge::attempt(factory).ok_or_else(unknown)?;
         let (tree, phase) = if let Some(role) = self.coordinators.get(&attempt) {
-            (role.built().map(|built| &built.tree), role.phase())
+            (role.newest_tree(), role.phase())
         } else if let Some(role) = self.members.get(&attempt) {
             (role.path().map(|path| &path.tree), role.phase())
         } else {
@@ -493,53 +511,93 @@ impl Engine {
     }
 }
 
-fn member_info(role: &Member) -> FactoryInfo {
-    let invite = role.invite();
-    let header = &invite.header;
-    let tree = role.path().map(|path| &path.tree);
-    let outpoint = tree.and_then(|tree| tree.channel_outpoint(invite.slot));
-    FactoryInfo {
-        factory: bridge::name(&role.attempt()),
-        phase: role.phase().to_owned(),
-        ended: role.ended().map(|code| code.to_string()),
-        damage: None,
-        active: role.is_active(),
-        expiry: header.expiry,
-        exit_delay_blocks: header.timing.exit_delay(header.shape.layers()),
-        epoch: epoch(header.timing.states, header.shape.layers()),
-        funding: tree.map(|tree| tree.funding.to_string()),
-        funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
-        tree_feerate: header.tree_feerate,
-        seats: vec![SeatInfo {
-            sale: role.sale_stage().map(stage),
-            ..seat(invite, role.lsp(), outpoint, role.stock_chain())
-        }],
+impl Engine {
+    fn member_info(&self, role: &Member) -> FactoryInfo {
+        let invite = role.invite();
+        let header = &invite.header;
+        let tree = role.path().map(|path| &path.tree);
+        let cut = role.cut();
+        let seat = self.seat(invite, role.slot(), role.lsp(), cut, role.stock_chain());
+        FactoryInfo {
+            factory: bridge::name(&role.attempt()),
+            phase: role.phase().to_owned(),
+            ended: role.ended().map(|code| code.to_string()),
+            damage: None,
+            active: role.is_active(),
+            expiry: header.expiry,
+            exit_delay_blocks: header.timing.exit_delay(header.shape.layers()),
+            epoch: epoch(header, role.version()),
+            funding: tree.map(|tree| tree.funding.to_string()),
+            funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
+            tree_feerate: header.tree_feerate,
+            seats: vec![SeatInfo {
+                sale: role.sale_stage().map(stage),
+                moving: role.epoch_stage().map(moving),
+                most_msat: role.limbo_msat(),
+                ..seat
+            }],
+        }
+    }
+
+    fn coordinator_info(&self, role: &Coordinator) -> FactoryInfo {
+        let tree = role.built().map(|built| &built.tree);
+        let seats = role.invites().iter().zip(role.peers()).zip(role.places());
+        let seats = seats.map(|((invite, peer), place)| {
+            let chain = role.stock_chain(place.slot);
+            self.seat(invite, place, *peer, role.cut(place.slot), chain.as_ref())
+        });
+        let header = role.invites().first().map(|invite| &invite.header);
+        let newest = role.places().map(|place| role.version(place.slot)).max();
+        FactoryInfo {
+            factory: bridge::name(&role.attempt()),
+            phase: role.phase().to_owned(),
+            ended: role.ended().map(|code| code.to_string()),
+            damage: None,
+            active: role.is_active(),
+            expiry: header.map_or(0, |it| it.expiry),
+            exit_delay_blocks: header.map_or(0, |it| it.timing.exit_delay(it.shape.layers())),
+            epoch: header.map_or_else(String::new, |it| epoch(it, newest.unwrap_or(0))),
+            funding: tree.map(|tree| tree.funding.to_string()),
+            funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
+            tree_feerate: header.map_or(0, |it| it.tree_feerate),
+            seats: seats.collect(),
+        }
+    }
+
+    fn seat(
+        &self,
+        invite: &Invite,
+        place: SlotRef,
+        peer: PublicKey,
+        cut: Option<Cut>,
+        stock: Option<&StockChain>,
+    ) -> SeatInfo {
+        let (capacity, stock_sat) = match &cut {
+            None => (invite.capacity, invite.stock),
+            Some(Cut::Channel(cut)) => (cut.capacity, cut.stock),
+            Some(_) => (Amount::ZERO, Amount::ZERO),
+        };
+        let live = self.live_channels(&place).into_iter();
+        let mut leafs = live.filter(|id| id.seq & 0xffff == 0);
+        let entry = leafs.find_map(|id| self.parts.host.slot(&id));
+        let peer = peer.to_string();
+        let seat = SeatInfo {
+            version: self.version_of(&place).unwrap_or(0),
+            channel: entry.map(|entry| entry.channel.outpoint.to_string()),
+            ..SeatInfo::new(place.slot, peer, capacity.to_sat(), stock_sat.to_sat())
+        };
+        seat.with_stock(stock)
     }
 }
 
-fn coordinator_info(role: &Coordinator) -> FactoryInfo {
-    let tree = role.built().map(|built| &built.tree);
-    let seats = role.invites().iter().zip(role.peers());
-    let seats = seats.map(|(invite, peer)| {
-        let outpoint = tree.and_then(|tree| tree.channel_outpoint(invite.slot));
-        let chain = role.stock_chain(invite.slot);
-        seat(invite, *peer, outpoint, chain.as_ref())
-    });
-    let header = role.invites().first().map(|invite| &invite.header);
-    FactoryInfo {
-        factory: bridge::name(&role.attempt()),
-        phase: role.phase().to_owned(),
-        ended: role.ended().map(|code| code.to_string()),
-        damage: None,
-        active: role.is_active(),
-        expiry: header.map_or(0, |it| it.expiry),
-        exit_delay_blocks: header.map_or(0, |it| it.timing.exit_delay(it.shape.layers())),
-        epoch: header.map_or_else(String::new, |it| epoch(it.timing.states, it.shape.layers())),
-        funding: tree.map(|tree| tree.funding.to_string()),
-        funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
-        tree_feerate: header.map_or(0, |it| it.tree_feerate),
-        seats: seats.collect(),
+fn moving(stage: EpochStage) -> String {
+    match stage {
+        EpochStage::Stored => "stored",
+        EpochStage::Committed => "committed",
+        EpochStage::Switching => "switching",
+        _ => "preparing",
     }
+    .to_owned()
 }
 
 fn stage(stage: Stage) -> String {
@@ -551,23 +609,11 @@ fn stage(stage: Stage) -> String {
     .to_owned()
 }
 
-fn seat(
-    invite: &Invite,
-    peer: PublicKey,
-    channel: Option<OutPoint>,
-    stock: Option<&StockChain>,
-) -> SeatInfo {
-    let (capacity, stock_sat) = (invite.capacity.to_sat(), invite.stock.to_sat());
-    let seat = SeatInfo {
-        channel: channel.map(|outpoint| outpoint.to_string()),
-        ..SeatInfo::new(invite.slot, peer.to_string(), capacity, stock_sat)
-    };
-    seat.with_stock(stock)
-}
-
-fn epoch(states: u8, layers: u32) -> String {
-    let layers = u8::try_from(layers).unwrap_or(u8::MAX);
-    superscalar_factory::shape::Odometer::new(states, layers).to_string()
+/// The version of a path, and how many there can be.
+fn epoch(header: &Header, version: u32) -> String {
+    let layers = u8::try_from(header.shape.layers()).unwrap_or(u8::MAX);
+    let states = Odometer::new(header.timing.states, layers);
+    format!("{version}/{}", states.versions().saturating_sub(1))
 }
 
 fn tree_info(tree: &Tree) -> Vec<TreeNodeInfo> {

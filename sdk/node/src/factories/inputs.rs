@@ -6,7 +6,7 @@ use lightning_block_sync::BlockData;
 use superscalar_factory::coordinator::{
     self, Coordinator, FactoryPlan, LspSecrets, PlanError, Seat,
 };
-use superscalar_factory::effect::{ChannelRef, Effect, SlotRef};
+use superscalar_factory::effect::{Effect, SlotRef};
 use superscalar_factory::member::{self, JoinSecrets, Member};
 use superscalar_factory::message::{Attempt, Invite, Message, Refusal, RefusalCode, Seek};
 use superscalar_factory::shape::Shape;
@@ -23,7 +23,7 @@ use crate::event::Event;
 use crate::hosting::{COMMITMENT_FEERATE_SAT_PER_KW, HostEvent, Paused, SlotPhase};
 
 /// A member waits this many of the LSP's rounds: the LSP waits for everyone's answer first.
-const MEMBER_PATIENCE_ROUNDS: u64 = 4;
+pub(super) const MEMBER_PATIENCE_ROUNDS: u64 = 4;
 /// After this many attempts an LSP gives up a plan.
 const MAX_ATTEMPTS: u16 = 8;
 
@@ -170,6 +170,7 @@ impl Engine {
                 };
                 let _ = answer.send(started);
             }
+            Command::Epoch(command) => self.epoch_command(command).await,
             Command::AcceptState(answer) => {
                 let _ = answer.send(self.accept_state());
             }
@@ -199,6 +200,7 @@ impl Engine {
         // block a reorg has just taken away, and open its channel, or take one in several new
         // blocks for missing.
         self.look_for_openings();
+        self.look_for_states();
         self.look_at_fundings().await;
         for attempt in self.attempts() {
             self.member(attempt, |_| member::Input::Height(tip.height));
@@ -215,6 +217,7 @@ impl Engine {
         self.settle().await;
         let mut running = self.step_exits().await;
         running.extend(self.defend().await);
+        self.take_stale().await;
         self.release_coins(&running);
         self.reclaim().await;
         self.close_what_is_over().await;
@@ -298,17 +301,8 @@ impl Engine {
             self.member(attempt, |_| member::Input::TimedOut);
             self.coordinator(attempt, coordinator::Input::TimedOut);
         }
+        self.epochs_over(now).await;
         self.settle().await;
-    }
-
-    /// A channel is there for both sides: the leaf's own, or one that was bought.
-    async fn channel_held(&mut self, id: ChannelRef) {
-        if id.seq > 0 {
-            return self.bought_held(id).await;
-        }
-        let SlotRef { attempt, slot } = id.slot;
-        self.member(attempt, |_| member::Input::ChannelHeld);
-        self.coordinator(attempt, coordinator::Input::ChannelHeld(slot));
     }
 
     pub(super) fn member(
@@ -427,8 +421,9 @@ impl Engine {
             self.tip,
         );
         match joined {
-            Ok((role, effects)) => {
+            Ok((mut role, effects)) => {
                 seeking.seated = Some(attempt);
+                role.set_epoch_limits(Some(self.epochs.limits(&attempt)));
                 self.members.insert(attempt, role);
                 self.queue(attempt, effects);
             }

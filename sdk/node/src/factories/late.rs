@@ -20,7 +20,8 @@ impl Engine {
     pub(super) async fn begin_missed_exits(&mut self) {
         for entry in self.parts.host.slots() {
             let closed = entry.phase == SlotPhase::Closed && entry.leaf_height.is_none();
-            if let Some(id) = bridge::channel_ref(&entry.channel.slot).filter(|_| closed) {
+            let id = bridge::channel_ref(&entry.channel.slot).filter(|_| closed);
+            if let Some(id) = id.filter(|id| self.is_live(id)) {
                 let reason = "the channel was closed";
                 self.channel_closed(&id, reason, entry.at_stake_msat).await;
             }
@@ -41,8 +42,7 @@ impl Engine {
                 }
                 // Nobody speaks of a closed channel any more.
                 SlotPhase::Closed => bridge::channel_ref(id).is_none_or(|id| {
-                    let came_to_nothing = id.seq > 0 && !self.is_delivered(&id);
-                    came_to_nothing || self.is_over(&id.slot.attempt)
+                    !self.is_live(&id) || self.is_over(&id.slot.attempt)
                 }),
                 _ => true,
             }

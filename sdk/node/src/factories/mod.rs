@@ -10,6 +10,7 @@ mod bumps;
 mod defence;
 mod effects;
 mod engine;
+mod epochs;
 mod error;
 mod exits;
 mod info;
@@ -21,10 +22,13 @@ mod patience;
 mod reclaim;
 mod replay;
 mod sales;
+mod stale;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use epochs::EpochCommand;
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
+pub use epochs::{EpochRequest, PlaceRequest, PlaceWish};
 pub use error::EngineError;
 pub use info::{
     BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo, SoldInfo,

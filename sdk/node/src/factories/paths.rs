@@ -41,15 +41,18 @@ impl Engine {
         Ok(paths)
     }
 
-    /// Every channel of the place an exit is of.
+    /// Every channel of the place an exit is of, in its newest epoch.
     pub(super) fn channels_of_exit(&self, key: &str) -> Vec<SlotId> {
         let place = self.exit_slot(key);
-        place.map_or_else(Vec::new, |place| self.channels_of(&place))
+        place.map_or_else(Vec::new, |place| self.live_channels(&place))
     }
 
     /// Those of them that LDK has not closed.
     pub(super) fn open_channels(&self, key: &str) -> Vec<SlotId> {
         let mut channels = self.channels_of_exit(key);
+        // Of an older epoch whose leaf is on chain nevertheless.
+        let place = self.exit_slot(key);
+        channels.extend(place.iter().flat_map(|place| self.stale_channels(place)));
         channels.retain(|id| self.parts.host.channel_state(id).is_some());
         channels
     }

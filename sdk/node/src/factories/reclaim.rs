@@ -140,7 +140,7 @@ impl Engine {
     }
 
     /// Nobody races for it: what the next dozen blocks take.
-    async fn reclaim_feerate(&self) -> FeeRate {
+    pub(super) async fn reclaim_feerate(&self) -> FeeRate {
         let chain = &self.parts.chain;
         let source = chain.source();
         if let Err(error) = chain.fees().refresh(&**source).await {
@@ -150,7 +150,7 @@ impl Engine {
     }
 
     /// What blocks say of `outpoints`.
-    fn confirmed_spends(
+    pub(super) fn confirmed_spends(
         &self,
         funding: OutPoint,
         outpoints: impl IntoIterator<Item = OutPoint>,

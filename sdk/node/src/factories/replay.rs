@@ -14,6 +14,7 @@ use superscalar_factory::message::Attempt;
 use super::bridge;
 use super::engine::Engine;
 use crate::event::Event;
+use crate::hosting::SlotPhase;
 use crate::onchain::OnchainError;
 use crate::store::JournalRecord;
 use crate::store::StoreError;
@@ -28,6 +29,7 @@ impl Engine {
             let records = self.parts.store.records(&stream)?;
             match self.replay(attempt, is_lsp, &records) {
                 Ok(effects) => {
+                    self.epochs.named(&effects);
                     tracing::info!(factory = bridge::name(&attempt), "replayed");
                     self.due
                         .extend(effects.into_iter().map(|effect| (attempt, effect)));
@@ -62,7 +64,8 @@ impl Engine {
             Ok(effects)
         } else {
             let replayed = Member::replay(seed, &records, self.tip);
-            let (role, effects) = replayed.map_err(|error| error.to_string())?;
+            let (mut role, effects) = replayed.map_err(|error| error.to_string())?;
+            role.set_epoch_limits(Some(self.epochs.limits(&attempt)));
             (role.attempt() == attempt)
                 .then_some(())
                 .ok_or_else(of_another)?;
@@ -88,7 +91,8 @@ impl Engine {
     /// damaged factory nothing can be brought on chain that is received from now on.
     pub(super) fn suspend_unburied(&self) {
         for slot in self.parts.host.slots() {
-            let open = slot.phase == crate::hosting::SlotPhase::Active;
+            // A resting one is shown as frozen.
+            let open = matches!(slot.phase, SlotPhase::Active | SlotPhase::Frozen);
             let Some(place) = bridge::slot_ref(&slot.channel.slot).filter(|_| open) else {
                 continue;
             };

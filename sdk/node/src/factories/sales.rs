@@ -19,15 +19,16 @@ use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::{Attempt, NoSaleReason, RefusalCode, SaleId, SaleTerms};
 use superscalar_factory::sale::Ask;
 use superscalar_factory::stock::{Sellable, StockChain};
+use superscalar_factory::tree::Tree;
 use tokio::sync::oneshot;
 
-use super::bridge;
+use super::bridge::{self, ChannelKind};
 use super::effects::{Failure, still_possible};
 use super::engine::Engine;
 use super::error::EngineError;
 use crate::chain::OutPointStatus;
 use crate::event::Event;
-use crate::hosting::{SlotId, SlotPhase};
+use crate::hosting::SlotPhase;
 use crate::payments::{Direction, Payment, PaymentStatus};
 use crate::store::StoreError;
 
@@ -370,17 +371,6 @@ impl Engine {
 
     /// After a start: what may have happened without being written into a journal.
     pub(super) async fn resume_sales(&mut self) {
-        for entry in self.parts.host.slots() {
-            let held = matches!(
-                entry.phase,
-                SlotPhase::Held | SlotPhase::Active | SlotPhase::Frozen
-            );
-            if let Some(id) = bridge::channel_ref(&entry.channel.slot).filter(|_| held)
-                && id.seq > 0
-            {
-                self.bought_held(id).await;
-            }
-        }
         let owed = self.coordinators.values().flat_map(Coordinator::owed);
         for hash in owed.collect::<Vec<_>>() {
             let known = self.parts.payments.get(&hex::encode(hash));
@@ -426,6 +416,11 @@ impl Engine {
         }
     }
 
+    /// Whether somebody has begun to open the factory.
+    pub(super) fn is_opened(&self, attempt: &Attempt) -> bool {
+        self.sales.opened.contains(attempt)
+    }
+
     fn funding_of(&self, attempt: &Attempt) -> Option<bitcoin::OutPoint> {
         let member = self.members.get(attempt).and_then(Member::tree);
         let built = || self.coordinators.get(attempt)?.built();
@@ -433,7 +428,7 @@ impl Engine {
         tree.map(|tree| tree.funding)
     }
 
-    /// Looks at everything below a leaf that a sale has added.
+    /// Looks at everything that sales and new epochs have added.
     pub(super) fn watch_sales(&self, attempt: &Attempt) -> Result<(), StoreError> {
         let mut outpoints = Vec::new();
         if let Some(role) = self.coordinators.get(attempt) {
@@ -442,23 +437,16 @@ impl Engine {
             let sold = chains.iter().flat_map(StockChain::links);
             outpoints.extend(sold.map(|sold| sold.link().channel));
         }
-        if self.members.contains_key(attempt)
-            && let Ok(path) = self.signed_path(&bridge::name(attempt))
-        {
-            outpoints.extend(path.watched());
+        if let Some(role) = self.members.get(attempt) {
+            if let Ok(path) = self.signed_path(&bridge::name(attempt)) {
+                outpoints.extend(path.watched());
+            }
+            outpoints.extend(role.newer_trees().flat_map(Tree::outpoints));
+            let retired = role.retired_stock().into_iter();
+            let retired = retired.flat_map(|(chain, _)| chain.stocks().map(|it| it.outpoint()));
+            outpoints.extend(retired);
         }
         self.parts.chain.watcher().watch_outpoints(&outpoints)
-    }
-
-    /// Every channel of a place that LDK was ever told of, the leaf's own first.
-    pub(super) fn channels_of(&self, place: &SlotRef) -> Vec<SlotId> {
-        let slots = self.parts.host.slots().into_iter();
-        let mut all: Vec<SlotId> = slots
-            .map(|entry| entry.channel.slot)
-            .filter(|slot| bridge::slot_ref(slot).as_ref() == Some(place))
-            .collect();
-        all.sort_by_key(|slot| (slot.epoch, slot.seq));
-        all
     }
 
     /// Whether a bought channel is a part of what its place holds: delivered, so that its output
@@ -473,7 +461,9 @@ impl Engine {
         } else {
             0
         };
-        id.seq > 0 && links >= id.seq as usize
+        // The stock of an older epoch is not asked for here.
+        let newest = self.version_of(place) == Some(id.version);
+        newest && bridge::kind(id) == ChannelKind::Bought && links >= id.seq as usize
     }
 
     /// Tells the application, and whoever asked, how a sale stands.

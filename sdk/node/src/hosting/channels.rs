@@ -211,12 +211,10 @@ impl Host {
                 outbound_htlcs: channel.pending_outbound_htlcs.len(),
             }
         };
-        self.parts
-            .channels
-            .list_channels()
-            .into_iter()
-            .map(state)
-            .collect()
+        let all = self.parts.channels.list_channels().into_iter();
+        let mut states = all.map(state).collect::<Vec<_>>();
+        self.limit_inbound(&mut states);
+        states
     }
 
     /// Opens an ordinary channel from an own coin;
@@ -285,7 +283,7 @@ impl Host {
         u128::from_be_bytes(id).max(1)
     }
 
-    fn close_channel(&self, state: &ChannelState, message: &str) -> Result<(), ChannelError> {
+    pub(super) fn close_channel(&self, state: &ChannelState, message: &str) -> Result<(), ChannelError> {
         self.parts
             .channels
             .force_close_broadcasting_latest_txn(&state.channel, &state.peer, message.into())
@@ -295,7 +293,7 @@ impl Host {
 
 /// What is ours without the HTLCs we sent. LDK tells each side's balance only above that side's
 /// reserve; below it ours is what the other side does not have.
-fn balance_msat(channel: &ChannelDetails) -> u64 {
+pub(super) fn balance_msat(channel: &ChannelDetails) -> u64 {
     if channel.outbound_capacity_msat > 0 {
         let reserve_sat = channel.unspendable_punishment_reserve.unwrap_or(0);
         return channel.outbound_capacity_msat + reserve_sat * 1_000;

@@ -359,7 +359,13 @@ impl Host {
                 slot: id,
                 reason: reason_text,
             }),
-            SlotPhase::Retired => Ok(()),
+            SlotPhase::Retired => {
+                if last_balance_msat.is_some_and(|it| it != slot.last_balance_msat) {
+                    let (last, agreed) = (last_balance_msat, slot.last_balance_msat);
+                    tracing::error!(slot = %id, ?last, agreed, "something moved in a retired channel");
+                }
+                Ok(())
+            }
             phase => {
                 let at_stake_msat = match phase {
                     // Closed already: a crash may have kept us from telling.
@@ -497,6 +503,7 @@ impl Host {
         let height = self.height();
         for slot in &payment.slots {
             check_receive(slot, payment.expiry.unwrap_or(0), height)?;
+            self.check_cap(&slot.channel.slot, channels)?;
         }
         if payment.slots.is_empty() || self.parts.role != Role::Member {
             return Ok(());

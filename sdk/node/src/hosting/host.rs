@@ -94,6 +94,7 @@ pub(super) struct HostParts {
     pub(super) old_state: Arc<OldState>,
     pub(super) failed: watch::Sender<bool>,
     pub(super) sink: SharedSink,
+    pub(super) listen: Option<SocketAddr>,
 }
 
 /// A running Lightning node whose channels may stand on virtual outputs.
@@ -135,10 +136,16 @@ impl Host {
         &self.parts.monitors
     }
 
-    pub(super) async fn run(self: &Arc<Self>, listen: Option<SocketAddr>) -> Result<(), LoadError> {
+    pub(super) fn ready(&self) -> Result<(), LoadError> {
         self.reconcile()?;
         self.check_deadlines(self.height());
-        if let Some(address) = listen {
+        Ok(())
+    }
+
+    /// Starts the event loop and, if configured, accepts connections, within a tokio runtime. Call
+    /// it once, when everything that gates payments was said.
+    pub async fn serve(self: &Arc<Self>) -> Result<(), LoadError> {
+        if let Some(address) = self.parts.listen {
             self.accept_connections(address).await?;
         }
         self.process_events();

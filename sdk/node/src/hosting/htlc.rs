@@ -77,6 +77,14 @@ pub enum HtlcRefusal {
         /// What may be.
         agreed_msat: u64,
     },
+    /// The place's channels may hold only so much while a new epoch is undecided.
+    #[error("{held_msat} msat would be held, {most_msat} may be")]
+    Capped {
+        /// What is ours, with all that is pending towards us.
+        held_msat: u64,
+        /// What may be.
+        most_msat: u64,
+    },
     /// It would expire further away than any node accepts.
     #[error("expiry {expiry} is too far after height {height}")]
     ExpiresTooLate {
@@ -151,6 +159,14 @@ pub(super) fn check_forward(
     if let Some(slot) = named.iter().find(|slot| slot.phase != SlotPhase::Active) {
         return Err(HtlcRefusal::NotActive(slot.phase));
     }
+    // LDK could choose one in which nothing may move.
+    let still = |slot: &&Slot| {
+        let prepared = slot.phase == SlotPhase::Held && slot.channel.slot.is_moved();
+        prepared || matches!(slot.phase, SlotPhase::Frozen | SlotPhase::Retired)
+    };
+    if let Some(slot) = beside.iter().find(still) {
+        return Err(HtlcRefusal::NotActive(slot.phase));
+    }
     let outgoing = outgoing_expiry.ok_or(HtlcRefusal::NoOutgoingExpiry)?;
     for end in incoming {
         if let Some(slot) = &end.slot {
@@ -194,7 +210,7 @@ pub(super) fn check_forward(
 /// Whether a payment to us that arrived over `slot` may be claimed. A channel that an LSP has sold
 /// and is not paid for is there all the same, and its price may come over it.
 pub(super) fn check_receive(slot: &Slot, expiry: u32, height: u32) -> Result<(), HtlcRefusal> {
-    let sold = slot.channel.role == SlotRole::Funder && slot.channel.slot.seq > 0;
+    let sold = slot.channel.role == SlotRole::Funder && slot.channel.slot.is_sold();
     let there = slot.phase == SlotPhase::Active || (sold && slot.phase == SlotPhase::Held);
     if !there {
         return Err(HtlcRefusal::NotActive(slot.phase));

@@ -85,7 +85,6 @@ pub enum LoadError {
 pub struct LoadedHost {
     host: Arc<Host>,
     follower: ChainFollower,
-    listen: Option<SocketAddr>,
     manager_block: BlockLocator,
     sweeper_block: BlockLocator,
     monitors: Vec<(BlockLocator, (Monitor, Gate, Fees, Log))>,
@@ -144,11 +143,11 @@ impl LoadedHost {
             sweeper: Arc::new(sweeper),
             scorer,
             sink,
+            listen,
         })?;
         Ok(Self {
             follower: ChainFollower::before_start(Arc::clone(&host)),
             host,
-            listen,
             manager_block,
             sweeper_block,
             monitors: monitor_listeners,
@@ -168,9 +167,16 @@ impl LoadedHost {
         listeners
     }
 
-    /// Starts the event loop and, if configured, accepts connections. Call it within a tokio
-    /// runtime, and from then on feed [`Host::follower`] with blocks.
+    /// [`ready`](Self::ready) and [`Host::serve`] in one.
     pub async fn start(self) -> Result<Arc<Host>, LoadError> {
+        let host = self.ready()?;
+        host.serve().await?;
+        Ok(host)
+    }
+
+    /// A host that can be asked and told everything, but hears nobody and handles no event of LDK
+    /// before [`Host::serve`]. From now on feed [`Host::follower`] with blocks.
+    pub fn ready(self) -> Result<Arc<Host>, LoadError> {
         for (_, (monitor, ..)) in self.monitors {
             let channel = monitor.channel_id();
             let is_first = monitor.get_latest_update_id() == 0;
@@ -185,7 +191,7 @@ impl LoadedHost {
                 debug_assert!(told.is_ok(), "the monitor was just loaded");
             }
         }
-        self.host.run(self.listen).await?;
+        self.host.ready()?;
         Ok(self.host)
     }
 }

@@ -38,6 +38,7 @@ mod payments;
 mod pending;
 mod persist;
 mod record;
+mod rest;
 mod router;
 mod signer;
 mod slot;

@@ -61,6 +61,9 @@ pub enum InvoiceError {
     /// be enforced.
     #[error("receiving is paused: the mempool asks for more than the factory's tree can pay")]
     FeesTooHigh,
+    /// The channels rest while the state above them changes.
+    #[error("the channels rest while their factory moves to a new epoch")]
+    Resting,
     /// The description is too long.
     #[error("description of {bytes} bytes exceeds {MAX_DESCRIPTION_BYTES}")]
     DescriptionTooLong {
@@ -91,6 +94,9 @@ pub enum PayError {
     /// This invoice is paid or being paid.
     #[error("this invoice was paid or is being paid")]
     Duplicate,
+    /// The channels rest while the state above them changes.
+    #[error("the channels rest while their factory moves to a new epoch")]
+    Resting,
     /// No route, or LDK's other reasons.
     #[error("cannot send: {0}")]
     Ldk(String),
@@ -215,6 +221,11 @@ impl Host {
                 Bolt11PaymentError::SendingFailed(RetryableSendFailure::DuplicatePayment) => {
                     PayError::Duplicate
                 }
+                Bolt11PaymentError::SendingFailed(RetryableSendFailure::RouteNotFound)
+                    if self.is_resting() =>
+                {
+                    PayError::Resting
+                }
                 Bolt11PaymentError::SendingFailed(reason) => PayError::Ldk(format!("{reason:?}")),
             })?;
         self.observe_htlcs();
@@ -241,6 +252,7 @@ impl Host {
     /// it may take any of them, so all of its hints have the longest delta.
     fn receiving_hints(&self, only: Option<&PublicKey>) -> Result<Receiving, InvoiceError> {
         let mut receiving = Receiving::default();
+        let states = self.channel_states();
         let mut any = false;
         let mut ended = None;
         let mut deltas: HashMap<PublicKey, u16> = HashMap::new();
@@ -271,7 +283,9 @@ impl Host {
             } else {
                 continue;
             }
-            receiving.inbound_msat += channel.inbound_capacity_msat;
+            let limited = states.iter().find(|it| it.channel == channel.channel_id);
+            let limited = limited.map_or(0, |it| it.inbound_capacity_msat);
+            receiving.inbound_msat += channel.inbound_capacity_msat.min(limited);
         }
         for hop in receiving.hints.iter_mut().flat_map(|hint| &mut hint.0) {
             let longest = deltas.get(&hop.src_node_id).copied().unwrap_or(0);
@@ -280,6 +294,7 @@ impl Host {
         match (any, ended) {
             (true, _) => Ok(receiving),
             (false, Some(last_height)) => Err(InvoiceError::FactoryEnding { last_height }),
+            (false, None) if self.is_resting() => Err(InvoiceError::Resting),
             (false, None) => Err(InvoiceError::NoActiveChannel),
         }
     }

@@ -68,6 +68,12 @@ impl PendingHtlcs {
         slots.entry(slot).or_default().given.push(htlc);
     }
 
+    /// Whether something was given to LDK that it may yet put into this slot's channel.
+    pub(super) fn is_given(&self, slot: &SlotId) -> bool {
+        let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get(slot).is_some_and(|it| !it.given.is_empty())
+    }
+
     /// What a channel that closes now leaves unsettled; `None` if it was never seen open.
     pub(super) fn at_stake_msat(&self, slot: &SlotId) -> Option<u64> {
         let slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -23,7 +23,8 @@ pub struct SlotId {
     pub slot: u16,
     /// Epoch of the leaf the channel belongs to.
     pub epoch: u32,
-    /// Counts the channels of this slot within the epoch: 0 is the leaf's own, others are sales.
+    /// Counts the channels of this slot within the epoch: 0 is the leaf's own, others are sales. In
+    /// the upper half stands which try at the epoch the leaf's own is of.
     pub seq: u32,
 }
 
@@ -40,6 +41,25 @@ impl SlotId {
     /// field of ours: the acceptor recognises the slot by it.
     pub fn temporary_channel_id(&self) -> ChannelId {
         ChannelId(self.tagged_hash(b"superscalar_v1/temporary_channel_id"))
+    }
+
+    /// What all channels of one member in one factory have in common.
+    pub fn place(&self) -> SlotId {
+        SlotId {
+            epoch: 0,
+            seq: 0,
+            ..*self
+        }
+    }
+
+    /// Whether the channel is a leaf's own in a newer epoch than the first.
+    pub fn is_moved(&self) -> bool {
+        self.epoch > 0 && !self.is_sold()
+    }
+
+    /// Whether the channel was sold out of stock.
+    pub(super) fn is_sold(&self) -> bool {
+        self.seq & 0xffff > 0
     }
 
     /// The input to key derivation, secret only in combination with the node's seed.

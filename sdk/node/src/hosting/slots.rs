@@ -12,6 +12,7 @@ use bitcoin::{OutPoint, Txid};
 use lightning::util::ser::{Readable, Writeable};
 
 use super::Store;
+use super::rest::Rests;
 use super::slot::{SlotChannel, SlotId};
 
 const PRIMARY: &str = "superscalar";
@@ -133,6 +134,7 @@ pub enum SlotError {
 pub(super) struct Slots {
     store: Store,
     entries: RwLock<Entries>,
+    pub(super) rests: Rests,
 }
 
 #[derive(Default)]
@@ -158,6 +160,7 @@ impl Slots {
         Ok(Self {
             store,
             entries: RwLock::new(entries),
+            rests: Rests::default(),
         })
     }
 
@@ -230,6 +233,32 @@ impl Slots {
         })
     }
 
+    /// A newer channel has taken the place of this one, in which `last_balance_msat` was ours.
+    pub(super) fn supersede(
+        &self,
+        slot: &SlotId,
+        last_balance_msat: Option<u64>,
+    ) -> Result<(), SlotError> {
+        self.update(slot, |entry| {
+            let now = entry.phase;
+            let wanted = match now {
+                // No commitment exists.
+                SlotPhase::Agreed | SlotPhase::Signable => SlotPhase::Closed,
+                _ => SlotPhase::Retired,
+            };
+            if now == wanted {
+                return Ok(());
+            }
+            if !now.may_become(wanted) {
+                let slot = *slot;
+                return Err(SlotError::WrongPhase { slot, now, wanted });
+            }
+            entry.phase = wanted;
+            entry.last_balance_msat = last_balance_msat.unwrap_or(0);
+            Ok(())
+        })
+    }
+
     /// Records that the leaf is in the block at `height`, or no longer in any.
     pub(super) fn set_leaf_height(
         &self,
@@ -243,7 +272,8 @@ impl Slots {
     }
 
     pub(super) fn get(&self, slot: &SlotId) -> Option<Slot> {
-        self.read().by_id.get(slot).cloned()
+        let slot = self.read().by_id.get(slot).cloned();
+        slot.map(|slot| self.rests.shown(slot))
     }
 
     pub(super) fn by_user_channel_id(&self, id: u128) -> Option<Slot> {
@@ -253,6 +283,7 @@ impl Slots {
             .get(&id)
             .and_then(|slot| entries.by_id.get(slot))
             .cloned()
+            .map(|slot| self.rests.shown(slot))
     }
 
     pub(super) fn by_keys_id(&self, id: &[u8; 32]) -> Option<Slot> {
@@ -262,6 +293,7 @@ impl Slots {
             .get(id)
             .and_then(|slot| entries.by_id.get(slot))
             .cloned()
+            .map(|slot| self.rests.shown(slot))
     }
 
     pub(super) fn by_outpoint(&self, outpoint: &OutPoint) -> Option<Slot> {
@@ -271,6 +303,7 @@ impl Slots {
             .get(outpoint)
             .and_then(|slot| entries.by_id.get(slot))
             .cloned()
+            .map(|slot| self.rests.shown(slot))
     }
 
     /// Slots whose leaf is the transaction `txid`.
@@ -279,12 +312,10 @@ impl Slots {
     }
 
     pub(super) fn matching(&self, wanted: impl Fn(&Slot) -> bool) -> Vec<Slot> {
-        self.read()
-            .by_id
-            .values()
-            .filter(|slot| wanted(slot))
-            .cloned()
-            .collect()
+        let entries = self.read();
+        let shown = entries.by_id.values().cloned();
+        let shown = shown.map(|slot| self.rests.shown(slot));
+        shown.filter(|slot| wanted(slot)).collect()
     }
 
     fn update(

@@ -142,7 +142,7 @@ impl Node {
         if let Err(error) = chain.fees().refresh(&*source).await {
             tracing::debug!(%error, "feerates are not known yet");
         }
-        let host = loaded.start().await?;
+        let host = loaded.ready()?;
         let listeners = vec![
             Arc::new(host.follower()) as crate::chain::Listener,
             Arc::clone(&onchain) as crate::chain::Listener,
@@ -165,12 +165,23 @@ impl Node {
             inbox,
         )
         .await;
-        let (engine, running) = match engine {
+        let served = match engine {
+            // What rests is known now: peers may be heard.
+            Ok(started) => match host.serve().await {
+                Ok(()) => Ok(started),
+                Err(error) => {
+                    started.1.abort();
+                    Err(error.into())
+                }
+            },
+            Err(error) => Err(error.into()),
+        };
+        let (engine, running) = match served {
             Ok(started) => started,
             Err(error) => {
                 follower.stop().await;
                 host.stop().await;
-                return Err(error.into());
+                return Err(error);
             }
         };
         Ok(Arc::new(Node {

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use superscalar_factory::coordinator::PlanError;
+use superscalar_factory::epoch::EpochError;
 use superscalar_factory::message::NoSaleReason;
 use superscalar_factory::sale::BuyError;
 
@@ -171,6 +172,8 @@ impl WalletError {
                 EngineError::CannotPay { .. } => "cannot_pay",
                 EngineError::NoAnswer { .. } => "no_answer",
                 EngineError::Buy(error) => buy_code(error),
+                EngineError::Epoch(error) => epoch_code(error),
+                EngineError::NoEpoch { .. } => "no_epoch",
                 _ => "factory_failed",
             },
             WalletError::Store(error) => store_code(error),
@@ -187,6 +190,7 @@ impl WalletError {
                 _ => "jit_failed",
             },
             WalletError::Pay(PayError::Duplicate) => "already_paid",
+            WalletError::Pay(PayError::Resting) => "channels_at_rest",
             WalletError::Pay(
                 PayError::InvalidInvoice(_) | PayError::WrongNetwork(_) | PayError::InvalidAmount,
             ) => "invalid_invoice",
@@ -349,6 +353,8 @@ impl WalletError {
                     | "no_active_channel"
                     | "jit_failed"
                     | "fees_too_high"
+                    | "channels_at_rest"
+                    | "epoch_under_way"
                     | "not_connected"
                     | "no_answer"
                     | "asked_again"
@@ -391,12 +397,15 @@ impl WalletError {
             | "quote_refused"
             | "inbound_too_small"
             | "jit_amount"
+            | "no_such_place"
+            | "place_not_cut_so"
             | "jit_fee_above_cap"
             | "no_channel"
             | "unknown_factory" => Action::CorrectInput,
             "not_enough_members" | "peer_unreachable" | "payment_failed" | "fees_too_high"
             | "not_connected" | "no_answer" | "asked_again" | "sale_pending"
-            | "too_many_quotes" | "factory_not_active" | "jit_failed" => Action::Wait,
+            | "epoch_under_way" | "channels_at_rest" | "too_many_quotes" | "factory_not_active"
+            | "jit_failed" => Action::Wait,
             _ => Action::Report,
         }
     }
@@ -416,12 +425,27 @@ fn buy_code(error: &BuyError) -> &'static str {
     }
 }
 
+fn epoch_code(error: &EpochError) -> &'static str {
+    match error {
+        EpochError::NotActive => "factory_not_active",
+        EpochError::Opened => "factory_opened",
+        EpochError::NoSuchSlot { .. } => "no_such_place",
+        EpochError::UnderWay { .. } | EpochError::Switching { .. } => "epoch_under_way",
+        EpochError::Selling { .. } => "sale_pending",
+        EpochError::UsedUp(_) => "epochs_used_up",
+        EpochError::Cut { .. } => "place_not_cut_so",
+        EpochError::Departed { .. } => "member_has_left",
+        _ => "factory_failed",
+    }
+}
+
 fn invoice_code(error: &InvoiceError) -> &'static str {
     match error {
         InvoiceError::NoActiveChannel => "no_active_channel",
         InvoiceError::TooLarge { .. } => "inbound_too_small",
         InvoiceError::FactoryEnding { .. } => "factory_ending",
         InvoiceError::FeesTooHigh => "fees_too_high",
+        InvoiceError::Resting => "channels_at_rest",
         _ => "invalid_invoice_request",
     }
 }

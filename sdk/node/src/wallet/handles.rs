@@ -8,6 +8,7 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Address, Amount, FeeRate};
 use lightning_invoice::Bolt11Invoice;
 use serde::{Deserialize, Serialize};
+use superscalar_factory::epoch::Departure;
 use superscalar_factory::exit::package::ExitPackage;
 use superscalar_factory::member::WalletLimits;
 use superscalar_factory::timing::DEFAULT_PAYER_CLTV_BLOCKS as DEFAULT_ROUTE_LIMIT_BLOCKS;
@@ -17,7 +18,7 @@ use super::error::WalletError;
 use super::handle::NodeHandle;
 use crate::backup::BackupStatus;
 use crate::factories::{
-    Command, EngineError, ExitInfo, ExitMode, ExitPlan, FactoryInfo, InboundQuote, Policy,
+    Command, EngineError, EpochCommand, ExitInfo, ExitMode, ExitPlan, FactoryInfo, InboundQuote, Policy,
     TreeNodeInfo,
 };
 use crate::hosting::{ChannelError, JitError, JitQuote, PayError};
@@ -437,6 +438,26 @@ impl Factories {
         };
         let answered = tokio::time::timeout(QUOTE_TIMEOUT, asked).await;
         Ok(answered.map_err(silent)???)
+    }
+
+    /// Says whether the wallet gives its place in a factory up: its LSP can take it back in the next
+    /// epoch then. The place is signed away only when nothing at all of the wallet's is in its
+    /// channels, what is held as a reserve included.
+    pub async fn set_departure(
+        &self,
+        factory: &str,
+        departure: Departure,
+    ) -> Result<(), WalletError> {
+        let factory = factory.to_owned();
+        let asked = self.node.get()?;
+        let asked = asked.engine.ask(|answer| {
+            Command::Epoch(EpochCommand::Depart {
+                factory,
+                departure,
+                answer,
+            })
+        });
+        Ok(asked.await??)
     }
 
     /// Accepts a quote. From here on the channel is made by itself, also over restarts:

@@ -441,7 +441,14 @@ impl Balance {
             let open = state.slot.is_none() || state.phase == Some(SlotPhase::Active);
             open && state.is_usable
         };
-        let states = node.host.channel_states();
+        // One that was replaced, or is yet to replace another, holds the same money.
+        let counts = |state: &ChannelState| match state.phase {
+            Some(SlotPhase::Retired) => false,
+            Some(SlotPhase::Held) => !state.slot.is_some_and(|slot| slot.is_moved()),
+            _ => true,
+        };
+        let mut states = node.host.channel_states();
+        states.retain(counts);
         for state in &states {
             balance.reserved_msat += state.balance_msat;
         }

@@ -1,7 +1,7 @@
 //! How a new epoch ends that is not made: silence, faults, and the LSP's promise never to complete
 //! what somebody has signed.
 
-use super::{Abandoned, Built, Ceremony, Conductor, Ground, Stage, StockName, made};
+use super::{Abandoned, Built, Ceremony, Conductor, Ground, Stage, StockName, UnderWay, made};
 use crate::effect::{Effect, Event};
 use crate::journal::EpochEnded;
 use crate::message::{EpochEnd, RefusalCode};
@@ -127,6 +127,22 @@ impl Conductor {
 }
 
 impl Ceremony {
+    pub(super) fn progress(&self) -> UnderWay {
+        let step = match &self.stage {
+            Stage::Gathering { .. } => 0,
+            Stage::Signing { .. } => 1,
+            Stage::Opening { top: None, .. } => 2,
+            Stage::Opening { top: Some(top), .. } if top.signing.is_none() => 3,
+            Stage::Opening { top: Some(top), .. } => 4 + top.wave,
+        };
+        UnderWay {
+            epoch: self.name.clone(),
+            slots: self.slots.clone(),
+            step,
+            silent: self.silent(),
+        }
+    }
+
     /// Who is waited for.
     fn silent(&self) -> Vec<u16> {
         let mut slots = self.slots.clone().collect::<Vec<_>>();

@@ -279,7 +279,7 @@ impl Conductor {
     }
 
     /// What a place holds now.
-    pub(super) fn cut(&self, record: &SlotRecord, slot: u16) -> Cut {
+    pub(crate) fn cut(&self, record: &SlotRecord, slot: u16) -> Cut {
         let moved = self.moved.get(&slot);
         moved.map_or_else(|| record.cut(), |moved| moved.cut.clone())
     }

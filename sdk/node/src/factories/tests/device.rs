@@ -21,6 +21,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::super::bridge;
 use super::super::engine::{Engine, EngineParts};
+use super::super::epochs::Epochs;
 use super::super::exits::Exits;
 use super::super::patience::Patience;
 use super::super::sales::Sales;
@@ -277,6 +278,7 @@ impl Rooms {
             given_up: BTreeMap::new(),
             exits,
             sales: Sales::default(),
+            epochs: Epochs::default(),
             damaged: BTreeMap::new(),
             tip: tip.height,
         };

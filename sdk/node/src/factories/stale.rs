@@ -1,0 +1,99 @@
+//! What is on chain of epochs that are not the newest, or that only the LSP could complete.
+//!
+//! What always holds: a member whose place is on chain in an older epoch takes all stock that the LSP
+//! has revoked, and leaves with the channels of that epoch; a state that only the LSP could complete
+//! is learned from the chain with its signature. Everything here is a function of the chain and of
+//! what is on disk, tried again with every block.
+
+use superscalar_factory::effect::SlotRef;
+use superscalar_factory::exit::stale::{self, StaleSweep};
+use superscalar_factory::member::{self, Member};
+use superscalar_factory::message::Attempt;
+
+use super::bridge;
+use super::engine::Engine;
+use super::error::EngineError;
+use super::info::ExitMode;
+use crate::hosting::SlotId;
+
+impl Engine {
+    /// A member's: tells roles of states that complete what they have signed.
+    pub(super) fn look_for_states(&mut self) {
+        let watcher = self.parts.chain.watcher();
+        let mut seen = Vec::new();
+        for (attempt, role) in &self.members {
+            if role.limbo_msat().is_none() {
+                continue;
+            }
+            let outpoints = role.newer_trees().flat_map(|tree| tree.outpoints());
+            for outpoint in outpoints {
+                let spend = watcher.spend(&outpoint);
+                seen.extend(spend.map(|spend| (*attempt, spend.spender)));
+            }
+        }
+        for (attempt, tx) in seen {
+            self.member(attempt, |_| member::Input::StateSeen(tx));
+        }
+    }
+
+    /// A member's: takes what is its own of older epochs.
+    pub(super) async fn take_stale(&mut self) {
+        let watcher = self.parts.chain.watcher();
+        let moved = self.members.iter().filter(|(_, role)| {
+            let opened = |role: &Member| {
+                let funding = role.tree().map(|tree| tree.funding);
+                funding.is_some_and(|funding| watcher.spend(&funding).is_some())
+            };
+            role.version() > 0 && opened(role)
+        });
+        let moved: Vec<Attempt> = moved.map(|(attempt, _)| *attempt).collect();
+        for attempt in moved {
+            if let Err(error) = self.take_stale_of(&attempt).await {
+                let factory = bridge::name(&attempt);
+                tracing::warn!(factory, %error, "an older epoch waits until the next block");
+            }
+        }
+    }
+
+    async fn take_stale_of(&mut self, attempt: &Attempt) -> Result<(), EngineError> {
+        let name = bridge::name(attempt);
+        let Some(role) = self.members.get(attempt) else {
+            return Ok(());
+        };
+        let place = role.slot();
+        if !self.stale_channels(&place).is_empty() {
+            let reason = "an older epoch of the tree is on chain";
+            self.start_exit(&name, reason, ExitMode::Leave).await?;
+        }
+        let path = self.signed_path(&name)?;
+        let (role, feerate) = (self.members.get(attempt), self.reclaim_feerate().await);
+        let Some(record) = role.and_then(|role| Some(&role.path()?.terms().facts.record)) else {
+            return Ok(());
+        };
+        let seed = self.parts.factory_seed.expose();
+        let sweeps = role.map_or_else(Vec::new, |role| {
+            role.stale_sweeps(seed, &record.payout, &[feerate])
+        });
+        let stock = sweeps.iter().map(|sweep| sweep.outpoint);
+        let outpoints = path.watched().into_iter().chain(stock);
+        let facts = self.confirmed_spends(path.funding(), outpoints);
+        for StaleSweep { transactions, .. } in stale::due(&sweeps, &facts) {
+            for tx in transactions {
+                self.publish_alone(tx).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Channels of a place whose leaf is on chain and is not its newest.
+    pub(super) fn stale_channels(&self, place: &SlotRef) -> Vec<SlotId> {
+        let slots = self.parts.host.slots().into_iter();
+        let there = slots.filter(|entry| entry.leaf_height.is_some());
+        let ids = there.map(|entry| entry.channel.slot);
+        ids.filter(|slot| {
+            let id = bridge::channel_ref(slot).filter(|id| id.slot == *place);
+            id.is_some_and(|id| !self.is_live(&id) && self.version_of(place) > Some(id.version))
+        })
+        .collect()
+    }
+}
