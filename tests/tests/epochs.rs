@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use superscalar_sdk::{
-    BuildRequest, ChannelInfo, EpochRequest, Event, SeatInfo,
-    Wallet,
+    BuildRequest, ChannelInfo, Departure, EpochConsent, EpochRequest, Event, ExitMode,
+    PaymentStatus, PlaceRequest, PlaceWish, SeatInfo, Wallet,
 };
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 
@@ -92,9 +92,13 @@ async fn until_moved(network: &TestNetwork, members: &[usize], factory: &str, ti
         network
             .wait("a member to move", async || {
                 let ours = events(wallet);
-                let ended = ours.iter().find(|it| matches!(it, Event::EpochEnded { .. }));
+                let theirs = lsp_events(network);
+                let mut all = ours.iter().chain(&theirs);
+                let ended = all.find(|it| {
+                    matches!(it, Event::EpochEnded { .. } | Event::FactoryRefused { .. })
+                });
                 assert_eq!(ended, None);
-                moved(&ours, slot) == times && moved(&lsp_events(network), slot) == times
+                moved(&ours, slot) == times && moved(&theirs, slot) == times
             })
             .await;
     }
@@ -136,5 +140,524 @@ async fn all_channels_of_the_members_of_a_leaf_become_one_each() {
     // What was bought from can be bought from again.
     buy(&network, 0, &factory, 50_000).await;
     assert_eq!(channels(&network, 0).len(), 2);
+    network.stop().await;
+}
+
+/// With four members in two leaves: a leaf's epoch, a carry of the root with everybody, a leaf's
+/// epoch again, and nothing after that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channels_are_resized_both_ways_until_the_epochs_are_used_up() {
+    superscalar_tests::log_to_stderr();
+    let network = TestNetwork::start(4).await;
+    let factory = network.build(with_stock(4, 200_000)).await;
+    for member in 0..4 {
+        network.lsp_pays(member, 40_000_000 + member as u64).await;
+    }
+    let by_slot = members_by_slot(&network, &factory).await;
+    let mut before = Vec::new();
+    for member in by_slot {
+        before.push(at_rest(&network, member).await);
+    }
+    let resized = |capacity_sat: u64| EpochRequest {
+        slot: 0,
+        places: vec![PlaceRequest {
+            slot: 0,
+            wish: PlaceWish::CapacitySat(capacity_sat),
+        }],
+    };
+    // What cannot be is refused, and nothing has changed.
+    let lsp = network.lsp();
+    let refused = lsp.begin_epoch(&factory, resized(700_001)).await;
+    assert_eq!(refused.unwrap_err().code(), "place_not_cut_so");
+    let stray = EpochRequest {
+        slot: 0,
+        places: vec![PlaceRequest {
+            slot: 3,
+            wish: PlaceWish::Merge,
+        }],
+    };
+    let refused = lsp.begin_epoch(&factory, stray).await.unwrap_err();
+    assert_eq!(refused.code(), "no_such_place");
+
+    // A smaller channel only for who agrees to one.
+    let factories = network.wallet(by_slot[0]).factories();
+    let consent = EpochConsent {
+        min_capacity_sat: Some(250_000),
+        ..EpochConsent::default()
+    };
+    factories
+        .set_epoch_consent(&factory, consent)
+        .await
+        .unwrap();
+    let neighbours = [by_slot[0], by_slot[1]];
+    let rounds = [
+        (600_000, &neighbours[..], 1),
+        (250_000, &by_slot[..], 2),
+        (700_000, &neighbours[..], 3),
+    ];
+    for (round, (capacity_sat, members, version)) in rounds.into_iter().enumerate() {
+        lsp.begin_epoch(&factory, resized(capacity_sat))
+            .await
+            .unwrap();
+        for member in members {
+            let times = match seat(&network, *member, &factory).await.slot {
+                0 | 1 => round + 1,
+                _ => 1,
+            };
+            until_moved(&network, &[*member], &factory, times).await;
+            assert_eq!(seat(&network, *member, &factory).await.version, version);
+        }
+        let seat = seat(&network, by_slot[0], &factory).await;
+        assert_eq!(seat.capacity_sat, capacity_sat);
+        assert_eq!(seat.stock_sat, 700_000 - capacity_sat);
+        for (member, before) in by_slot.iter().zip(&before) {
+            assert_eq!(at_rest(&network, *member).await, *before);
+        }
+    }
+    let used_up = lsp.begin_epoch(&factory, resized(500_000)).await;
+    assert_eq!(used_up.unwrap_err().code(), "epochs_used_up");
+    network.pay(by_slot[0], by_slot[3], 5_000_000).await;
+    network.pay(by_slot[3], by_slot[0], 9_000_000).await;
+    assert!(network.chain.mempool().unwrap().is_empty());
+    network.stop().await;
+}
+
+/// Which member sits in each slot.
+async fn members_by_slot(network: &TestNetwork, factory: &str) -> [usize; 4] {
+    let mut by_slot = [usize::MAX; 4];
+    for member in 0..4 {
+        let slot = seat(network, member, factory).await.slot;
+        by_slot[usize::from(slot)] = member;
+    }
+    by_slot
+}
+
+/// A member that was never paid gives its place up; what was its channel and stock is the LSP's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
+    let network = TestNetwork::start(3).await;
+    let factory = network.build(with_stock(3, 100_000)).await;
+    let mut leaf = Vec::new();
+    for member in 0..3 {
+        let seat = seat(&network, member, &factory).await;
+        if seat.slot < 2 {
+            leaf.push((member, seat.slot));
+        }
+    }
+    let [(leaves, slot), (stays, other)] = leaf[..] else {
+        panic!("two members in the first leaf");
+    };
+    network.lsp_pays(stays, 70_000_001).await;
+    let before = at_rest(&network, stays).await;
+    let request = EpochRequest {
+        slot,
+        places: vec![PlaceRequest {
+            slot,
+            wish: PlaceWish::Depart,
+        }],
+    };
+    // It has not said that it wants to.
+    let lsp = network.lsp();
+    lsp.begin_epoch(&factory, request.clone()).await.unwrap();
+    let ended = |events: &[Event]| {
+        let ended = |event: &&Event| matches!(event, Event::EpochEnded { .. });
+        events.iter().filter(ended).count()
+    };
+    network
+        .wait("the epoch to end", async || {
+            ended(&lsp_events(&network)) == 1
+        })
+        .await;
+    network
+        .wait("the channels to wake", async || {
+            let lightning = network.wallet(stays).lightning();
+            lightning.receive(Some(1_000_000), "", 60).await.is_ok()
+        })
+        .await;
+
+    let wallet = network.wallet(leaves);
+    let factories = wallet.factories();
+    let consent = EpochConsent {
+        departure: Departure::Leaves,
+        ..EpochConsent::default()
+    };
+    factories
+        .set_epoch_consent(&factory, consent)
+        .await
+        .unwrap();
+    lsp.begin_epoch(&factory, request).await.unwrap();
+    network
+        .wait("both to move", async || {
+            let of = |slot| moved(&lsp_events(&network), slot) == 1;
+            of(slot) && of(other)
+        })
+        .await;
+    let gone = seat(&network, leaves, &factory).await;
+    assert_eq!(
+        (gone.capacity_sat, gone.stock_sat, gone.channel),
+        (0, 0, None)
+    );
+    assert_eq!(network.balance_msat(leaves), 0);
+    assert!(channels(&network, leaves).is_empty());
+    assert_eq!(at_rest(&network, stays).await, before);
+    network.pay(stays, 3 - leaves - stays, 20_000_000).await;
+    network.stop().await;
+}
+
+/// Lets the epoch go on until member 0 is there, and what it says next is held.
+async fn held_at(network: &TestNetwork, factory: &str, moving: Option<&str>, version: u32) {
+    let wire = &network.members[0].wire.to_lsp;
+    wire.hold();
+    let request = EpochRequest::default();
+    network.lsp().begin_epoch(factory, request).await.unwrap();
+    network
+        .wait("the member to be there", async || {
+            let seat = seat(network, 0, factory).await;
+            let there = seat.moving.as_deref() == moving && seat.version == version;
+            if !there && wire.held_bytes() > 0 {
+                wire.release();
+            }
+            there && wire.held_bytes() > 0
+        })
+        .await;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Restarts {
+    Member,
+    Lsp,
+    Both,
+}
+
+async fn an_epoch_goes_on_after_a_restart(at: (Option<&str>, u32), who: Restarts) {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(2).await;
+    let factory = network.build(with_stock(2, 300_000)).await;
+    network.lsp_pays(0, 100_000_007).await;
+    buy(&network, 0, &factory, 60_000).await;
+    let before = [at_rest(&network, 0).await, at_rest(&network, 1).await];
+    held_at(&network, &factory, at.0, at.1).await;
+    if who != Restarts::Member {
+        network.lose_lsp().await;
+    }
+    if who != Restarts::Lsp {
+        network.restart(0).await;
+    }
+    network.members[0].wire.to_lsp.pass();
+    if who == Restarts::Member {
+        network.members[0].wire.hang_up();
+    } else {
+        network.restart_lsp().await;
+    }
+    until_moved(&network, &[0, 1], &factory, 1).await;
+    let after = [at_rest(&network, 0).await, at_rest(&network, 1).await];
+    assert_eq!(after, before, "{at:?} {who:?}");
+    network.reconnected().await;
+    network.pay(0, 1, 20_000_000).await;
+    network.pay(1, 0, 9_000_000).await;
+    // It is as it was after one more restart of both.
+    network.lose_lsp().await;
+    network.restart(0).await;
+    network.restart_lsp().await;
+    network.reconnected().await;
+    assert_eq!(seat(&network, 0, &factory).await.capacity_sat, 560_000);
+    assert_eq!(channels(&network, 0).len(), 1);
+    network.pay(0, 1, 1_000_000).await;
+    network.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_goes_on_when_its_member_restarts_before_the_channel_is_there() {
+    an_epoch_goes_on_after_a_restart((Some("stored"), 0), Restarts::Member).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_goes_on_when_its_lsp_restarts_before_the_channel_is_there() {
+    an_epoch_goes_on_after_a_restart((Some("stored"), 0), Restarts::Lsp).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_goes_on_when_both_restart_after_the_member_has_signed() {
+    an_epoch_goes_on_after_a_restart((Some("committed"), 0), Restarts::Both).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_goes_on_when_both_restart_after_the_member_has_switched() {
+    an_epoch_goes_on_after_a_restart((None, 1), Restarts::Both).await;
+}
+
+/// What is under way when an epoch begins is settled; while the channels rest nothing begins, and
+/// says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn payments_under_way_are_settled_and_none_begins_meanwhile() {
+    let network = TestNetwork::start(2).await;
+    let factory = network.build(with_stock(2, 100_000)).await;
+    network.lsp_pays(0, 100_000_000).await;
+    at_rest(&network, 0).await;
+    let lightning = network.wallet(0).lightning();
+    let invoice = lightning.receive(Some(30_000_000), "", 600).await.unwrap();
+    let later = lightning.receive(Some(1_000_000), "", 600).await.unwrap();
+    let others = network.wallet(1).lightning();
+    let others = others.receive(Some(2_000_000), "", 600).await.unwrap();
+
+    let wire = &network.members[0].wire.to_lsp;
+    wire.hold();
+    let paying = network.lsp().lightning();
+    let hash = paying.send(&invoice, None).await.unwrap();
+    // The member has claimed it, and the LSP does not know.
+    network
+        .wait("the payment to be claimed", async || {
+            let payment = lightning.payment(&hash).unwrap();
+            let there = payment.is_some_and(|it| it.status == PaymentStatus::Succeeded);
+            if !there && wire.held_bytes() > 0 {
+                wire.release();
+            }
+            there && wire.held_bytes() > 0
+        })
+        .await;
+    assert_eq!(channels(&network, 0)[0].outbound_htlcs, 1);
+    let request = EpochRequest::default();
+    network.lsp().begin_epoch(&factory, request).await.unwrap();
+    network
+        .wait("everything to be prepared", async || {
+            let seat = seat(&network, 0, &factory).await;
+            let there = seat.moving.as_deref() == Some("stored");
+            if !there && wire.held_bytes() > 0 {
+                wire.release();
+            }
+            there && wire.held_bytes() > 0
+        })
+        .await;
+    let paid = paying.payment(&hash).unwrap();
+    assert_eq!(paid.map(|it| it.status), Some(PaymentStatus::Succeeded));
+    let sent = lightning.send(&others, None).await.unwrap_err();
+    assert_eq!(sent.code(), "channels_at_rest");
+    let asked = lightning.receive(Some(1_000), "", 60).await.unwrap_err();
+    assert_eq!(asked.code(), "channels_at_rest");
+    let sent = paying.send(&later, None).await.unwrap_err();
+    assert_eq!(sent.code(), "channels_at_rest");
+    assert_eq!(network.wallet(0).balance().unwrap().spendable_msat, 0);
+    assert_eq!(network.balance_msat(0), 130_000_000);
+    wire.pass();
+    until_moved(&network, &[0, 1], &factory, 1).await;
+    assert_eq!(at_rest(&network, 0).await, 130_000_000);
+    // What was asked for before names a channel that is no more.
+    network.pay(0, 1, 2_000_000).await;
+    let hash = paying.send(&later, None).await.unwrap();
+    network.settled(network.wallet(0), &hash).await;
+    network.stop().await;
+}
+
+/// Mines until the exit of member 0 is done.
+async fn until_left(network: &TestNetwork) {
+    for _ in 0..400 {
+        network.chain.mine(1).unwrap();
+        network.follow(&[0]).await;
+        if network.exit(0).await.stage == "done" {
+            break;
+        }
+    }
+    let info = network.exit(0).await;
+    assert_eq!(info.stage, "done", "{info:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_switch_the_new_channel_brings_everything_home() {
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(2).await;
+    let factory = network.build(with_stock(2, 300_000)).await;
+    network.lsp_pays(0, 100_000_000).await;
+    buy(&network, 0, &factory, 120_000).await;
+    at_rest(&network, 0).await;
+    let request = EpochRequest::default();
+    network.lsp().begin_epoch(&factory, request).await.unwrap();
+    until_moved(&network, &[0, 1], &factory, 1).await;
+    network.lsp_pays(0, 300_000_000).await;
+    let ours = at_rest(&network, 0).await;
+    network.lose_lsp().await;
+    let seat = seat(&network, 0, &factory).await;
+    let own = [(seat.channel.unwrap().parse().unwrap(), ours / 1_000)];
+    let exit = network.wallet(0).exit();
+    assert_eq!(exit.plan(&factory).await.unwrap().balance_sat, own[0].1);
+    exit.start(&factory, ExitMode::Leave).await.unwrap();
+    until_left(&network).await;
+    let coins = network.wallet(0).onchain().balance().unwrap();
+    assert_eq!(coins.spendable_sat, network.came_home_sat(&own));
+    assert_eq!((coins.reserved_sat, coins.pending_sat), (0, 0));
+    assert_eq!(network.balance_msat(0), 0);
+    network.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_a_switch_the_old_channel_brings_everything_home() {
+    superscalar_tests::log_to_stderr();
+    for moving in ["stored", "committed"] {
+        let mut network = TestNetwork::start(2).await;
+        let factory = network.build(with_stock(2, 300_000)).await;
+        network.lsp_pays(0, 100_000_000).await;
+        let ours = at_rest(&network, 0).await;
+        let seat = seat(&network, 0, &factory).await;
+        held_at(&network, &factory, Some(moving), 0).await;
+        network.lose_lsp().await;
+        let own = [(seat.channel.unwrap().parse().unwrap(), ours / 1_000)];
+        let exit = network.wallet(0).exit();
+        assert_eq!(exit.plan(&factory).await.unwrap().balance_sat, own[0].1);
+        exit.start(&factory, ExitMode::Leave).await.unwrap();
+        until_left(&network).await;
+        let coins = network.wallet(0).onchain().balance().unwrap();
+        assert_eq!(coins.spendable_sat, network.came_home_sat(&own), "{moving}");
+        assert_eq!(network.balance_msat(0), 0);
+        network.stop().await;
+    }
+}
+
+/// Three members, two of them in one leaf; the second of these falls silent when the first has
+/// signed. Gives both.
+async fn hanging(network: &TestNetwork, factory: &str) -> (usize, usize) {
+    let mut leaf = Vec::new();
+    for member in 0..3 {
+        network.lsp_pays(member, 60_000_000).await;
+        at_rest(network, member).await;
+        if seat(network, member, factory).await.slot < 2 {
+            leaf.push(member);
+        }
+    }
+    let (signs, silent) = (leaf[0], leaf[1]);
+    let wire = &network.members[silent].wire.to_lsp;
+    wire.hold();
+    let request = EpochRequest::default();
+    network.lsp().begin_epoch(factory, request).await.unwrap();
+    network
+        .wait("both to have signed", async || {
+            let there = async |member| {
+                let seat = seat(network, member, factory).await;
+                seat.moving.as_deref() == Some("committed")
+            };
+            let there = there(signs).await && there(silent).await;
+            if !there && wire.held_bytes() > 0 {
+                wire.release();
+            }
+            there && wire.held_bytes() > 0
+        })
+        .await;
+    network
+        .wait("the LSP to wait", async || {
+            let hangs = |event: &Event| matches!(event, Event::EpochHangs { silent, .. } if silent.len() == 1);
+            lsp_events(network).iter().any(hangs)
+        })
+        .await;
+    network
+        .wait("limbo", async || {
+            let limbo = |event: &Event| {
+                matches!(event, Event::EpochLimbo { most_msat, .. } if *most_msat == 60_000_000)
+            };
+            events(network.wallet(signs)).iter().any(limbo)
+        })
+        .await;
+    (signs, silent)
+}
+
+fn impatient() -> BuildRequest {
+    BuildRequest {
+        round_seconds: 3,
+        ..with_stock(3, 200_000)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_member_that_comes_back_completes_the_epoch() {
+    let mut network = TestNetwork::start(3).await;
+    let factory = network.build(impatient()).await;
+    let (signs, silent) = hanging(&network, &factory).await;
+    // A restart forgets neither that it has signed nor what it may hold.
+    network.restart(signs).await;
+    let under_way = seat(&network, signs, &factory).await;
+    assert_eq!(under_way.moving.as_deref(), Some("committed"));
+    assert_eq!(under_way.most_msat, Some(60_000_000));
+    network.members[silent].wire.to_lsp.pass();
+    network
+        .wait("both to move", async || {
+            let mut versions = 0;
+            for member in [signs, silent] {
+                let seat = seat(&network, member, &factory).await;
+                versions += seat.version * u32::from(seat.moving.is_none());
+            }
+            versions == 2
+        })
+        .await;
+    for member in [signs, silent] {
+        assert_eq!(at_rest(&network, member).await, 60_000_000);
+    }
+    network.reconnected().await;
+    network.pay(signs, silent, 10_000_000).await;
+    network.stop().await;
+}
+
+/// The LSP gives it up: what the member signed could be completed all the same, so its channel holds
+/// no more than it did, until a newer epoch is switched to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abandoned_epoch_leaves_limbo_which_the_next_one_ends() {
+    let network = TestNetwork::start(3).await;
+    let factory = network.build(impatient()).await;
+    let (signs, silent) = hanging(&network, &factory).await;
+    let lsp = network.lsp();
+    lsp.abandon_epoch(&factory).await.unwrap();
+    let again = lsp.abandon_epoch(&factory).await.unwrap_err();
+    assert_eq!(again.code(), "no_epoch");
+    network.members[silent].wire.to_lsp.pass();
+    network
+        .wait("the epoch to be over", async || {
+            let seat = seat(&network, signs, &factory).await;
+            seat.moving.is_none()
+        })
+        .await;
+    // It can send, and receive back what it sent and no more.
+    let third = 3 - signs - silent;
+    let lightning = network.wallet(signs).lightning();
+    network
+        .wait("nothing to be received", async || {
+            let asked = lightning.receive(Some(1), "", 60).await;
+            asked.is_err_and(|error| error.code() == "inbound_too_small")
+        })
+        .await;
+    network.pay(signs, third, 20_000_000).await;
+    at_rest(&network, signs).await;
+    let spent_msat = 60_000_000 - network.balance_msat(signs);
+    let balance = network.wallet(signs).balance().unwrap();
+    assert_eq!(balance.inbound_msat, spent_msat);
+    let open = lightning.receive(None, "", 60).await.unwrap();
+    let hash = lsp.lightning().send(&open, Some(spent_msat + 1)).await;
+    let hash = hash.unwrap();
+    network
+        .wait("too much to be failed back", async || {
+            let payment = lsp.lightning().payment(&hash).unwrap();
+            payment.is_some_and(|it| it.status == PaymentStatus::Failed)
+        })
+        .await;
+    network.lsp_pays(signs, spent_msat).await;
+    assert_eq!(at_rest(&network, signs).await, 60_000_000);
+
+    // The number is used up: the next is an epoch of the root, with everybody.
+    network
+        .wait("the silent one to be over it as well", async || {
+            seat(&network, silent, &factory).await.moving.is_none()
+        })
+        .await;
+    let name = lsp.begin_epoch(&factory, EpochRequest::default()).await;
+    assert!(name.unwrap().starts_with("epoch 1 of node 0"));
+    network
+        .wait("all to move", async || {
+            let mut free = 0;
+            for member in 0..3 {
+                let seat = seat(&network, member, &factory).await;
+                let moved = seat.version == 2 && seat.moving.is_none();
+                free += u32::from(moved && seat.most_msat.is_none());
+            }
+            free == 3
+        })
+        .await;
+    assert_eq!(at_rest(&network, signs).await, 60_000_000);
+    network.lsp_pays(signs, 100_000_000).await;
+    network.pay(signs, silent, 10_000_000).await;
     network.stop().await;
 }

@@ -176,19 +176,38 @@ impl Factories {
         runtime::finish(async move { factories.buy_inbound(&quote.into()).await }).await
     }
 
-    /// Says whether the wallet gives its place in a factory up: its LSP can take it back in the next
-    /// epoch then. The place is signed away only when nothing at all of ours is in its channels.
-    pub async fn set_departure(
+    /// Says what this wallet agrees to when its LSP gives its place in a factory a new epoch. Unless
+    /// it says otherwise it stays, and its new channel is no smaller than what it has.
+    pub async fn set_epoch_consent(
         &self,
         factory: String,
-        departure: Departure,
+        consent: EpochConsent,
     ) -> Result<(), WalletError> {
         let factories = self.wallet.factories();
-        let departure = match departure {
-            Departure::Stays => sdk::Departure::Stays,
-            Departure::Leaves => sdk::Departure::Leaves,
-        };
-        runtime::finish(async move { factories.set_departure(&factory, departure).await }).await
+        let consent = consent.into();
+        runtime::finish(async move { factories.set_epoch_consent(&factory, consent).await }).await
+    }
+}
+
+/// What a wallet agrees to when its LSP gives its place in a factory a new epoch.
+#[derive(Clone, Debug, PartialEq, Eq, uniffi::Record)]
+pub struct EpochConsent {
+    /// Least capacity of the new channel in satoshi; absent for what its channels hold together.
+    pub min_capacity_sat: Option<u64>,
+    /// Whether the LSP may have the place back. It is signed away only when nothing at all of the
+    /// wallet's is in its channels.
+    pub departure: Departure,
+}
+
+impl From<EpochConsent> for sdk::EpochConsent {
+    fn from(consent: EpochConsent) -> sdk::EpochConsent {
+        sdk::EpochConsent {
+            min_capacity_sat: consent.min_capacity_sat,
+            departure: match consent.departure {
+                Departure::Stays => sdk::Departure::Stays,
+                Departure::Leaves => sdk::Departure::Leaves,
+            },
+        }
     }
 }
 

@@ -47,8 +47,9 @@ pub use backup::{BackupError, BackupState, BackupStatus, Begin};
 pub use chain::BitcoindAuth;
 pub use event::{Event, EventPage, StoredEvent};
 pub use factories::{
-    BuildRequest, EngineError, EpochRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, InboundQuote,
-    PlaceRequest, PlaceWish, Policy, Preset, SeatInfo, SoldInfo, SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
+    BuildRequest, Departure, EngineError, EpochConsent, EpochRequest, ExitInfo, ExitMode, ExitPlan,
+    FactoryInfo, InboundQuote, PlaceRequest, PlaceWish, Policy, Preset, SeatInfo, SoldInfo,
+    SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };
 pub use hosting::{JitPolicy, JitQuote};
 pub use keys::{Mnemonic, WordCount};
@@ -56,7 +57,6 @@ pub use keys::{Mnemonic, WordCount};
 pub use lsp::{ChannelInfo, Lsp, LspBuilder};
 pub use node::StartError;
 pub use payments::{Direction, Payment, PaymentStatus};
-pub use superscalar_factory::epoch::Departure;
 pub use superscalar_factory::exit::bump::FeeCaps;
 #[cfg(feature = "lsp")]
 pub use superscalar_factory::sale::SalePolicy;

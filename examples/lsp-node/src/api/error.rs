@@ -66,13 +66,18 @@ impl From<WalletError> for ApiError {
 
 fn status(code: &str) -> StatusCode {
     match code {
-        "invalid_argument" | "invalid_terms" | "invalid_invoice" | "invalid_invoice_request" => {
-            StatusCode::BAD_REQUEST
-        }
+        "invalid_argument"
+        | "invalid_terms"
+        | "place_not_cut_so"
+        | "no_such_place"
+        | "invalid_invoice"
+        | "invalid_invoice_request" => StatusCode::BAD_REQUEST,
         "unknown_factory" => StatusCode::NOT_FOUND,
-        "not_enough_members" | "no_path" | "no_distributions" | "factory_damaged"
-        | "no_active_channel" | "already_paid" | "payment_failed" | "channel_failed"
-        | "onchain_failed" | "insufficient_funds" => StatusCode::CONFLICT,
+        "epochs_used_up" | "epoch_under_way" | "no_epoch" | "factory_opened"
+        | "factory_not_active" | "sale_pending" | "member_has_left" | "channels_at_rest"
+        | "not_connected" | "not_enough_members" | "no_path" | "no_distributions"
+        | "factory_damaged" | "no_active_channel" | "already_paid" | "payment_failed"
+        | "channel_failed" | "onchain_failed" | "insufficient_funds" => StatusCode::CONFLICT,
         "peer_unreachable" | "chain_unreachable" | "chain_unauthorized" | "chain_failed" => {
             StatusCode::BAD_GATEWAY
         }

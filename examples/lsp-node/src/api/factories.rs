@@ -1,14 +1,14 @@
 //! Factories: `GET /v1/waiting`, `GET` and `POST /v1/factories`, `GET /v1/factories/{name}` and
-//! `/v1/factories/{name}/tree`, `GET /v1/exits`.
+//! `/v1/factories/{name}/tree`, `POST` and `DELETE /v1/factories/{name}/epoch`, `GET /v1/exits`.
 
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
-use superscalar_sdk::{BuildRequest, ExitInfo, FactoryInfo, TreeNodeInfo};
+use superscalar_sdk::{BuildRequest, EpochRequest, ExitInfo, FactoryInfo, TreeNodeInfo};
 
 use super::Api;
 use super::body::Body;
@@ -20,6 +20,10 @@ pub(super) fn routes() -> Router<Arc<Api>> {
         .route("/v1/factories", get(list).post(create))
         .route("/v1/factories/{name}", get(one))
         .route("/v1/factories/{name}/tree", get(tree))
+        .route(
+            "/v1/factories/{name}/epoch",
+            post(begin_epoch).delete(abandon_epoch),
+        )
         .route("/v1/exits", get(exits))
 }
 
@@ -71,6 +75,31 @@ async fn tree(
     Path(name): Path<String>,
 ) -> Result<Json<Vec<TreeNodeInfo>>, ApiError> {
     Ok(Json(api.lsp.tree(&name).await?))
+}
+
+#[derive(Serialize)]
+struct Begun {
+    /// Which epoch of which node; what becomes of it are events.
+    epoch: String,
+}
+
+async fn begin_epoch(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    Body(request): Body<EpochRequest>,
+) -> Result<(StatusCode, Json<Begun>), ApiError> {
+    let epoch = api.lsp.begin_epoch(&name, request).await?;
+    tracing::info!(factory = name, epoch, "a new epoch begins");
+    Ok((StatusCode::ACCEPTED, Json(Begun { epoch })))
+}
+
+async fn abandon_epoch(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    api.lsp.abandon_epoch(&name).await?;
+    tracing::info!(factory = name, "the new epoch is abandoned");
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn exits(State(api): State<Arc<Api>>) -> Result<Json<Vec<ExitInfo>>, ApiError> {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use superscalar_factory::coordinator::{self, Coordinator};
 use superscalar_factory::effect::{ChannelRef, Effect, Event as CoreEvent, SlotRef};
 use superscalar_factory::epoch::{
-    Departure, EpochError, EpochLimits, EpochPlan, EpochStage, PlacePlan, UnderWay, Wish,
+    self, EpochError, EpochLimits, EpochPlan, EpochStage, PlacePlan, UnderWay, Wish,
 };
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::Attempt;
@@ -30,8 +30,8 @@ use crate::store::{Store, StoreError};
 
 /// LDK does not say when the last HTLC of a channel is gone: it is asked this often.
 const LOOK_AFTER: Duration = Duration::from_millis(25);
-/// Where the factories are written whose places the user gives up.
-const SETTING: &str = "departures";
+/// Where it is written what the user agrees to.
+const SETTING: &str = "epoch_consents";
 
 /// A new epoch an LSP wants of one leaf. Where the leaf's epochs are used up, it is one of a node
 /// above it, with every place below that.
@@ -79,6 +79,41 @@ impl From<PlaceWish> for Wish {
     }
 }
 
+/// What a wallet agrees to when its LSP gives its place in a factory a new epoch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EpochConsent {
+    /// Least capacity of the new channel in satoshi; `None` for what its channels hold together.
+    pub min_capacity_sat: Option<u64>,
+    /// Whether the LSP may have the place back. It is signed away only when nothing at all of the
+    /// wallet's is in its channels, what is held as a reserve included.
+    pub departure: Departure,
+}
+
+/// Whether a wallet gives its place up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Departure {
+    /// It does not.
+    #[default]
+    Stays,
+    /// It does.
+    Leaves,
+}
+
+impl From<&EpochConsent> for EpochLimits {
+    fn from(consent: &EpochConsent) -> EpochLimits {
+        EpochLimits {
+            min_capacity: consent.min_capacity_sat.map(Amount::from_sat),
+            departure: match consent.departure {
+                Departure::Stays => epoch::Departure::Stays,
+                Departure::Leaves => epoch::Departure::Leaves,
+            },
+            ..EpochLimits::default()
+        }
+    }
+}
+
 /// What the application asks for.
 #[cfg_attr(
     not(feature = "lsp"),
@@ -94,9 +129,9 @@ pub(crate) enum EpochCommand {
         factory: String,
         answer: oneshot::Sender<Result<(), EngineError>>,
     },
-    Depart {
+    Consent {
         factory: String,
-        departure: Departure,
+        consent: EpochConsent,
         answer: oneshot::Sender<Result<(), EngineError>>,
     },
 }
@@ -120,30 +155,25 @@ pub(super) struct Epochs {
     rounds: BTreeMap<Attempt, (Step, Option<Instant>)>,
     /// What the roles named when they came back.
     named: BTreeSet<ChannelRef>,
-    departures: BTreeSet<String>,
+    /// By factory; elsewhere the standard holds.
+    consents: BTreeMap<String, EpochConsent>,
 }
 
 impl Epochs {
     pub(super) fn load(store: &Store) -> Result<Epochs, StoreError> {
-        let departures = match store.setting(SETTING)? {
+        let consents = match store.setting(SETTING)? {
             Some(bytes) => serde_json::from_slice(&bytes).map_err(StoreError::corrupt)?,
-            None => BTreeSet::new(),
+            None => BTreeMap::new(),
         };
         Ok(Epochs {
-            departures,
+            consents,
             ..Epochs::default()
         })
     }
 
     pub(super) fn limits(&self, attempt: &Attempt) -> EpochLimits {
-        let departure = match self.departures.contains(&bridge::name(attempt)) {
-            true => Departure::Leaves,
-            false => Departure::Stays,
-        };
-        EpochLimits {
-            departure,
-            ..EpochLimits::default()
-        }
+        let consent = self.consents.get(&bridge::name(attempt));
+        consent.map(EpochLimits::from).unwrap_or_default()
     }
 
     /// A role is back and wants these things done.
@@ -178,12 +208,12 @@ impl Engine {
             EpochCommand::Abandon { factory, answer } => {
                 let _ = answer.send(self.abandon_epoch(&factory));
             }
-            EpochCommand::Depart {
+            EpochCommand::Consent {
                 factory,
-                departure,
+                consent,
                 answer,
             } => {
-                let _ = answer.send(self.set_departure(&factory, departure));
+                let _ = answer.send(self.set_consent(&factory, consent));
             }
         }
     }
@@ -254,21 +284,18 @@ impl Engine {
         Ok(())
     }
 
-    /// A member's: whether it gives its place up in the next epoch.
-    fn set_departure(&mut self, factory: &str, departure: Departure) -> Result<(), EngineError> {
+    /// A member's: what it agrees to from now on.
+    fn set_consent(&mut self, factory: &str, consent: EpochConsent) -> Result<(), EngineError> {
         let unknown = || self.missing(factory);
         let attempt = bridge::attempt(factory).ok_or_else(unknown)?;
         if !self.members.contains_key(&attempt) {
             return Err(unknown());
         }
-        let mut departures = self.epochs.departures.clone();
-        match departure {
-            Departure::Leaves => departures.insert(factory.to_owned()),
-            _ => departures.remove(factory),
-        };
-        let bytes = serde_json::to_vec(&departures).map_err(StoreError::corrupt)?;
+        let mut consents = self.epochs.consents.clone();
+        consents.insert(factory.to_owned(), consent);
+        let bytes = serde_json::to_vec(&consents).map_err(StoreError::corrupt)?;
         self.parts.store.set_setting(SETTING, &bytes)?;
-        self.epochs.departures = departures;
+        self.epochs.consents = consents;
         let limits = self.epochs.limits(&attempt);
         if let Some(role) = self.members.get_mut(&attempt) {
             role.set_epoch_limits(Some(limits));
@@ -288,6 +315,9 @@ impl Engine {
             Effect::Thaw(place) => {
                 self.epochs.resting.remove(&place);
                 host.wake(&bridge::slot_id(&place));
+                if self.parts.is_lsp {
+                    self.drop_prepared(&place)?;
+                }
             }
             Effect::Limbo { slot, frozen_msat } => {
                 self.epochs.resting.remove(&slot);
@@ -296,7 +326,10 @@ impl Engine {
             Effect::AgreeMoved(moved) => {
                 let channel = bridge::moved(&moved, self.parts.is_lsp);
                 let slot = channel.slot;
-                still_possible(host.agree_slot(channel), "a new epoch's channel was refused")?;
+                still_possible(
+                    host.agree_slot(channel),
+                    "a new epoch's channel was refused",
+                )?;
                 if host.slot(&slot).map(|entry| entry.phase) == Some(SlotPhase::Agreed) {
                     still_possible(host.allow_signing(&slot), "the new channel cannot open")?;
                 }
@@ -320,6 +353,20 @@ impl Engine {
             other => {
                 let error = format!("no effect of a new epoch: {other:?}");
                 return Err(Failure::Never(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// An LSP's, which never completes what it has abandoned: LDK could put a payment there.
+    fn drop_prepared(&self, place: &SlotRef) -> Result<(), Failure> {
+        for entry in self.parts.host.slots() {
+            let id = bridge::channel_ref(&entry.channel.slot).filter(|id| id.slot == *place);
+            let prepared = id.filter(|id| {
+                entry.phase == SlotPhase::Held && bridge::kind(id) == ChannelKind::Moved
+            });
+            if let Some(id) = prepared.filter(|id| !self.is_live(id)) {
+                self.retire(&id)?;
             }
         }
         Ok(())
@@ -390,7 +437,9 @@ impl Engine {
         for attempt in self.epochs.wanted.clone() {
             self.look_whether_opened(attempt).await;
             let places = self.moving_places(&attempt);
-            let at_rest = places.iter().map(|place| Some((*place, self.at_rest(place)?)));
+            let at_rest = places
+                .iter()
+                .map(|place| Some((*place, self.at_rest(place)?)));
             let Some(at_rest) = at_rest.collect::<Option<Vec<_>>>() else {
                 continue;
             };
@@ -561,6 +610,8 @@ impl Engine {
             if known == step.as_ref() {
                 continue;
             }
+            // Trees are added when a member has signed, and when all have.
+            let adds = !matches!(step, Some(Step::Lsp(_)));
             match step {
                 Some(step) => {
                     let until = Instant::now() + Duration::from_secs(seconds);
@@ -571,7 +622,7 @@ impl Engine {
                     self.epochs.wanted.remove(&attempt);
                 }
             }
-            if let Err(error) = self.watch_sales(&attempt) {
+            if adds && let Err(error) = self.watch_sales(&attempt) {
                 tracing::warn!(%error, "a new epoch is not looked for before the next start");
             }
         }

@@ -41,9 +41,8 @@ impl Engine {
                     host.channel_state(id).is_some_and(|it| it.is_usable)
                 }
                 // Nobody speaks of a closed channel any more.
-                SlotPhase::Closed => bridge::channel_ref(id).is_none_or(|id| {
-                    !self.is_live(&id) || self.is_over(&id.slot.attempt)
-                }),
+                SlotPhase::Closed => bridge::channel_ref(id)
+                    .is_none_or(|id| !self.is_live(&id) || self.is_over(&id.slot.attempt)),
                 _ => true,
             }
         };

@@ -26,9 +26,9 @@ mod stale;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use epochs::EpochCommand;
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
-pub use epochs::{EpochRequest, PlaceRequest, PlaceWish};
+pub(crate) use epochs::EpochCommand;
+pub use epochs::{Departure, EpochConsent, EpochRequest, PlaceRequest, PlaceWish};
 pub use error::EngineError;
 pub use info::{
     BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo, SoldInfo,

@@ -142,14 +142,8 @@ impl Host {
                 pending,
             });
         }
-        let phase = self.slot(slot).map(|entry| entry.phase);
-        let signed = !matches!(phase, Some(SlotPhase::Agreed | SlotPhase::Signable));
-        let ended = match signed {
-            true => SlotPhase::Retired,
-            // No commitment exists; LDK may be negotiating all the same.
-            false => SlotPhase::Closed,
-        };
-        self.parts.slots.set_phase(slot, ended)?;
+        let last_msat = state.as_ref().map(|state| state.balance_msat);
+        self.parts.slots.supersede(slot, last_msat)?;
         match state {
             Some(state) => self.close_channel(&state, "replaced by a newer channel"),
             None => Ok(()),
@@ -283,7 +277,11 @@ impl Host {
         u128::from_be_bytes(id).max(1)
     }
 
-    pub(super) fn close_channel(&self, state: &ChannelState, message: &str) -> Result<(), ChannelError> {
+    pub(super) fn close_channel(
+        &self,
+        state: &ChannelState,
+        message: &str,
+    ) -> Result<(), ChannelError> {
         self.parts
             .channels
             .force_close_broadcasting_latest_txn(&state.channel, &state.peer, message.into())

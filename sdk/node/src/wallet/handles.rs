@@ -8,7 +8,6 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Address, Amount, FeeRate};
 use lightning_invoice::Bolt11Invoice;
 use serde::{Deserialize, Serialize};
-use superscalar_factory::epoch::Departure;
 use superscalar_factory::exit::package::ExitPackage;
 use superscalar_factory::member::WalletLimits;
 use superscalar_factory::timing::DEFAULT_PAYER_CLTV_BLOCKS as DEFAULT_ROUTE_LIMIT_BLOCKS;
@@ -18,8 +17,8 @@ use super::error::WalletError;
 use super::handle::NodeHandle;
 use crate::backup::BackupStatus;
 use crate::factories::{
-    Command, EngineError, EpochCommand, ExitInfo, ExitMode, ExitPlan, FactoryInfo, InboundQuote, Policy,
-    TreeNodeInfo,
+    Command, EngineError, EpochCommand, EpochConsent, ExitInfo, ExitMode, ExitPlan, FactoryInfo,
+    InboundQuote, Policy, TreeNodeInfo,
 };
 use crate::hosting::{ChannelError, JitError, JitQuote, PayError};
 use crate::package::{Freshness, PackageError, seal};
@@ -440,20 +439,22 @@ impl Factories {
         Ok(answered.map_err(silent)???)
     }
 
-    /// Says whether the wallet gives its place in a factory up: its LSP can take it back in the next
-    /// epoch then. The place is signed away only when nothing at all of the wallet's is in its
-    /// channels, what is held as a reserve included.
-    pub async fn set_departure(
+    /// Says what this wallet agrees to when its LSP gives its place in a factory a new epoch. Unless
+    /// it says otherwise it stays, and its new channel is no smaller than what it has.
+    ///
+    /// # Errors
+    /// `unknown_factory`.
+    pub async fn set_epoch_consent(
         &self,
         factory: &str,
-        departure: Departure,
+        consent: EpochConsent,
     ) -> Result<(), WalletError> {
         let factory = factory.to_owned();
-        let asked = self.node.get()?;
-        let asked = asked.engine.ask(|answer| {
-            Command::Epoch(EpochCommand::Depart {
+        let node = self.node.get()?;
+        let asked = node.engine.ask(|answer| {
+            Command::Epoch(EpochCommand::Consent {
                 factory,
-                departure,
+                consent,
                 answer,
             })
         });
