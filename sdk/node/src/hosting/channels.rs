@@ -48,6 +48,8 @@ pub struct ChannelState {
     pub slot: Option<SlotId>,
     /// The slot's phase.
     pub phase: Option<SlotPhase>,
+    /// What the peer's invoices call it.
+    pub(super) alias: Option<u64>,
     /// Value of the funding output.
     pub capacity_sat: u64,
     /// What is ours, the reserve included and pending HTLCs not.
@@ -143,7 +145,8 @@ impl Host {
             });
         }
         let last_msat = state.as_ref().map(|state| state.balance_msat);
-        self.parts.slots.supersede(slot, last_msat)?;
+        let alias = state.as_ref().and_then(|state| state.alias);
+        self.parts.slots.supersede(slot, last_msat, alias)?;
         match state {
             Some(state) => self.close_channel(&state, "replaced by a newer channel"),
             None => Ok(()),
@@ -195,6 +198,7 @@ impl Host {
                 peer: channel.counterparty.node_id,
                 slot: slot.as_ref().map(|slot| slot.channel.slot),
                 phase: slot.as_ref().map(|slot| slot.phase),
+                alias: channel.outbound_scid_alias,
                 capacity_sat: channel.channel_value_satoshis,
                 balance_msat: balance_msat(&channel),
                 outbound_capacity_msat: channel.outbound_capacity_msat,

@@ -144,7 +144,9 @@ pub(super) fn user_config(role: &Role) -> UserConfig {
                 | HTLCInterceptionFlags::ToOnlinePrivateChannels as u8
                 | HTLCInterceptionFlags::ToOfflinePrivateChannels as u8
                 | HTLCInterceptionFlags::ToPublicChannels as u8
-                | HTLCInterceptionFlags::ToInterceptSCIDs as u8;
+                | HTLCInterceptionFlags::ToInterceptSCIDs as u8
+                // By an older epoch's channel.
+                | HTLCInterceptionFlags::ToUnknownSCIDs as u8;
         }
     }
     config

@@ -425,13 +425,12 @@ impl Host {
         htlc: &Intercepted,
     ) -> Result<(ChannelId, PublicKey), Option<HtlcRefusal>> {
         let channels = self.observe_htlcs();
-        let next = channels
-            .iter()
-            .find(|channel| {
-                channel.outbound_scid_alias == Some(htlc.scid)
-                    || channel.short_channel_id == Some(htlc.scid)
-            })
-            .ok_or(None)?;
+        let named = channels.iter().find(|channel| {
+            channel.outbound_scid_alias == Some(htlc.scid)
+                || channel.short_channel_id == Some(htlc.scid)
+        });
+        let next = named.or_else(|| self.next_by_old_name(htlc, &channels));
+        let next = next.ok_or(None)?;
         let with_slots = channels.iter().map(|channel| {
             (
                 channel,
@@ -464,6 +463,28 @@ impl Host {
             self.pending.giving(slot.channel.slot, htlc);
         }
         Ok((next.channel_id, next.counterparty.node_id))
+    }
+
+    /// An invoice that is older than the newest epoch names the channel of then. LDK has checked the
+    /// fee of no such payment.
+    fn next_by_old_name<'a>(
+        &self,
+        htlc: &Intercepted,
+        channels: &'a [ChannelDetails],
+    ) -> Option<&'a ChannelDetails> {
+        let Role::Lsp(policy) = &self.parts.role else {
+            return None;
+        };
+        let rate_msat = u128::from(htlc.outbound_amount_msat) * u128::from(policy.fee_ppm);
+        let least_msat = u128::from(policy.fee_base_msat) + rate_msat / 1_000_000;
+        let fee_msat = htlc
+            .inbound_amount_msat
+            .checked_sub(htlc.outbound_amount_msat)?;
+        if u128::from(fee_msat) < least_msat {
+            return None;
+        }
+        let user = self.replacement(htlc.scid)?.user_channel_id();
+        channels.iter().find(|it| it.user_channel_id == user)
     }
 
     /// Claims a payment to us, unless one of its parts came too early or too late, or what it

@@ -358,6 +358,7 @@ mod tests {
             leaf_height: None,
             at_stake_msat: 0,
             last_balance_msat: 0,
+            alias: None,
         }
     }
 

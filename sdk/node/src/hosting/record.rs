@@ -52,6 +52,7 @@ impl_writeable_tlv_based!(Slot, {
     (3, leaf_height, option),
     (5, at_stake_msat, (default_value, 0)),
     (7, last_balance_msat, (default_value, 0)),
+    (9, alias, option),
 });
 
 #[cfg(test)]
@@ -122,6 +123,7 @@ mod tests {
                 leaf_height,
                 at_stake_msat: push_msat,
                 last_balance_msat: capacity_sat,
+                alias: leaf_height.map(u64::from),
             }
         })
     }

@@ -93,7 +93,8 @@ impl Host {
     pub fn supersede(&self, slot: &SlotId) -> Result<(), ChannelError> {
         let state = self.channel_state(slot);
         let last_msat = state.as_ref().map(|state| state.balance_msat);
-        self.parts.slots.supersede(slot, last_msat)?;
+        let alias = state.as_ref().and_then(|state| state.alias);
+        self.parts.slots.supersede(slot, last_msat, alias)?;
         let role = self.slot(slot).map(|entry| entry.channel.role);
         match (state, role) {
             (Some(state), Some(SlotRole::Funder)) => {
@@ -101,6 +102,19 @@ impl Host {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The channel that has taken the place of the one an invoice names; `None` if no channel of ours
+    /// was ever called so.
+    pub(super) fn replacement(&self, alias: u64) -> Option<SlotId> {
+        let slots = &self.parts.slots;
+        let named = |slot: &Slot| slot.phase == SlotPhase::Retired && slot.alias == Some(alias);
+        let place = slots.matching(named).pop()?.channel.slot.place();
+        // With several LDK chooses by itself.
+        let of_place =
+            |slot: &Slot| slot.phase == SlotPhase::Active && slot.channel.slot.place() == place;
+        let of_place = slots.matching(of_place).into_iter();
+        of_place.map(|slot| slot.channel.slot).max()
     }
 
     /// Whether a payment may be claimed in a place whose channels may hold only so much.

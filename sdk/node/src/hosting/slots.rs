@@ -84,6 +84,8 @@ pub struct Slot {
     /// In a closed channel: our balance in its last commitment, without HTLCs; 0 where LDK did not
     /// say.
     pub last_balance_msat: u64,
+    /// In a channel that a newer one has replaced: what invoices call it.
+    pub(super) alias: Option<u64>,
 }
 
 /// Why the register refused.
@@ -197,6 +199,7 @@ impl Slots {
             leaf_height: None,
             at_stake_msat: 0,
             last_balance_msat: 0,
+            alias: None,
         };
         self.persist(&entry)?;
         entries.insert(entry);
@@ -233,11 +236,13 @@ impl Slots {
         })
     }
 
-    /// A newer channel has taken the place of this one, in which `last_balance_msat` was ours.
+    /// A newer channel has taken the place of this one, in which `last_balance_msat` was ours and
+    /// which invoices call `alias`.
     pub(super) fn supersede(
         &self,
         slot: &SlotId,
         last_balance_msat: Option<u64>,
+        alias: Option<u64>,
     ) -> Result<(), SlotError> {
         self.update(slot, |entry| {
             let now = entry.phase;
@@ -255,6 +260,7 @@ impl Slots {
             }
             entry.phase = wanted;
             entry.last_balance_msat = last_balance_msat.unwrap_or(0);
+            entry.alias = alias;
             Ok(())
         })
     }
