@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bitcoin::Network;
 use superscalar_regtest::RegtestNode;
-use superscalar_sdk::backup::{Directory, RemoteStore};
+use superscalar_sdk::backup::{Creation, Directory, RemoteError, RemoteStore};
 use superscalar_sdk::{BackupState, Begin, Lsp, LspBuilder, Mnemonic, Wallet, WalletError};
 use tempfile::TempDir;
 
@@ -14,6 +15,42 @@ use crate::network::{TestNetwork, chain_config};
 /// A disk for one backup.
 pub struct Remote {
     disk: TempDir,
+    writes_left: Arc<AtomicUsize>,
+}
+
+/// What is on it, until it is full.
+struct Limited {
+    directory: Directory,
+    writes_left: Arc<AtomicUsize>,
+}
+
+impl RemoteStore for Limited {
+    fn create(&self, name: &str, bytes: &[u8]) -> Result<Creation, RemoteError> {
+        let less = |left: usize| left.checked_sub(1);
+        let room = self
+            .writes_left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
+        match room {
+            Ok(_) => self.directory.create(name, bytes),
+            Err(_) => Err(RemoteError::new("the disk is full")),
+        }
+    }
+
+    fn get(&self, name: &str) -> Result<Option<Vec<u8>>, RemoteError> {
+        self.directory.get(name)
+    }
+
+    fn list(&self) -> Result<Vec<String>, RemoteError> {
+        self.directory.list()
+    }
+
+    fn delete(&self, name: &str) -> Result<(), RemoteError> {
+        self.directory.delete(name)
+    }
+
+    fn describe(&self) -> String {
+        self.directory.describe()
+    }
 }
 
 impl Remote {
@@ -21,11 +58,27 @@ impl Remote {
     pub fn new() -> Remote {
         let disk = TempDir::new().unwrap();
         std::fs::create_dir(disk.path().join("mounted")).unwrap();
-        Remote { disk }
+        Remote {
+            disk,
+            writes_left: Arc::new(AtomicUsize::new(usize::MAX)),
+        }
     }
 
     pub(crate) fn store(&self) -> Arc<dyn RemoteStore> {
-        Arc::new(Directory::new(self.mounted()))
+        Arc::new(Limited {
+            directory: Directory::new(self.mounted()),
+            writes_left: Arc::clone(&self.writes_left),
+        })
+    }
+
+    /// There is room for so many entries more.
+    pub fn full_after(&self, writes: usize) {
+        self.writes_left.store(writes, Ordering::SeqCst);
+    }
+
+    /// There is room for everything.
+    pub fn make_room(&self) {
+        self.full_after(usize::MAX);
     }
 
     /// Nothing can be read or written from now on.

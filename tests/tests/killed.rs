@@ -1,12 +1,12 @@
 //! Processes that end by SIGKILL at named points: of the ceremony (either side, in each round), of a
-//! sale, of a payment, and of an exit. No coin is locked, nothing owned is lost, and what was under way goes
+//! sale, of a payment, of a new epoch, and of an exit. No coin is locked, nothing owned is lost, and what was under way goes
 //! on or ends cleanly.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::str::FromStr;
 
 use bitcoin::{Amount, OutPoint, Txid};
-use superscalar_sdk::PaymentStatus;
+use superscalar_sdk::{EpochRequest, PaymentStatus};
 use superscalar_tests::network::regtest_factory;
 use superscalar_tests::regtest::RegtestNode;
 use superscalar_tests::stage::{LSP_COIN_SAT, Stage, wait};
@@ -374,4 +374,80 @@ async fn killed_with_a_claimed_payment_unsettled_the_member_takes_it_on_chain() 
     let arrived = wallet.balance().unwrap().onchain_sat;
     assert_eq!(arrived, left_of(chain, &closing) - lsp_sat);
     assert!(arrived > 100_000, "balance and HTLC");
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Killed {
+    Member,
+    Lsp,
+}
+
+/// Whoever is killed while a member is `moving`, the epoch goes on to the millisatoshi.
+async fn killed_in_an_epoch(who: Killed, moving: &str) {
+    const PAID_MSAT: u64 = 100_000_007;
+    let mut stage = Stage::set(2).await;
+    let factory = stage.published(&regtest_factory(2)).await;
+    stage.finish(&factory).await;
+    stage.lsp_pays(0, PAID_MSAT).await;
+    stage.quiet().await;
+    let seat = |stage: &Stage, wallet: usize| {
+        let infos = stage.wallets[wallet].factories().unwrap();
+        infos.into_iter().next().unwrap().seats.remove(0)
+    };
+    let wire = &stage.wires[0].to_lsp;
+    wire.hold();
+    let request = EpochRequest::default();
+    stage.lsp.begin_epoch(&factory, &request).unwrap();
+    wait(moving, || {
+        let there = seat(&stage, 0).moving.as_deref() == Some(moving);
+        if !there && wire.held_bytes() > 0 {
+            wire.release();
+        }
+        there && wire.held_bytes() > 0
+    })
+    .await;
+    match who {
+        Killed::Member => stage.wallets[0].kill(),
+        Killed::Lsp => stage.lsp.kill(),
+    }
+    stage.wires[0].to_lsp.pass();
+    match who {
+        Killed::Member => stage.wallets[0].restart().unwrap(),
+        Killed::Lsp => stage.lsp.restart().unwrap(),
+    }
+    wait("everybody to be in the new epoch", || {
+        let channels = stage.lsp.channels().unwrap();
+        let moved = |wallet| {
+            let seat = seat(&stage, wallet);
+            seat.version == 1 && seat.moving.is_none()
+        };
+        channels.len() == 2 && channels.iter().all(|it| it.usable) && moved(0) && moved(1)
+    })
+    .await;
+    stage.quiet().await;
+    let balance = stage.wallets[0].balance().unwrap();
+    assert_eq!(balance.spendable_msat + balance.reserved_msat, PAID_MSAT);
+    stage.lsp_pays(0, 10_000_000).await;
+    stage.lsp_pays(1, 10_000_000).await;
+    assert!(stage.chain.mempool().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_killed_before_it_signs_an_epoch_signs_it_when_it_is_back() {
+    killed_in_an_epoch(Killed::Member, "stored").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_killed_after_it_has_signed_an_epoch_switches_when_it_is_back() {
+    killed_in_an_epoch(Killed::Member, "committed").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_lsp_killed_before_members_sign_an_epoch_asks_again_when_it_is_back() {
+    killed_in_an_epoch(Killed::Lsp, "stored").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_lsp_killed_after_members_have_signed_an_epoch_completes_it_when_it_is_back() {
+    killed_in_an_epoch(Killed::Lsp, "committed").await;
 }

@@ -8,7 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::{
-    Balance, BuildRequest, ChannelInfo, EventPage, FactoryInfo, OnchainCoins, Payment, TreeNodeInfo,
+    Balance, BuildRequest, ChannelInfo, EpochRequest, EventPage, FactoryInfo, OnchainCoins,
+    Payment, TreeNodeInfo,
 };
 use tempfile::TempDir;
 
@@ -111,6 +112,12 @@ impl LspProcess {
     pub fn create_factory(&self, request: &BuildRequest) -> Result<String> {
         let answer = self.post("/v1/factories", request)?;
         text(&answer, "factory")
+    }
+
+    /// Begins a new epoch of a factory's leaf; gives its name.
+    pub fn begin_epoch(&self, factory: &str, request: &EpochRequest) -> Result<String> {
+        let answer = self.post(&format!("/v1/factories/{factory}/epoch"), request)?;
+        text(&answer, "epoch")
     }
 
     /// All factories.

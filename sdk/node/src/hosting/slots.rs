@@ -85,7 +85,7 @@ pub struct Slot {
     /// say.
     pub last_balance_msat: u64,
     /// In a channel that a newer one has replaced: what invoices call it.
-    pub(super) alias: Option<u64>,
+    pub alias: Option<u64>,
 }
 
 /// Why the register refused.
