@@ -551,9 +551,7 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_factories_quote_inbound() != 29723:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_superscalar_ffi_checksum_method_lightning_channels() != 22962:
-        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel() != 41095:
+    if lib.uniffi_superscalar_ffi_checksum_method_factories_set_epoch_consent() != 2198:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_payment() != 54960:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -561,11 +559,7 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_prepare_send() != 13030:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_superscalar_ffi_checksum_method_lightning_quote_jit() != 53675:
-        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_receive() != 19488:
-        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    if lib.uniffi_superscalar_ffi_checksum_method_lightning_receive_jit() != 413:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_send() != 54224:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -689,12 +683,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_list.restype = ctype
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_quote_inbound.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_quote_inbound.restype = ctypes.c_uint16
-_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_channels.argtypes = (
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_set_epoch_consent.argtypes = (
 )
-_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_channels.restype = ctypes.c_uint16
-_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel.argtypes = (
-)
-_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_set_epoch_consent.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_payment.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_payment.restype = ctypes.c_uint16
@@ -704,15 +695,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_payments.restype = c
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_prepare_send.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_prepare_send.restype = ctypes.c_uint16
-_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_quote_jit.argtypes = (
-)
-_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_quote_jit.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_receive.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_receive.restype = ctypes.c_uint16
-_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_receive_jit.argtypes = (
-)
-_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_receive_jit.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_send.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_send.restype = ctypes.c_uint16
@@ -860,16 +845,12 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_quote_inbound.argtypes = (
     ctypes.c_uint64,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_quote_inbound.restype = ctypes.c_uint64
-_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_channels.argtypes = (
-    ctypes.c_uint64,
-)
-_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_channels.restype = ctypes.c_uint64
-_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_close_channel.argtypes = (
+_UniffiLib.uniffi_superscalar_ffi_fn_method_factories_set_epoch_consent.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
     _UniffiRustBuffer,
 )
-_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_close_channel.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_factories_set_epoch_consent.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_payment.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -885,11 +866,6 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_prepare_send.argtypes = (
     _UniffiRustBuffer,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_prepare_send.restype = ctypes.c_uint64
-_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_quote_jit.argtypes = (
-    ctypes.c_uint64,
-    ctypes.c_uint64,
-)
-_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_quote_jit.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -897,14 +873,6 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive.argtypes = (
     ctypes.c_uint32,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive.restype = ctypes.c_uint64
-_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive_jit.argtypes = (
-    ctypes.c_uint64,
-    ctypes.c_uint64,
-    ctypes.c_uint64,
-    _UniffiRustBuffer,
-    ctypes.c_uint32,
-)
-_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive_jit.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_send.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -1750,6 +1718,94 @@ class _UniffiFfiConverterTypeBalance(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt64.write(value.onchain_sat, buf)
         _UniffiFfiConverterUInt64.write(value.onchain_pending_sat, buf)
 
+
+
+
+
+
+class Departure(enum.Enum):
+    """
+    Whether a wallet gives its place in a factory up.
+"""
+    
+    STAYS = 0
+    """
+    It does not.
+"""
+    
+    LEAVES = 1
+    """
+    It does.
+"""
+    
+
+
+class _UniffiFfiConverterTypeDeparture(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        variant = buf.read_i32()
+        if variant == 1:
+            return Departure.STAYS
+        if variant == 2:
+            return Departure.LEAVES
+        raise InternalError("Raw enum value doesn't match any cases")
+
+    @staticmethod
+    def check_lower(value):
+        if value == Departure.STAYS:
+            return
+        if value == Departure.LEAVES:
+            return
+        raise ValueError(value)
+
+    @staticmethod
+    def write(value, buf):
+        if value == Departure.STAYS:
+            buf.write_i32(1)
+        if value == Departure.LEAVES:
+            buf.write_i32(2)
+
+
+
+@dataclass
+class EpochConsent:
+    """
+    What a wallet agrees to when its LSP gives its place in a factory a new epoch.
+"""
+    def __init__(self, *, min_capacity_sat:typing.Optional[int], departure:Departure):
+        self.min_capacity_sat = min_capacity_sat
+        self.departure = departure
+        
+        
+
+    
+    def __str__(self):
+        return "EpochConsent(min_capacity_sat={}, departure={})".format(self.min_capacity_sat, self.departure)
+    def __eq__(self, other):
+        if self.min_capacity_sat != other.min_capacity_sat:
+            return False
+        if self.departure != other.departure:
+            return False
+        return True
+
+class _UniffiFfiConverterTypeEpochConsent(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        return EpochConsent(
+            min_capacity_sat=_UniffiFfiConverterOptionalUInt64.read(buf),
+            departure=_UniffiFfiConverterTypeDeparture.read(buf),
+        )
+
+    @staticmethod
+    def check_lower(value):
+        _UniffiFfiConverterOptionalUInt64.check_lower(value.min_capacity_sat)
+        _UniffiFfiConverterTypeDeparture.check_lower(value.departure)
+
+    @staticmethod
+    def write(value, buf):
+        _UniffiFfiConverterOptionalUInt64.write(value.min_capacity_sat, buf)
+        _UniffiFfiConverterTypeDeparture.write(value.departure, buf)
+
 class _UniffiFfiConverterMapStringString(_UniffiConverterRustBuffer):
     @classmethod
     def check_lower(cls, items):
@@ -2482,6 +2538,200 @@ class Event:
             return True
 
     @dataclass
+    class EPOCH_MOVED:
+        """
+        All that we have in a place is in one channel of a new epoch now.
+"""
+        
+        def __init__(self, factory:str, slot:int, version:int):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.slot = slot
+            
+            """
+        Our place in it.
+"""
+        
+            self.version = version
+            
+            """
+        The version of its path, 0 for the first.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.EPOCH_MOVED(factory={}, slot={}, version={})".format(self.factory, self.slot, self.version)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_EPOCH_MOVED():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.slot != other.slot:
+                return False
+            if self.version != other.version:
+                return False
+            return True
+
+    @dataclass
+    class EPOCH_ENDED:
+        """
+        Nothing comes of a new epoch; the channels carry payments as before.
+"""
+        
+        def __init__(self, factory:str, epoch:str, reason:str):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.epoch = epoch
+            
+            """
+        Which epoch of which node.
+"""
+        
+            self.reason = reason
+            
+            """
+        Why.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.EPOCH_ENDED(factory={}, epoch={}, reason={})".format(self.factory, self.epoch, self.reason)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_EPOCH_ENDED():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.epoch != other.epoch:
+                return False
+            if self.reason != other.reason:
+                return False
+            return True
+
+    @dataclass
+    class EPOCH_LIMBO:
+        """
+        The LSP alone decides whether a new epoch that we have signed comes to be. Until then what is
+        ours in the place's channels can be sent, and received again up to `most_msat`.
+"""
+        
+        def __init__(self, factory:str, slot:int, most_msat:int):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.slot = slot
+            
+            """
+        Our place in it.
+"""
+        
+            self.most_msat = most_msat
+            
+            """
+        What the channels hold at most, in millisatoshi.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.EPOCH_LIMBO(factory={}, slot={}, most_msat={})".format(self.factory, self.slot, self.most_msat)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_EPOCH_LIMBO():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.slot != other.slot:
+                return False
+            if self.most_msat != other.most_msat:
+                return False
+            return True
+
+    @dataclass
+    class EPOCH_EQUIVOCATION:
+        """
+        The LSP wanted something else signed for an epoch that something was signed for, or for an
+        older one. It was refused; an honest one never does it.
+"""
+        
+        def __init__(self, factory:str, slot:int, epoch:str, peer:str):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.slot = slot
+            
+            """
+        Our place in it.
+"""
+        
+            self.epoch = epoch
+            
+            """
+        What it wanted.
+"""
+        
+            self.peer = peer
+            
+            """
+        Its node id.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.EPOCH_EQUIVOCATION(factory={}, slot={}, epoch={}, peer={})".format(self.factory, self.slot, self.epoch, self.peer)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_EPOCH_EQUIVOCATION():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.slot != other.slot:
+                return False
+            if self.epoch != other.epoch:
+                return False
+            if self.peer != other.peer:
+                return False
+            return True
+
+    @dataclass
     class PAYMENT_RECEIVED:
         """
         A payment arrived.
@@ -2803,6 +3053,22 @@ class Event:
         return isinstance(self, Event.FACTORY_EQUIVOCATION)
     def is_factory_equivocation(self) -> bool:
         return isinstance(self, Event.FACTORY_EQUIVOCATION)
+    def is_EPOCH_MOVED(self) -> bool:
+        return isinstance(self, Event.EPOCH_MOVED)
+    def is_epoch_moved(self) -> bool:
+        return isinstance(self, Event.EPOCH_MOVED)
+    def is_EPOCH_ENDED(self) -> bool:
+        return isinstance(self, Event.EPOCH_ENDED)
+    def is_epoch_ended(self) -> bool:
+        return isinstance(self, Event.EPOCH_ENDED)
+    def is_EPOCH_LIMBO(self) -> bool:
+        return isinstance(self, Event.EPOCH_LIMBO)
+    def is_epoch_limbo(self) -> bool:
+        return isinstance(self, Event.EPOCH_LIMBO)
+    def is_EPOCH_EQUIVOCATION(self) -> bool:
+        return isinstance(self, Event.EPOCH_EQUIVOCATION)
+    def is_epoch_equivocation(self) -> bool:
+        return isinstance(self, Event.EPOCH_EQUIVOCATION)
     def is_PAYMENT_RECEIVED(self) -> bool:
         return isinstance(self, Event.PAYMENT_RECEIVED)
     def is_payment_received(self) -> bool:
@@ -2845,6 +3111,10 @@ Event.FACTORY_REFUSED = type("Event.FACTORY_REFUSED", (Event.FACTORY_REFUSED, Ev
 Event.INBOUND_DELIVERED = type("Event.INBOUND_DELIVERED", (Event.INBOUND_DELIVERED, Event,), {})  # type: ignore
 Event.INBOUND_PAID = type("Event.INBOUND_PAID", (Event.INBOUND_PAID, Event,), {})  # type: ignore
 Event.FACTORY_EQUIVOCATION = type("Event.FACTORY_EQUIVOCATION", (Event.FACTORY_EQUIVOCATION, Event,), {})  # type: ignore
+Event.EPOCH_MOVED = type("Event.EPOCH_MOVED", (Event.EPOCH_MOVED, Event,), {})  # type: ignore
+Event.EPOCH_ENDED = type("Event.EPOCH_ENDED", (Event.EPOCH_ENDED, Event,), {})  # type: ignore
+Event.EPOCH_LIMBO = type("Event.EPOCH_LIMBO", (Event.EPOCH_LIMBO, Event,), {})  # type: ignore
+Event.EPOCH_EQUIVOCATION = type("Event.EPOCH_EQUIVOCATION", (Event.EPOCH_EQUIVOCATION, Event,), {})  # type: ignore
 Event.PAYMENT_RECEIVED = type("Event.PAYMENT_RECEIVED", (Event.PAYMENT_RECEIVED, Event,), {})  # type: ignore
 Event.PAYMENT_SENT = type("Event.PAYMENT_SENT", (Event.PAYMENT_SENT, Event,), {})  # type: ignore
 Event.PAYMENT_FAILED = type("Event.PAYMENT_FAILED", (Event.PAYMENT_FAILED, Event,), {})  # type: ignore
@@ -2912,38 +3182,63 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
                 _UniffiFfiConverterString.read(buf),
             )
         if variant == 10:
+            return Event.EPOCH_MOVED(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt16.read(buf),
+                _UniffiFfiConverterUInt32.read(buf),
+            )
+        if variant == 11:
+            return Event.EPOCH_ENDED(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterString.read(buf),
+            )
+        if variant == 12:
+            return Event.EPOCH_LIMBO(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt16.read(buf),
+                _UniffiFfiConverterUInt64.read(buf),
+            )
+        if variant == 13:
+            return Event.EPOCH_EQUIVOCATION(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt16.read(buf),
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterString.read(buf),
+            )
+        if variant == 14:
             return Event.PAYMENT_RECEIVED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 11:
+        if variant == 15:
             return Event.PAYMENT_SENT(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 12:
+        if variant == 16:
             return Event.PAYMENT_FAILED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
             )
-        if variant == 13:
+        if variant == 17:
             return Event.EXIT_STARTED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
             )
-        if variant == 14:
+        if variant == 18:
             return Event.EXIT_LEAF_CONFIRMED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt32.read(buf),
             )
-        if variant == 15:
+        if variant == 19:
             return Event.EXIT_PAID_OUT(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 16:
+        if variant == 20:
             return Event.OTHER(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
@@ -2992,6 +3287,27 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
             _UniffiFfiConverterString.check_lower(value.factory)
             _UniffiFfiConverterUInt16.check_lower(value.slot)
             _UniffiFfiConverterUInt32.check_lower(value.channel)
+            _UniffiFfiConverterString.check_lower(value.peer)
+            return
+        if value.is_EPOCH_MOVED():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterUInt16.check_lower(value.slot)
+            _UniffiFfiConverterUInt32.check_lower(value.version)
+            return
+        if value.is_EPOCH_ENDED():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterString.check_lower(value.epoch)
+            _UniffiFfiConverterString.check_lower(value.reason)
+            return
+        if value.is_EPOCH_LIMBO():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterUInt16.check_lower(value.slot)
+            _UniffiFfiConverterUInt64.check_lower(value.most_msat)
+            return
+        if value.is_EPOCH_EQUIVOCATION():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterUInt16.check_lower(value.slot)
+            _UniffiFfiConverterString.check_lower(value.epoch)
             _UniffiFfiConverterString.check_lower(value.peer)
             return
         if value.is_PAYMENT_RECEIVED():
@@ -3070,34 +3386,55 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
             _UniffiFfiConverterUInt16.write(value.slot, buf)
             _UniffiFfiConverterUInt32.write(value.channel, buf)
             _UniffiFfiConverterString.write(value.peer, buf)
-        if value.is_PAYMENT_RECEIVED():
+        if value.is_EPOCH_MOVED():
             buf.write_i32(10)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterUInt16.write(value.slot, buf)
+            _UniffiFfiConverterUInt32.write(value.version, buf)
+        if value.is_EPOCH_ENDED():
+            buf.write_i32(11)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterString.write(value.epoch, buf)
+            _UniffiFfiConverterString.write(value.reason, buf)
+        if value.is_EPOCH_LIMBO():
+            buf.write_i32(12)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterUInt16.write(value.slot, buf)
+            _UniffiFfiConverterUInt64.write(value.most_msat, buf)
+        if value.is_EPOCH_EQUIVOCATION():
+            buf.write_i32(13)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterUInt16.write(value.slot, buf)
+            _UniffiFfiConverterString.write(value.epoch, buf)
+            _UniffiFfiConverterString.write(value.peer, buf)
+        if value.is_PAYMENT_RECEIVED():
+            buf.write_i32(14)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterUInt64.write(value.amount_msat, buf)
         if value.is_PAYMENT_SENT():
-            buf.write_i32(11)
+            buf.write_i32(15)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterString.write(value.preimage, buf)
             _UniffiFfiConverterUInt64.write(value.fee_msat, buf)
         if value.is_PAYMENT_FAILED():
-            buf.write_i32(12)
+            buf.write_i32(16)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterString.write(value.reason, buf)
         if value.is_EXIT_STARTED():
-            buf.write_i32(13)
+            buf.write_i32(17)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterString.write(value.reason, buf)
         if value.is_EXIT_LEAF_CONFIRMED():
-            buf.write_i32(14)
+            buf.write_i32(18)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterUInt32.write(value.height, buf)
         if value.is_EXIT_PAID_OUT():
-            buf.write_i32(15)
+            buf.write_i32(19)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterString.write(value.outpoint, buf)
             _UniffiFfiConverterUInt64.write(value.amount_sat, buf)
         if value.is_OTHER():
-            buf.write_i32(16)
+            buf.write_i32(20)
             _UniffiFfiConverterString.write(value.kind, buf)
             _UniffiFfiConverterString.write(value.json, buf)
 
@@ -3543,23 +3880,26 @@ class SeatInfo:
     """
     One place in a factory.
 """
-    def __init__(self, *, slot:int, peer:str, capacity_sat:int, stock_sat:int, channel:typing.Optional[str], sold:typing.List[SoldInfo], stock_left_sat:int, sellable_sat:int, sellable_whole_sat:int, sale:typing.Optional[str]):
+    def __init__(self, *, slot:int, peer:str, capacity_sat:int, stock_sat:int, version:int, channel:typing.Optional[str], sold:typing.List[SoldInfo], stock_left_sat:int, sellable_sat:int, sellable_whole_sat:int, sale:typing.Optional[str], moving:typing.Optional[str], most_msat:typing.Optional[int]):
         self.slot = slot
         self.peer = peer
         self.capacity_sat = capacity_sat
         self.stock_sat = stock_sat
+        self.version = version
         self.channel = channel
         self.sold = sold
         self.stock_left_sat = stock_left_sat
         self.sellable_sat = sellable_sat
         self.sellable_whole_sat = sellable_whole_sat
         self.sale = sale
+        self.moving = moving
+        self.most_msat = most_msat
         
         
 
     
     def __str__(self):
-        return "SeatInfo(slot={}, peer={}, capacity_sat={}, stock_sat={}, channel={}, sold={}, stock_left_sat={}, sellable_sat={}, sellable_whole_sat={}, sale={})".format(self.slot, self.peer, self.capacity_sat, self.stock_sat, self.channel, self.sold, self.stock_left_sat, self.sellable_sat, self.sellable_whole_sat, self.sale)
+        return "SeatInfo(slot={}, peer={}, capacity_sat={}, stock_sat={}, version={}, channel={}, sold={}, stock_left_sat={}, sellable_sat={}, sellable_whole_sat={}, sale={}, moving={}, most_msat={})".format(self.slot, self.peer, self.capacity_sat, self.stock_sat, self.version, self.channel, self.sold, self.stock_left_sat, self.sellable_sat, self.sellable_whole_sat, self.sale, self.moving, self.most_msat)
     def __eq__(self, other):
         if self.slot != other.slot:
             return False
@@ -3568,6 +3908,8 @@ class SeatInfo:
         if self.capacity_sat != other.capacity_sat:
             return False
         if self.stock_sat != other.stock_sat:
+            return False
+        if self.version != other.version:
             return False
         if self.channel != other.channel:
             return False
@@ -3581,6 +3923,10 @@ class SeatInfo:
             return False
         if self.sale != other.sale:
             return False
+        if self.moving != other.moving:
+            return False
+        if self.most_msat != other.most_msat:
+            return False
         return True
 
 class _UniffiFfiConverterTypeSeatInfo(_UniffiConverterRustBuffer):
@@ -3591,12 +3937,15 @@ class _UniffiFfiConverterTypeSeatInfo(_UniffiConverterRustBuffer):
             peer=_UniffiFfiConverterString.read(buf),
             capacity_sat=_UniffiFfiConverterUInt64.read(buf),
             stock_sat=_UniffiFfiConverterUInt64.read(buf),
+            version=_UniffiFfiConverterUInt32.read(buf),
             channel=_UniffiFfiConverterOptionalString.read(buf),
             sold=_UniffiFfiConverterSequenceTypeSoldInfo.read(buf),
             stock_left_sat=_UniffiFfiConverterUInt64.read(buf),
             sellable_sat=_UniffiFfiConverterUInt64.read(buf),
             sellable_whole_sat=_UniffiFfiConverterUInt64.read(buf),
             sale=_UniffiFfiConverterOptionalString.read(buf),
+            moving=_UniffiFfiConverterOptionalString.read(buf),
+            most_msat=_UniffiFfiConverterOptionalUInt64.read(buf),
         )
 
     @staticmethod
@@ -3605,12 +3954,15 @@ class _UniffiFfiConverterTypeSeatInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterString.check_lower(value.peer)
         _UniffiFfiConverterUInt64.check_lower(value.capacity_sat)
         _UniffiFfiConverterUInt64.check_lower(value.stock_sat)
+        _UniffiFfiConverterUInt32.check_lower(value.version)
         _UniffiFfiConverterOptionalString.check_lower(value.channel)
         _UniffiFfiConverterSequenceTypeSoldInfo.check_lower(value.sold)
         _UniffiFfiConverterUInt64.check_lower(value.stock_left_sat)
         _UniffiFfiConverterUInt64.check_lower(value.sellable_sat)
         _UniffiFfiConverterUInt64.check_lower(value.sellable_whole_sat)
         _UniffiFfiConverterOptionalString.check_lower(value.sale)
+        _UniffiFfiConverterOptionalString.check_lower(value.moving)
+        _UniffiFfiConverterOptionalUInt64.check_lower(value.most_msat)
 
     @staticmethod
     def write(value, buf):
@@ -3618,12 +3970,15 @@ class _UniffiFfiConverterTypeSeatInfo(_UniffiConverterRustBuffer):
         _UniffiFfiConverterString.write(value.peer, buf)
         _UniffiFfiConverterUInt64.write(value.capacity_sat, buf)
         _UniffiFfiConverterUInt64.write(value.stock_sat, buf)
+        _UniffiFfiConverterUInt32.write(value.version, buf)
         _UniffiFfiConverterOptionalString.write(value.channel, buf)
         _UniffiFfiConverterSequenceTypeSoldInfo.write(value.sold, buf)
         _UniffiFfiConverterUInt64.write(value.stock_left_sat, buf)
         _UniffiFfiConverterUInt64.write(value.sellable_sat, buf)
         _UniffiFfiConverterUInt64.write(value.sellable_whole_sat, buf)
         _UniffiFfiConverterOptionalString.write(value.sale, buf)
+        _UniffiFfiConverterOptionalString.write(value.moving, buf)
+        _UniffiFfiConverterOptionalUInt64.write(value.most_msat, buf)
 
 class _UniffiFfiConverterSequenceTypeSeatInfo(_UniffiConverterRustBuffer):
     @classmethod
@@ -3804,96 +4159,6 @@ class _UniffiFfiConverterTypeInboundQuote(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt64.write(value.price_msat, buf)
         _UniffiFfiConverterUInt32.write(value.valid_until_height, buf)
 
-@dataclass
-class JitQuote:
-    """
-    What a channel opened for a payment costs.
-"""
-    def __init__(self, *, amount_msat:int, fee_msat:int, valid_until:int, min_lifetime_blocks:int):
-        self.amount_msat = amount_msat
-        self.fee_msat = fee_msat
-        self.valid_until = valid_until
-        self.min_lifetime_blocks = min_lifetime_blocks
-        
-        
-
-    
-    def __str__(self):
-        return "JitQuote(amount_msat={}, fee_msat={}, valid_until={}, min_lifetime_blocks={})".format(self.amount_msat, self.fee_msat, self.valid_until, self.min_lifetime_blocks)
-    def __eq__(self, other):
-        if self.amount_msat != other.amount_msat:
-            return False
-        if self.fee_msat != other.fee_msat:
-            return False
-        if self.valid_until != other.valid_until:
-            return False
-        if self.min_lifetime_blocks != other.min_lifetime_blocks:
-            return False
-        return True
-
-class _UniffiFfiConverterTypeJitQuote(_UniffiConverterRustBuffer):
-    @staticmethod
-    def read(buf):
-        return JitQuote(
-            amount_msat=_UniffiFfiConverterUInt64.read(buf),
-            fee_msat=_UniffiFfiConverterUInt64.read(buf),
-            valid_until=_UniffiFfiConverterUInt64.read(buf),
-            min_lifetime_blocks=_UniffiFfiConverterUInt32.read(buf),
-        )
-
-    @staticmethod
-    def check_lower(value):
-        _UniffiFfiConverterUInt64.check_lower(value.amount_msat)
-        _UniffiFfiConverterUInt64.check_lower(value.fee_msat)
-        _UniffiFfiConverterUInt64.check_lower(value.valid_until)
-        _UniffiFfiConverterUInt32.check_lower(value.min_lifetime_blocks)
-
-    @staticmethod
-    def write(value, buf):
-        _UniffiFfiConverterUInt64.write(value.amount_msat, buf)
-        _UniffiFfiConverterUInt64.write(value.fee_msat, buf)
-        _UniffiFfiConverterUInt64.write(value.valid_until, buf)
-        _UniffiFfiConverterUInt32.write(value.min_lifetime_blocks, buf)
-
-@dataclass
-class JitInvoice:
-    """
-    An invoice for whose payment a channel is opened.
-"""
-    def __init__(self, *, invoice:str, quote:JitQuote):
-        self.invoice = invoice
-        self.quote = quote
-        
-        
-
-    
-    def __str__(self):
-        return "JitInvoice(invoice={}, quote={})".format(self.invoice, self.quote)
-    def __eq__(self, other):
-        if self.invoice != other.invoice:
-            return False
-        if self.quote != other.quote:
-            return False
-        return True
-
-class _UniffiFfiConverterTypeJitInvoice(_UniffiConverterRustBuffer):
-    @staticmethod
-    def read(buf):
-        return JitInvoice(
-            invoice=_UniffiFfiConverterString.read(buf),
-            quote=_UniffiFfiConverterTypeJitQuote.read(buf),
-        )
-
-    @staticmethod
-    def check_lower(value):
-        _UniffiFfiConverterString.check_lower(value.invoice)
-        _UniffiFfiConverterTypeJitQuote.check_lower(value.quote)
-
-    @staticmethod
-    def write(value, buf):
-        _UniffiFfiConverterString.write(value.invoice, buf)
-        _UniffiFfiConverterTypeJitQuote.write(value.quote, buf)
-
 
 
 
@@ -4010,57 +4275,6 @@ class _UniffiFfiConverterTypeJoinRequest(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt64.write(value.capacity_sat, buf)
         _UniffiFfiConverterSequenceTypePolicy.write(value.policies, buf)
         _UniffiFfiConverterUInt32.write(value.route_limit_blocks, buf)
-
-@dataclass
-class OnchainChannel:
-    """
-    A channel of ours that lives in no factory.
-"""
-    def __init__(self, *, channel:str, capacity_sat:int, balance_msat:int, usable:bool):
-        self.channel = channel
-        self.capacity_sat = capacity_sat
-        self.balance_msat = balance_msat
-        self.usable = usable
-        
-        
-
-    
-    def __str__(self):
-        return "OnchainChannel(channel={}, capacity_sat={}, balance_msat={}, usable={})".format(self.channel, self.capacity_sat, self.balance_msat, self.usable)
-    def __eq__(self, other):
-        if self.channel != other.channel:
-            return False
-        if self.capacity_sat != other.capacity_sat:
-            return False
-        if self.balance_msat != other.balance_msat:
-            return False
-        if self.usable != other.usable:
-            return False
-        return True
-
-class _UniffiFfiConverterTypeOnchainChannel(_UniffiConverterRustBuffer):
-    @staticmethod
-    def read(buf):
-        return OnchainChannel(
-            channel=_UniffiFfiConverterString.read(buf),
-            capacity_sat=_UniffiFfiConverterUInt64.read(buf),
-            balance_msat=_UniffiFfiConverterUInt64.read(buf),
-            usable=_UniffiFfiConverterBoolean.read(buf),
-        )
-
-    @staticmethod
-    def check_lower(value):
-        _UniffiFfiConverterString.check_lower(value.channel)
-        _UniffiFfiConverterUInt64.check_lower(value.capacity_sat)
-        _UniffiFfiConverterUInt64.check_lower(value.balance_msat)
-        _UniffiFfiConverterBoolean.check_lower(value.usable)
-
-    @staticmethod
-    def write(value, buf):
-        _UniffiFfiConverterString.write(value.channel, buf)
-        _UniffiFfiConverterUInt64.write(value.capacity_sat, buf)
-        _UniffiFfiConverterUInt64.write(value.balance_msat, buf)
-        _UniffiFfiConverterBoolean.write(value.usable, buf)
 
 @dataclass
 class OnchainCoins:
@@ -4755,55 +4969,6 @@ class _UniffiFfiConverterTypeChainSource(_UniffiConverterRustBuffer):
 
 
 
-class Closing(enum.Enum):
-    """
-    How a channel is closed.
-"""
-    
-    TOGETHER = 0
-    """
-    The LSP must be there, and sign.
-"""
-    
-    ALONE = 1
-    """
-    By our own commitment.
-"""
-    
-
-
-class _UniffiFfiConverterTypeClosing(_UniffiConverterRustBuffer):
-    @staticmethod
-    def read(buf):
-        variant = buf.read_i32()
-        if variant == 1:
-            return Closing.TOGETHER
-        if variant == 2:
-            return Closing.ALONE
-        raise InternalError("Raw enum value doesn't match any cases")
-
-    @staticmethod
-    def check_lower(value):
-        if value == Closing.TOGETHER:
-            return
-        if value == Closing.ALONE:
-            return
-        raise ValueError(value)
-
-    @staticmethod
-    def write(value, buf):
-        if value == Closing.TOGETHER:
-            buf.write_i32(1)
-        if value == Closing.ALONE:
-            buf.write_i32(2)
-
-
-
-
-
-
-
-
 class ExitMode(enum.Enum):
     """
     How to leave alone.
@@ -5371,6 +5536,12 @@ class FactoriesProtocol(typing.Protocol):
         beside our own channel in this factory. A price above `max_price_msat` is refused.
 """
         raise NotImplementedError
+    async def set_epoch_consent(self, factory: str,consent: EpochConsent) -> None:
+        """
+        Says what this wallet agrees to when its LSP gives its place in a factory a new epoch. Unless
+        it says otherwise it stays, and its new channel is no smaller than what it has.
+"""
+        raise NotImplementedError
 
 class Factories(FactoriesProtocol):
     """
@@ -5506,6 +5677,30 @@ class Factories(FactoriesProtocol):
             _uniffi_lift_return,
             _uniffi_error_converter,
         )
+    async def set_epoch_consent(self, factory: str,consent: EpochConsent) -> None:
+        """
+        Says what this wallet agrees to when its LSP gives its place in a factory a new epoch. Unless
+        it says otherwise it stays, and its new channel is no smaller than what it has.
+"""
+        
+        _UniffiFfiConverterString.check_lower(factory)
+
+        _UniffiFfiConverterTypeEpochConsent.check_lower(consent)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterString.lower(factory),
+            _UniffiFfiConverterTypeEpochConsent.lower(consent),
+        )
+        _uniffi_lift_return = lambda val: None
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_set_epoch_consent(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_void,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
 
 
 
@@ -5535,29 +5730,6 @@ class _UniffiFfiConverterTypeFactories:
     @classmethod
     def write(cls, value: Factories, buf: _UniffiRustBuffer):
         buf.write_u64(cls.lower(value))
-
-class _UniffiFfiConverterSequenceTypeOnchainChannel(_UniffiConverterRustBuffer):
-    @classmethod
-    def check_lower(cls, value):
-        for item in value:
-            _UniffiFfiConverterTypeOnchainChannel.check_lower(item)
-
-    @classmethod
-    def write(cls, value, buf):
-        items = len(value)
-        buf.write_i32(items)
-        for item in value:
-            _UniffiFfiConverterTypeOnchainChannel.write(item, buf)
-
-    @classmethod
-    def read(cls, buf):
-        count = buf.read_i32()
-        if count < 0:
-            raise InternalError("Unexpected negative sequence length")
-
-        return [
-            _UniffiFfiConverterTypeOnchainChannel.read(buf) for i in range(count)
-        ]
 
 class _UniffiFfiConverterOptionalTypePayment(_UniffiConverterRustBuffer):
     @classmethod
@@ -5613,18 +5785,6 @@ class LightningProtocol(typing.Protocol):
     Invoices and payments.
 """
     
-    async def channels(self, ) -> typing.List[OnchainChannel]:
-        """
-        The channels that are on chain by themselves: those that were bought with a payment.
-"""
-        raise NotImplementedError
-    async def close_channel(self, channel: str,how: Closing) -> None:
-        """
-        Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
-        the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
-        collects it.
-"""
-        raise NotImplementedError
     async def payment(self, payment_hash: str) -> typing.Optional[Payment]:
         """
         One payment by its hash.
@@ -5640,21 +5800,9 @@ class LightningProtocol(typing.Protocol):
         Reads an invoice. `amount_msat` is for invoices without an amount.
 """
         raise NotImplementedError
-    async def quote_jit(self, amount_msat: int) -> JitQuote:
-        """
-        What the LSP would keep of a payment of `amount_msat` for opening a channel with it.
-"""
-        raise NotImplementedError
     async def receive(self, amount_msat: typing.Optional[int],description: str = "",expiry_secs: int = 3600) -> str:
         """
         A BOLT11 invoice payable to this wallet; no amount leaves it to the payer.
-"""
-        raise NotImplementedError
-    async def receive_jit(self, amount_msat: int,max_fee_msat: int,description: str = "",expiry_secs: int = 3600) -> JitInvoice:
-        """
-        A BOLT11 invoice over `amount_msat` for which the LSP opens an ordinary channel on chain when
-        it is paid, and keeps its fee: at most `max_fee_msat`, or nothing is bought. Until its funding
-        has confirmed the channel is the LSP's word.
 """
         raise NotImplementedError
     async def send(self, invoice: str,amount_msat: typing.Union[object, typing.Optional[int]] = _DEFAULT) -> str:
@@ -5691,48 +5839,6 @@ class Lightning(LightningProtocol):
         inst = cls.__new__(cls)
         inst._handle = handle
         return inst
-    async def channels(self, ) -> typing.List[OnchainChannel]:
-        """
-        The channels that are on chain by themselves: those that were bought with a payment.
-"""
-        _uniffi_lowered_args = (
-            self._uniffi_clone_handle(),
-        )
-        _uniffi_lift_return = _UniffiFfiConverterSequenceTypeOnchainChannel.lift
-        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
-        return await _uniffi_rust_call_async(
-            _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_channels(*_uniffi_lowered_args),
-            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
-            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
-            _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
-            _uniffi_lift_return,
-            _uniffi_error_converter,
-        )
-    async def close_channel(self, channel: str,how: Closing) -> None:
-        """
-        Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
-        the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
-        collects it.
-"""
-        
-        _UniffiFfiConverterString.check_lower(channel)
-
-        _UniffiFfiConverterTypeClosing.check_lower(how)
-        _uniffi_lowered_args = (
-            self._uniffi_clone_handle(),
-            _UniffiFfiConverterString.lower(channel),
-            _UniffiFfiConverterTypeClosing.lower(how),
-        )
-        _uniffi_lift_return = lambda val: None
-        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
-        return await _uniffi_rust_call_async(
-            _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_close_channel(*_uniffi_lowered_args),
-            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_void,
-            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_void,
-            _UniffiLib.ffi_superscalar_ffi_rust_future_free_void,
-            _uniffi_lift_return,
-            _uniffi_error_converter,
-        )
     async def payment(self, payment_hash: str) -> typing.Optional[Payment]:
         """
         One payment by its hash.
@@ -5795,26 +5901,6 @@ class Lightning(LightningProtocol):
             _uniffi_lift_return,
             _uniffi_error_converter,
         )
-    async def quote_jit(self, amount_msat: int) -> JitQuote:
-        """
-        What the LSP would keep of a payment of `amount_msat` for opening a channel with it.
-"""
-        
-        _UniffiFfiConverterUInt64.check_lower(amount_msat)
-        _uniffi_lowered_args = (
-            self._uniffi_clone_handle(),
-            _UniffiFfiConverterUInt64.lower(amount_msat),
-        )
-        _uniffi_lift_return = _UniffiFfiConverterTypeJitQuote.lift
-        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
-        return await _uniffi_rust_call_async(
-            _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_quote_jit(*_uniffi_lowered_args),
-            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
-            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
-            _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
-            _uniffi_lift_return,
-            _uniffi_error_converter,
-        )
     async def receive(self, amount_msat: typing.Optional[int],description: str = "",expiry_secs: int = 3600) -> str:
         """
         A BOLT11 invoice payable to this wallet; no amount leaves it to the payer.
@@ -5835,37 +5921,6 @@ class Lightning(LightningProtocol):
         _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
         return await _uniffi_rust_call_async(
             _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive(*_uniffi_lowered_args),
-            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
-            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
-            _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
-            _uniffi_lift_return,
-            _uniffi_error_converter,
-        )
-    async def receive_jit(self, amount_msat: int,max_fee_msat: int,description: str = "",expiry_secs: int = 3600) -> JitInvoice:
-        """
-        A BOLT11 invoice over `amount_msat` for which the LSP opens an ordinary channel on chain when
-        it is paid, and keeps its fee: at most `max_fee_msat`, or nothing is bought. Until its funding
-        has confirmed the channel is the LSP's word.
-"""
-        
-        _UniffiFfiConverterUInt64.check_lower(amount_msat)
-
-        _UniffiFfiConverterUInt64.check_lower(max_fee_msat)
-
-        _UniffiFfiConverterString.check_lower(description)
-
-        _UniffiFfiConverterUInt32.check_lower(expiry_secs)
-        _uniffi_lowered_args = (
-            self._uniffi_clone_handle(),
-            _UniffiFfiConverterUInt64.lower(amount_msat),
-            _UniffiFfiConverterUInt64.lower(max_fee_msat),
-            _UniffiFfiConverterString.lower(description),
-            _UniffiFfiConverterUInt32.lower(expiry_secs),
-        )
-        _uniffi_lift_return = _UniffiFfiConverterTypeJitInvoice.lift
-        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
-        return await _uniffi_rust_call_async(
-            _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive_jit(*_uniffi_lowered_args),
             _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
             _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
             _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
@@ -6762,6 +6817,7 @@ def standard_join_request(capacity_sat: int) -> JoinRequest:
 __all__ = [
     "InternalError",
     "BackupState",
+    "Departure",
     "Action",
     "Event",
     "Policy",
@@ -6770,13 +6826,13 @@ __all__ = [
     "Begin",
     "BitcoindAuth",
     "ChainSource",
-    "Closing",
     "ExitMode",
     "Network",
     "WalletError",
     "WordCount",
     "BackupStatus",
     "Balance",
+    "EpochConsent",
     "ErrorInfo",
     "StoredEvent",
     "EventPage",
@@ -6786,10 +6842,7 @@ __all__ = [
     "SeatInfo",
     "FactoryInfo",
     "InboundQuote",
-    "JitQuote",
-    "JitInvoice",
     "JoinRequest",
-    "OnchainChannel",
     "OnchainCoins",
     "Payment",
     "SendQuote",

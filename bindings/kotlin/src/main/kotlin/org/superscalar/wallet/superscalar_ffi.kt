@@ -720,9 +720,7 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_factories_quote_inbound(
     ): Int
-    external fun uniffi_superscalar_ffi_checksum_method_lightning_channels(
-    ): Int
-    external fun uniffi_superscalar_ffi_checksum_method_lightning_close_channel(
+    external fun uniffi_superscalar_ffi_checksum_method_factories_set_epoch_consent(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_lightning_payment(
     ): Int
@@ -730,11 +728,7 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_lightning_prepare_send(
     ): Int
-    external fun uniffi_superscalar_ffi_checksum_method_lightning_quote_jit(
-    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_lightning_receive(
-    ): Int
-    external fun uniffi_superscalar_ffi_checksum_method_lightning_receive_jit(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_lightning_send(
     ): Int
@@ -846,25 +840,19 @@ internal object UniffiLib {
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_factories_quote_inbound(`ptr`: Long,`factory`: RustBuffer.ByValue,`capacitySat`: Long,`maxPriceMsat`: Long,
     ): Long
+    external fun uniffi_superscalar_ffi_fn_method_factories_set_epoch_consent(`ptr`: Long,`factory`: RustBuffer.ByValue,`consent`: RustBuffer.ByValue,
+    ): Long
     external fun uniffi_superscalar_ffi_fn_clone_lightning(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Long
     external fun uniffi_superscalar_ffi_fn_free_lightning(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Unit
-    external fun uniffi_superscalar_ffi_fn_method_lightning_channels(`ptr`: Long,
-    ): Long
-    external fun uniffi_superscalar_ffi_fn_method_lightning_close_channel(`ptr`: Long,`channel`: RustBuffer.ByValue,`how`: RustBuffer.ByValue,
-    ): Long
     external fun uniffi_superscalar_ffi_fn_method_lightning_payment(`ptr`: Long,`paymentHash`: RustBuffer.ByValue,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_lightning_payments(`ptr`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_lightning_prepare_send(`ptr`: Long,`invoice`: RustBuffer.ByValue,`amountMsat`: RustBuffer.ByValue,
     ): Long
-    external fun uniffi_superscalar_ffi_fn_method_lightning_quote_jit(`ptr`: Long,`amountMsat`: Long,
-    ): Long
     external fun uniffi_superscalar_ffi_fn_method_lightning_receive(`ptr`: Long,`amountMsat`: RustBuffer.ByValue,`description`: RustBuffer.ByValue,`expirySecs`: Int,
-    ): Long
-    external fun uniffi_superscalar_ffi_fn_method_lightning_receive_jit(`ptr`: Long,`amountMsat`: Long,`maxFeeMsat`: Long,`description`: RustBuffer.ByValue,`expirySecs`: Int,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_lightning_send(`ptr`: Long,`invoice`: RustBuffer.ByValue,`amountMsat`: RustBuffer.ByValue,
     ): Long
@@ -1094,10 +1082,7 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_factories_quote_inbound() and 0xFFFF) != 29723) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_channels() and 0xFFFF) != 22962) {
-        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    }
-    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel() and 0xFFFF) != 41095) {
+    if ((lib.uniffi_superscalar_ffi_checksum_method_factories_set_epoch_consent() and 0xFFFF) != 2198) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_payment() and 0xFFFF) != 54960) {
@@ -1109,13 +1094,7 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_prepare_send() and 0xFFFF) != 13030) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
-    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_quote_jit() and 0xFFFF) != 53675) {
-        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    }
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_receive() and 0xFFFF) != 19488) {
-        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
-    }
-    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_receive_jit() and 0xFFFF) != 413) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_send() and 0xFFFF) != 54224) {
@@ -2096,6 +2075,12 @@ public interface FactoriesInterface {
      */
     suspend fun `quoteInbound`(`factory`: kotlin.String, `capacitySat`: kotlin.ULong, `maxPriceMsat`: kotlin.ULong): InboundQuote
     
+    /**
+     * Says what this wallet agrees to when its LSP gives its place in a factory a new epoch. Unless
+     * it says otherwise it stays, and its new channel is no smaller than what it has.
+     */
+    suspend fun `setEpochConsent`(`factory`: kotlin.String, `consent`: EpochConsent)
+    
     companion object
 }
 
@@ -2337,6 +2322,34 @@ open class Factories: Disposable, AutoCloseable, FactoriesInterface
     }
 
     
+    /**
+     * Says what this wallet agrees to when its LSP gives its place in a factory a new epoch. Unless
+     * it says otherwise it stays, and its new channel is no smaller than what it has.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `setEpochConsent`(`factory`: kotlin.String, `consent`: EpochConsent) {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_factories_set_epoch_consent(
+                uniffiHandle,
+                
+        FfiConverterString.lower(`factory`),
+        FfiConverterTypeEpochConsent.lower(`consent`),
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_void(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_void(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_void(future) },
+        // lift function
+        { },
+        
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
 
     
 
@@ -2476,18 +2489,6 @@ public object FfiConverterTypeFactories: FfiConverter<Factories, Long> {
 public interface LightningInterface {
     
     /**
-     * The channels that are on chain by themselves: those that were bought with a payment.
-     */
-    suspend fun `channels`(): List<OnchainChannel>
-    
-    /**
-     * Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
-     * the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
-     * collects it.
-     */
-    suspend fun `closeChannel`(`channel`: kotlin.String, `how`: Closing)
-    
-    /**
      * One payment by its hash.
      */
     suspend fun `payment`(`paymentHash`: kotlin.String): Payment?
@@ -2503,21 +2504,9 @@ public interface LightningInterface {
     suspend fun `prepareSend`(`invoice`: kotlin.String, `amountMsat`: kotlin.ULong? = null): SendQuote
     
     /**
-     * What the LSP would keep of a payment of `amount_msat` for opening a channel with it.
-     */
-    suspend fun `quoteJit`(`amountMsat`: kotlin.ULong): JitQuote
-    
-    /**
      * A BOLT11 invoice payable to this wallet; no amount leaves it to the payer.
      */
     suspend fun `receive`(`amountMsat`: kotlin.ULong?, `description`: kotlin.String = "", `expirySecs`: kotlin.UInt = 3600u): kotlin.String
-    
-    /**
-     * A BOLT11 invoice over `amount_msat` for which the LSP opens an ordinary channel on chain when
-     * it is paid, and keeps its fee: at most `max_fee_msat`, or nothing is bought. Until its funding
-     * has confirmed the channel is the LSP's word.
-     */
-    suspend fun `receiveJit`(`amountMsat`: kotlin.ULong, `maxFeeMsat`: kotlin.ULong, `description`: kotlin.String = "", `expirySecs`: kotlin.UInt = 3600u): JitInvoice
     
     /**
      * Begins to pay an invoice and returns the payment's hash; how it ends is an event and in
@@ -2634,59 +2623,6 @@ open class Lightning: Disposable, AutoCloseable, LightningInterface
 
     
     /**
-     * The channels that are on chain by themselves: those that were bought with a payment.
-     */
-    @Throws(WalletException::class)
-    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
-    override suspend fun `channels`() : List<OnchainChannel> {
-        return uniffiRustCallAsync(
-        callWithHandle { uniffiHandle ->
-            UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_channels(
-                uniffiHandle,
-                
-            )
-        },
-        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer(future, callback, continuation) },
-        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer(future, continuation) },
-        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
-        // lift function
-        { FfiConverterSequenceTypeOnchainChannel.lift(it) },
-        // Error FFI converter
-        WalletException.ErrorHandler,
-    )
-    }
-
-    
-    /**
-     * Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
-     * the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
-     * collects it.
-     */
-    @Throws(WalletException::class)
-    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
-    override suspend fun `closeChannel`(`channel`: kotlin.String, `how`: Closing) {
-        return uniffiRustCallAsync(
-        callWithHandle { uniffiHandle ->
-            UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_close_channel(
-                uniffiHandle,
-                
-        FfiConverterString.lower(`channel`),
-        FfiConverterTypeClosing.lower(`how`),
-            )
-        },
-        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_void(future, callback, continuation) },
-        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_void(future, continuation) },
-        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_void(future) },
-        // lift function
-        { },
-        
-        // Error FFI converter
-        WalletException.ErrorHandler,
-    )
-    }
-
-    
-    /**
      * One payment by its hash.
      */
     @Throws(WalletException::class)
@@ -2762,31 +2698,6 @@ open class Lightning: Disposable, AutoCloseable, LightningInterface
 
     
     /**
-     * What the LSP would keep of a payment of `amount_msat` for opening a channel with it.
-     */
-    @Throws(WalletException::class)
-    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
-    override suspend fun `quoteJit`(`amountMsat`: kotlin.ULong) : JitQuote {
-        return uniffiRustCallAsync(
-        callWithHandle { uniffiHandle ->
-            UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_quote_jit(
-                uniffiHandle,
-                
-        FfiConverterULong.lower(`amountMsat`),
-            )
-        },
-        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer(future, callback, continuation) },
-        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer(future, continuation) },
-        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
-        // lift function
-        { FfiConverterTypeJitQuote.lift(it) },
-        // Error FFI converter
-        WalletException.ErrorHandler,
-    )
-    }
-
-    
-    /**
      * A BOLT11 invoice payable to this wallet; no amount leaves it to the payer.
      */
     @Throws(WalletException::class)
@@ -2807,36 +2718,6 @@ open class Lightning: Disposable, AutoCloseable, LightningInterface
         { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
         // lift function
         { FfiConverterString.lift(it) },
-        // Error FFI converter
-        WalletException.ErrorHandler,
-    )
-    }
-
-    
-    /**
-     * A BOLT11 invoice over `amount_msat` for which the LSP opens an ordinary channel on chain when
-     * it is paid, and keeps its fee: at most `max_fee_msat`, or nothing is bought. Until its funding
-     * has confirmed the channel is the LSP's word.
-     */
-    @Throws(WalletException::class)
-    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
-    override suspend fun `receiveJit`(`amountMsat`: kotlin.ULong, `maxFeeMsat`: kotlin.ULong, `description`: kotlin.String, `expirySecs`: kotlin.UInt) : JitInvoice {
-        return uniffiRustCallAsync(
-        callWithHandle { uniffiHandle ->
-            UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive_jit(
-                uniffiHandle,
-                
-        FfiConverterULong.lower(`amountMsat`),
-        FfiConverterULong.lower(`maxFeeMsat`),
-        FfiConverterString.lower(`description`),
-        FfiConverterUInt.lower(`expirySecs`),
-            )
-        },
-        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer(future, callback, continuation) },
-        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer(future, continuation) },
-        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
-        // lift function
-        { FfiConverterTypeJitInvoice.lift(it) },
         // Error FFI converter
         WalletException.ErrorHandler,
     )
@@ -4493,6 +4374,54 @@ public object FfiConverterTypeBalance: FfiConverterRustBuffer<Balance> {
 
 
 /**
+ * What a wallet agrees to when its LSP gives its place in a factory a new epoch.
+ */
+data class EpochConsent (
+    /**
+     * Least capacity of the new channel in satoshi; absent for what its channels hold together.
+     */
+    val `minCapacitySat`: kotlin.ULong?
+    , 
+    /**
+     * Whether the LSP may have the place back. It is signed away only when nothing at all of the
+     * wallet's is in its channels.
+     */
+    val `departure`: Departure
+    
+){
+    
+
+    
+
+    
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeEpochConsent: FfiConverterRustBuffer<EpochConsent> {
+    override fun read(buf: ByteBuffer): EpochConsent {
+        return EpochConsent(
+            FfiConverterOptionalULong.read(buf),
+            FfiConverterTypeDeparture.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: EpochConsent) = (
+            FfiConverterOptionalULong.allocationSize(value.`minCapacitySat`) +
+            FfiConverterTypeDeparture.allocationSize(value.`departure`)
+    )
+
+    override fun write(value: EpochConsent, buf: ByteBuffer) {
+            FfiConverterOptionalULong.write(value.`minCapacitySat`, buf)
+            FfiConverterTypeDeparture.write(value.`departure`, buf)
+    }
+}
+
+
+
+/**
  * Everything about an error.
  */
 data class ErrorInfo (
@@ -5101,116 +5030,6 @@ public object FfiConverterTypeInboundQuote: FfiConverterRustBuffer<InboundQuote>
 
 
 /**
- * An invoice for whose payment a channel is opened.
- */
-data class JitInvoice (
-    /**
-     * The BOLT11 invoice.
-     */
-    val `invoice`: kotlin.String
-    , 
-    /**
-     * What the channel costs.
-     */
-    val `quote`: JitQuote
-    
-){
-    
-
-    
-
-    
-    companion object
-}
-
-/**
- * @suppress
- */
-public object FfiConverterTypeJitInvoice: FfiConverterRustBuffer<JitInvoice> {
-    override fun read(buf: ByteBuffer): JitInvoice {
-        return JitInvoice(
-            FfiConverterString.read(buf),
-            FfiConverterTypeJitQuote.read(buf),
-        )
-    }
-
-    override fun allocationSize(value: JitInvoice) = (
-            FfiConverterString.allocationSize(value.`invoice`) +
-            FfiConverterTypeJitQuote.allocationSize(value.`quote`)
-    )
-
-    override fun write(value: JitInvoice, buf: ByteBuffer) {
-            FfiConverterString.write(value.`invoice`, buf)
-            FfiConverterTypeJitQuote.write(value.`quote`, buf)
-    }
-}
-
-
-
-/**
- * What a channel opened for a payment costs.
- */
-data class JitQuote (
-    /**
-     * What the payer pays.
-     */
-    val `amountMsat`: kotlin.ULong
-    , 
-    /**
-     * What the LSP keeps of it.
-     */
-    val `feeMsat`: kotlin.ULong
-    , 
-    /**
-     * Seconds since 1970 until which the price holds.
-     */
-    val `validUntil`: kotlin.ULong
-    , 
-    /**
-     * Blocks for which the LSP will not close the channel.
-     */
-    val `minLifetimeBlocks`: kotlin.UInt
-    
-){
-    
-
-    
-
-    
-    companion object
-}
-
-/**
- * @suppress
- */
-public object FfiConverterTypeJitQuote: FfiConverterRustBuffer<JitQuote> {
-    override fun read(buf: ByteBuffer): JitQuote {
-        return JitQuote(
-            FfiConverterULong.read(buf),
-            FfiConverterULong.read(buf),
-            FfiConverterULong.read(buf),
-            FfiConverterUInt.read(buf),
-        )
-    }
-
-    override fun allocationSize(value: JitQuote) = (
-            FfiConverterULong.allocationSize(value.`amountMsat`) +
-            FfiConverterULong.allocationSize(value.`feeMsat`) +
-            FfiConverterULong.allocationSize(value.`validUntil`) +
-            FfiConverterUInt.allocationSize(value.`minLifetimeBlocks`)
-    )
-
-    override fun write(value: JitQuote, buf: ByteBuffer) {
-            FfiConverterULong.write(value.`amountMsat`, buf)
-            FfiConverterULong.write(value.`feeMsat`, buf)
-            FfiConverterULong.write(value.`validUntil`, buf)
-            FfiConverterUInt.write(value.`minLifetimeBlocks`, buf)
-    }
-}
-
-
-
-/**
  * What a wallet wants of a place in a factory, and what it accepts.
  */
 data class JoinRequest (
@@ -5261,69 +5080,6 @@ public object FfiConverterTypeJoinRequest: FfiConverterRustBuffer<JoinRequest> {
             FfiConverterULong.write(value.`capacitySat`, buf)
             FfiConverterSequenceTypePolicy.write(value.`policies`, buf)
             FfiConverterUInt.write(value.`routeLimitBlocks`, buf)
-    }
-}
-
-
-
-/**
- * A channel of ours that lives in no factory.
- */
-data class OnchainChannel (
-    /**
-     * Its id, hex.
-     */
-    val `channel`: kotlin.String
-    , 
-    /**
-     * Value of the funding output.
-     */
-    val `capacitySat`: kotlin.ULong
-    , 
-    /**
-     * What is ours.
-     */
-    val `balanceMsat`: kotlin.ULong
-    , 
-    /**
-     * Whether it can be used now.
-     */
-    val `usable`: kotlin.Boolean
-    
-){
-    
-
-    
-
-    
-    companion object
-}
-
-/**
- * @suppress
- */
-public object FfiConverterTypeOnchainChannel: FfiConverterRustBuffer<OnchainChannel> {
-    override fun read(buf: ByteBuffer): OnchainChannel {
-        return OnchainChannel(
-            FfiConverterString.read(buf),
-            FfiConverterULong.read(buf),
-            FfiConverterULong.read(buf),
-            FfiConverterBoolean.read(buf),
-        )
-    }
-
-    override fun allocationSize(value: OnchainChannel) = (
-            FfiConverterString.allocationSize(value.`channel`) +
-            FfiConverterULong.allocationSize(value.`capacitySat`) +
-            FfiConverterULong.allocationSize(value.`balanceMsat`) +
-            FfiConverterBoolean.allocationSize(value.`usable`)
-    )
-
-    override fun write(value: OnchainChannel, buf: ByteBuffer) {
-            FfiConverterString.write(value.`channel`, buf)
-            FfiConverterULong.write(value.`capacitySat`, buf)
-            FfiConverterULong.write(value.`balanceMsat`, buf)
-            FfiConverterBoolean.write(value.`usable`, buf)
     }
 }
 
@@ -5504,7 +5260,12 @@ data class SeatInfo (
     val `stockSat`: kotlin.ULong
     , 
     /**
-     * The channel's outpoint in the leaf, `txid:vout`, once known.
+     * Version of its path: how many new epochs it has moved to. A carry counts those it skips.
+     */
+    val `version`: kotlin.UInt
+    , 
+    /**
+     * The channel's outpoint in the leaf, `txid:vout`, once known; none once we have left.
      */
     val `channel`: kotlin.String?
     , 
@@ -5534,6 +5295,18 @@ data class SeatInfo (
      * our commitment is not; `unpaid`: it can receive and is not paid for.
      */
     val `sale`: kotlin.String?
+    , 
+    /**
+     * Where a new epoch stands, if one is under way: `preparing`, `stored`, `committed` (the LSP
+     * alone can complete it) or `switching`.
+     */
+    val `moving`: kotlin.String?
+    , 
+    /**
+     * What our channels in this place hold at most, in millisatoshi, while the LSP may complete an
+     * epoch alone.
+     */
+    val `mostMsat`: kotlin.ULong?
     
 ){
     
@@ -5554,12 +5327,15 @@ public object FfiConverterTypeSeatInfo: FfiConverterRustBuffer<SeatInfo> {
             FfiConverterString.read(buf),
             FfiConverterULong.read(buf),
             FfiConverterULong.read(buf),
+            FfiConverterUInt.read(buf),
             FfiConverterOptionalString.read(buf),
             FfiConverterSequenceTypeSoldInfo.read(buf),
             FfiConverterULong.read(buf),
             FfiConverterULong.read(buf),
             FfiConverterULong.read(buf),
             FfiConverterOptionalString.read(buf),
+            FfiConverterOptionalString.read(buf),
+            FfiConverterOptionalULong.read(buf),
         )
     }
 
@@ -5568,12 +5344,15 @@ public object FfiConverterTypeSeatInfo: FfiConverterRustBuffer<SeatInfo> {
             FfiConverterString.allocationSize(value.`peer`) +
             FfiConverterULong.allocationSize(value.`capacitySat`) +
             FfiConverterULong.allocationSize(value.`stockSat`) +
+            FfiConverterUInt.allocationSize(value.`version`) +
             FfiConverterOptionalString.allocationSize(value.`channel`) +
             FfiConverterSequenceTypeSoldInfo.allocationSize(value.`sold`) +
             FfiConverterULong.allocationSize(value.`stockLeftSat`) +
             FfiConverterULong.allocationSize(value.`sellableSat`) +
             FfiConverterULong.allocationSize(value.`sellableWholeSat`) +
-            FfiConverterOptionalString.allocationSize(value.`sale`)
+            FfiConverterOptionalString.allocationSize(value.`sale`) +
+            FfiConverterOptionalString.allocationSize(value.`moving`) +
+            FfiConverterOptionalULong.allocationSize(value.`mostMsat`)
     )
 
     override fun write(value: SeatInfo, buf: ByteBuffer) {
@@ -5581,12 +5360,15 @@ public object FfiConverterTypeSeatInfo: FfiConverterRustBuffer<SeatInfo> {
             FfiConverterString.write(value.`peer`, buf)
             FfiConverterULong.write(value.`capacitySat`, buf)
             FfiConverterULong.write(value.`stockSat`, buf)
+            FfiConverterUInt.write(value.`version`, buf)
             FfiConverterOptionalString.write(value.`channel`, buf)
             FfiConverterSequenceTypeSoldInfo.write(value.`sold`, buf)
             FfiConverterULong.write(value.`stockLeftSat`, buf)
             FfiConverterULong.write(value.`sellableSat`, buf)
             FfiConverterULong.write(value.`sellableWholeSat`, buf)
             FfiConverterOptionalString.write(value.`sale`, buf)
+            FfiConverterOptionalString.write(value.`moving`, buf)
+            FfiConverterOptionalULong.write(value.`mostMsat`, buf)
     }
 }
 
@@ -6296,19 +6078,19 @@ public object FfiConverterTypeChainSource : FfiConverterRustBuffer<ChainSource>{
 
 
 /**
- * How a channel is closed.
+ * Whether a wallet gives its place in a factory up.
  */
 
-enum class Closing {
+enum class Departure {
     
     /**
-     * The LSP must be there, and sign.
+     * It does not.
      */
-    TOGETHER,
+    STAYS,
     /**
-     * By our own commitment.
+     * It does.
      */
-    ALONE;
+    LEAVES;
 
     
 
@@ -6320,16 +6102,16 @@ enum class Closing {
 /**
  * @suppress
  */
-public object FfiConverterTypeClosing: FfiConverterRustBuffer<Closing> {
+public object FfiConverterTypeDeparture: FfiConverterRustBuffer<Departure> {
     override fun read(buf: ByteBuffer) = try {
-        Closing.values()[buf.getInt() - 1]
+        Departure.values()[buf.getInt() - 1]
     } catch (e: IndexOutOfBoundsException) {
         throw RuntimeException("invalid enum value, something is very wrong!!", e)
     }
 
-    override fun allocationSize(value: Closing) = 4UL
+    override fun allocationSize(value: Departure) = 4UL
 
-    override fun write(value: Closing, buf: ByteBuffer) {
+    override fun write(value: Departure, buf: ByteBuffer) {
         buf.putInt(value.ordinal + 1)
     }
 }
@@ -6583,6 +6365,104 @@ sealed class Event {
     }
     
     /**
+     * All that we have in a place is in one channel of a new epoch now.
+     */
+    data class EpochMoved(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * Our place in it.
+         */
+        val `slot`: kotlin.UShort, 
+        /**
+         * The version of its path, 0 for the first.
+         */
+        val `version`: kotlin.UInt) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
+     * Nothing comes of a new epoch; the channels carry payments as before.
+     */
+    data class EpochEnded(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * Which epoch of which node.
+         */
+        val `epoch`: kotlin.String, 
+        /**
+         * Why.
+         */
+        val `reason`: kotlin.String) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
+     * The LSP alone decides whether a new epoch that we have signed comes to be. Until then what is
+     * ours in the place's channels can be sent, and received again up to `most_msat`.
+     */
+    data class EpochLimbo(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * Our place in it.
+         */
+        val `slot`: kotlin.UShort, 
+        /**
+         * What the channels hold at most, in millisatoshi.
+         */
+        val `mostMsat`: kotlin.ULong) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
+     * The LSP wanted something else signed for an epoch that something was signed for, or for an
+     * older one. It was refused; an honest one never does it.
+     */
+    data class EpochEquivocation(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * Our place in it.
+         */
+        val `slot`: kotlin.UShort, 
+        /**
+         * What it wanted.
+         */
+        val `epoch`: kotlin.String, 
+        /**
+         * Its node id.
+         */
+        val `peer`: kotlin.String) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
      * A payment arrived.
      */
     data class PaymentReceived(
@@ -6781,33 +6661,54 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 FfiConverterUInt.read(buf),
                 FfiConverterString.read(buf),
                 )
-            10 -> Event.PaymentReceived(
+            10 -> Event.EpochMoved(
+                FfiConverterString.read(buf),
+                FfiConverterUShort.read(buf),
+                FfiConverterUInt.read(buf),
+                )
+            11 -> Event.EpochEnded(
+                FfiConverterString.read(buf),
+                FfiConverterString.read(buf),
+                FfiConverterString.read(buf),
+                )
+            12 -> Event.EpochLimbo(
+                FfiConverterString.read(buf),
+                FfiConverterUShort.read(buf),
+                FfiConverterULong.read(buf),
+                )
+            13 -> Event.EpochEquivocation(
+                FfiConverterString.read(buf),
+                FfiConverterUShort.read(buf),
+                FfiConverterString.read(buf),
+                FfiConverterString.read(buf),
+                )
+            14 -> Event.PaymentReceived(
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            11 -> Event.PaymentSent(
+            15 -> Event.PaymentSent(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            12 -> Event.PaymentFailed(
+            16 -> Event.PaymentFailed(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
-            13 -> Event.ExitStarted(
+            17 -> Event.ExitStarted(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
-            14 -> Event.ExitLeafConfirmed(
+            18 -> Event.ExitLeafConfirmed(
                 FfiConverterString.read(buf),
                 FfiConverterUInt.read(buf),
                 )
-            15 -> Event.ExitPaidOut(
+            19 -> Event.ExitPaidOut(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            16 -> Event.Other(
+            20 -> Event.Other(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
@@ -6891,6 +6792,43 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 + FfiConverterString.allocationSize(value.`factory`)
                 + FfiConverterUShort.allocationSize(value.`slot`)
                 + FfiConverterUInt.allocationSize(value.`channel`)
+                + FfiConverterString.allocationSize(value.`peer`)
+            )
+        }
+        is Event.EpochMoved -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterUShort.allocationSize(value.`slot`)
+                + FfiConverterUInt.allocationSize(value.`version`)
+            )
+        }
+        is Event.EpochEnded -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterString.allocationSize(value.`epoch`)
+                + FfiConverterString.allocationSize(value.`reason`)
+            )
+        }
+        is Event.EpochLimbo -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterUShort.allocationSize(value.`slot`)
+                + FfiConverterULong.allocationSize(value.`mostMsat`)
+            )
+        }
+        is Event.EpochEquivocation -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterUShort.allocationSize(value.`slot`)
+                + FfiConverterString.allocationSize(value.`epoch`)
                 + FfiConverterString.allocationSize(value.`peer`)
             )
         }
@@ -7016,46 +6954,75 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 FfiConverterString.write(value.`peer`, buf)
                 Unit
             }
-            is Event.PaymentReceived -> {
+            is Event.EpochMoved -> {
                 buf.putInt(10)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterUShort.write(value.`slot`, buf)
+                FfiConverterUInt.write(value.`version`, buf)
+                Unit
+            }
+            is Event.EpochEnded -> {
+                buf.putInt(11)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterString.write(value.`epoch`, buf)
+                FfiConverterString.write(value.`reason`, buf)
+                Unit
+            }
+            is Event.EpochLimbo -> {
+                buf.putInt(12)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterUShort.write(value.`slot`, buf)
+                FfiConverterULong.write(value.`mostMsat`, buf)
+                Unit
+            }
+            is Event.EpochEquivocation -> {
+                buf.putInt(13)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterUShort.write(value.`slot`, buf)
+                FfiConverterString.write(value.`epoch`, buf)
+                FfiConverterString.write(value.`peer`, buf)
+                Unit
+            }
+            is Event.PaymentReceived -> {
+                buf.putInt(14)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterULong.write(value.`amountMsat`, buf)
                 Unit
             }
             is Event.PaymentSent -> {
-                buf.putInt(11)
+                buf.putInt(15)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterString.write(value.`preimage`, buf)
                 FfiConverterULong.write(value.`feeMsat`, buf)
                 Unit
             }
             is Event.PaymentFailed -> {
-                buf.putInt(12)
+                buf.putInt(16)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterString.write(value.`reason`, buf)
                 Unit
             }
             is Event.ExitStarted -> {
-                buf.putInt(13)
+                buf.putInt(17)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterString.write(value.`reason`, buf)
                 Unit
             }
             is Event.ExitLeafConfirmed -> {
-                buf.putInt(14)
+                buf.putInt(18)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterUInt.write(value.`height`, buf)
                 Unit
             }
             is Event.ExitPaidOut -> {
-                buf.putInt(15)
+                buf.putInt(19)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterString.write(value.`outpoint`, buf)
                 FfiConverterULong.write(value.`amountSat`, buf)
                 Unit
             }
             is Event.Other -> {
-                buf.putInt(16)
+                buf.putInt(20)
                 FfiConverterString.write(value.`kind`, buf)
                 FfiConverterString.write(value.`json`, buf)
                 Unit
@@ -7581,34 +7548,6 @@ public object FfiConverterSequenceTypeFactoryInfo: FfiConverterRustBuffer<List<F
         buf.putInt(value.size)
         value.iterator().forEach {
             FfiConverterTypeFactoryInfo.write(it, buf)
-        }
-    }
-}
-
-
-
-
-/**
- * @suppress
- */
-public object FfiConverterSequenceTypeOnchainChannel: FfiConverterRustBuffer<List<OnchainChannel>> {
-    override fun read(buf: ByteBuffer): List<OnchainChannel> {
-        val len = buf.getInt()
-        return List<OnchainChannel>(len) {
-            FfiConverterTypeOnchainChannel.read(buf)
-        }
-    }
-
-    override fun allocationSize(value: List<OnchainChannel>): ULong {
-        val sizeForLength = 4UL
-        val sizeForItems = value.map { FfiConverterTypeOnchainChannel.allocationSize(it) }.sum()
-        return sizeForLength + sizeForItems
-    }
-
-    override fun write(value: List<OnchainChannel>, buf: ByteBuffer) {
-        buf.putInt(value.size)
-        value.iterator().forEach {
-            FfiConverterTypeOnchainChannel.write(it, buf)
         }
     }
 }
