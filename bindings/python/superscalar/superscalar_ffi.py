@@ -553,13 +553,21 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_factories_set_epoch_consent() != 2198:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_lightning_channels() != 22962:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel() != 41095:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_payment() != 54960:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_payments() != 59602:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_prepare_send() != 13030:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_lightning_quote_jit() != 53675:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_receive() != 19488:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_lightning_receive_jit() != 413:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_lightning_send() != 54224:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -686,6 +694,12 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_quote_inbound.restyp
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_set_epoch_consent.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_factories_set_epoch_consent.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_channels.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_channels.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_payment.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_payment.restype = ctypes.c_uint16
@@ -695,9 +709,15 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_payments.restype = c
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_prepare_send.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_prepare_send.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_quote_jit.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_quote_jit.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_receive.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_receive.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_receive_jit.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_receive_jit.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_send.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_lightning_send.restype = ctypes.c_uint16
@@ -851,6 +871,16 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_set_epoch_consent.argtypes
     _UniffiRustBuffer,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_factories_set_epoch_consent.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_channels.argtypes = (
+    ctypes.c_uint64,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_channels.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_close_channel.argtypes = (
+    ctypes.c_uint64,
+    _UniffiRustBuffer,
+    _UniffiRustBuffer,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_close_channel.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_payment.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -866,6 +896,11 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_prepare_send.argtypes = (
     _UniffiRustBuffer,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_prepare_send.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_quote_jit.argtypes = (
+    ctypes.c_uint64,
+    ctypes.c_uint64,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_quote_jit.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -873,6 +908,14 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive.argtypes = (
     ctypes.c_uint32,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive_jit.argtypes = (
+    ctypes.c_uint64,
+    ctypes.c_uint64,
+    ctypes.c_uint64,
+    _UniffiRustBuffer,
+    ctypes.c_uint32,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive_jit.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_send.argtypes = (
     ctypes.c_uint64,
     _UniffiRustBuffer,
@@ -4159,6 +4202,96 @@ class _UniffiFfiConverterTypeInboundQuote(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt64.write(value.price_msat, buf)
         _UniffiFfiConverterUInt32.write(value.valid_until_height, buf)
 
+@dataclass
+class JitQuote:
+    """
+    What a channel opened for a payment costs.
+"""
+    def __init__(self, *, amount_msat:int, fee_msat:int, valid_until:int, min_lifetime_blocks:int):
+        self.amount_msat = amount_msat
+        self.fee_msat = fee_msat
+        self.valid_until = valid_until
+        self.min_lifetime_blocks = min_lifetime_blocks
+        
+        
+
+    
+    def __str__(self):
+        return "JitQuote(amount_msat={}, fee_msat={}, valid_until={}, min_lifetime_blocks={})".format(self.amount_msat, self.fee_msat, self.valid_until, self.min_lifetime_blocks)
+    def __eq__(self, other):
+        if self.amount_msat != other.amount_msat:
+            return False
+        if self.fee_msat != other.fee_msat:
+            return False
+        if self.valid_until != other.valid_until:
+            return False
+        if self.min_lifetime_blocks != other.min_lifetime_blocks:
+            return False
+        return True
+
+class _UniffiFfiConverterTypeJitQuote(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        return JitQuote(
+            amount_msat=_UniffiFfiConverterUInt64.read(buf),
+            fee_msat=_UniffiFfiConverterUInt64.read(buf),
+            valid_until=_UniffiFfiConverterUInt64.read(buf),
+            min_lifetime_blocks=_UniffiFfiConverterUInt32.read(buf),
+        )
+
+    @staticmethod
+    def check_lower(value):
+        _UniffiFfiConverterUInt64.check_lower(value.amount_msat)
+        _UniffiFfiConverterUInt64.check_lower(value.fee_msat)
+        _UniffiFfiConverterUInt64.check_lower(value.valid_until)
+        _UniffiFfiConverterUInt32.check_lower(value.min_lifetime_blocks)
+
+    @staticmethod
+    def write(value, buf):
+        _UniffiFfiConverterUInt64.write(value.amount_msat, buf)
+        _UniffiFfiConverterUInt64.write(value.fee_msat, buf)
+        _UniffiFfiConverterUInt64.write(value.valid_until, buf)
+        _UniffiFfiConverterUInt32.write(value.min_lifetime_blocks, buf)
+
+@dataclass
+class JitInvoice:
+    """
+    An invoice for whose payment a channel is opened.
+"""
+    def __init__(self, *, invoice:str, quote:JitQuote):
+        self.invoice = invoice
+        self.quote = quote
+        
+        
+
+    
+    def __str__(self):
+        return "JitInvoice(invoice={}, quote={})".format(self.invoice, self.quote)
+    def __eq__(self, other):
+        if self.invoice != other.invoice:
+            return False
+        if self.quote != other.quote:
+            return False
+        return True
+
+class _UniffiFfiConverterTypeJitInvoice(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        return JitInvoice(
+            invoice=_UniffiFfiConverterString.read(buf),
+            quote=_UniffiFfiConverterTypeJitQuote.read(buf),
+        )
+
+    @staticmethod
+    def check_lower(value):
+        _UniffiFfiConverterString.check_lower(value.invoice)
+        _UniffiFfiConverterTypeJitQuote.check_lower(value.quote)
+
+    @staticmethod
+    def write(value, buf):
+        _UniffiFfiConverterString.write(value.invoice, buf)
+        _UniffiFfiConverterTypeJitQuote.write(value.quote, buf)
+
 
 
 
@@ -4275,6 +4408,57 @@ class _UniffiFfiConverterTypeJoinRequest(_UniffiConverterRustBuffer):
         _UniffiFfiConverterUInt64.write(value.capacity_sat, buf)
         _UniffiFfiConverterSequenceTypePolicy.write(value.policies, buf)
         _UniffiFfiConverterUInt32.write(value.route_limit_blocks, buf)
+
+@dataclass
+class OnchainChannel:
+    """
+    A channel of ours that lives in no factory.
+"""
+    def __init__(self, *, channel:str, capacity_sat:int, balance_msat:int, usable:bool):
+        self.channel = channel
+        self.capacity_sat = capacity_sat
+        self.balance_msat = balance_msat
+        self.usable = usable
+        
+        
+
+    
+    def __str__(self):
+        return "OnchainChannel(channel={}, capacity_sat={}, balance_msat={}, usable={})".format(self.channel, self.capacity_sat, self.balance_msat, self.usable)
+    def __eq__(self, other):
+        if self.channel != other.channel:
+            return False
+        if self.capacity_sat != other.capacity_sat:
+            return False
+        if self.balance_msat != other.balance_msat:
+            return False
+        if self.usable != other.usable:
+            return False
+        return True
+
+class _UniffiFfiConverterTypeOnchainChannel(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        return OnchainChannel(
+            channel=_UniffiFfiConverterString.read(buf),
+            capacity_sat=_UniffiFfiConverterUInt64.read(buf),
+            balance_msat=_UniffiFfiConverterUInt64.read(buf),
+            usable=_UniffiFfiConverterBoolean.read(buf),
+        )
+
+    @staticmethod
+    def check_lower(value):
+        _UniffiFfiConverterString.check_lower(value.channel)
+        _UniffiFfiConverterUInt64.check_lower(value.capacity_sat)
+        _UniffiFfiConverterUInt64.check_lower(value.balance_msat)
+        _UniffiFfiConverterBoolean.check_lower(value.usable)
+
+    @staticmethod
+    def write(value, buf):
+        _UniffiFfiConverterString.write(value.channel, buf)
+        _UniffiFfiConverterUInt64.write(value.capacity_sat, buf)
+        _UniffiFfiConverterUInt64.write(value.balance_msat, buf)
+        _UniffiFfiConverterBoolean.write(value.usable, buf)
 
 @dataclass
 class OnchainCoins:
@@ -4961,6 +5145,55 @@ class _UniffiFfiConverterTypeChainSource(_UniffiConverterRustBuffer):
             buf.write_i32(1)
             _UniffiFfiConverterString.write(value.address, buf)
             _UniffiFfiConverterTypeBitcoindAuth.write(value.auth, buf)
+
+
+
+
+
+
+
+
+class Closing(enum.Enum):
+    """
+    How a channel is closed.
+"""
+    
+    TOGETHER = 0
+    """
+    The LSP must be there, and sign.
+"""
+    
+    ALONE = 1
+    """
+    By our own commitment.
+"""
+    
+
+
+class _UniffiFfiConverterTypeClosing(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        variant = buf.read_i32()
+        if variant == 1:
+            return Closing.TOGETHER
+        if variant == 2:
+            return Closing.ALONE
+        raise InternalError("Raw enum value doesn't match any cases")
+
+    @staticmethod
+    def check_lower(value):
+        if value == Closing.TOGETHER:
+            return
+        if value == Closing.ALONE:
+            return
+        raise ValueError(value)
+
+    @staticmethod
+    def write(value, buf):
+        if value == Closing.TOGETHER:
+            buf.write_i32(1)
+        if value == Closing.ALONE:
+            buf.write_i32(2)
 
 
 
@@ -5731,6 +5964,29 @@ class _UniffiFfiConverterTypeFactories:
     def write(cls, value: Factories, buf: _UniffiRustBuffer):
         buf.write_u64(cls.lower(value))
 
+class _UniffiFfiConverterSequenceTypeOnchainChannel(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        for item in value:
+            _UniffiFfiConverterTypeOnchainChannel.check_lower(item)
+
+    @classmethod
+    def write(cls, value, buf):
+        items = len(value)
+        buf.write_i32(items)
+        for item in value:
+            _UniffiFfiConverterTypeOnchainChannel.write(item, buf)
+
+    @classmethod
+    def read(cls, buf):
+        count = buf.read_i32()
+        if count < 0:
+            raise InternalError("Unexpected negative sequence length")
+
+        return [
+            _UniffiFfiConverterTypeOnchainChannel.read(buf) for i in range(count)
+        ]
+
 class _UniffiFfiConverterOptionalTypePayment(_UniffiConverterRustBuffer):
     @classmethod
     def check_lower(cls, value):
@@ -5785,6 +6041,18 @@ class LightningProtocol(typing.Protocol):
     Invoices and payments.
 """
     
+    async def channels(self, ) -> typing.List[OnchainChannel]:
+        """
+        The channels that are on chain by themselves: those that were bought with a payment.
+"""
+        raise NotImplementedError
+    async def close_channel(self, channel: str,how: Closing) -> None:
+        """
+        Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
+        the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
+        collects it.
+"""
+        raise NotImplementedError
     async def payment(self, payment_hash: str) -> typing.Optional[Payment]:
         """
         One payment by its hash.
@@ -5800,9 +6068,21 @@ class LightningProtocol(typing.Protocol):
         Reads an invoice. `amount_msat` is for invoices without an amount.
 """
         raise NotImplementedError
+    async def quote_jit(self, amount_msat: int) -> JitQuote:
+        """
+        What the LSP would keep of a payment of `amount_msat` for opening a channel with it.
+"""
+        raise NotImplementedError
     async def receive(self, amount_msat: typing.Optional[int],description: str = "",expiry_secs: int = 3600) -> str:
         """
         A BOLT11 invoice payable to this wallet; no amount leaves it to the payer.
+"""
+        raise NotImplementedError
+    async def receive_jit(self, amount_msat: int,max_fee_msat: int,description: str = "",expiry_secs: int = 3600) -> JitInvoice:
+        """
+        A BOLT11 invoice over `amount_msat` for which the LSP opens an ordinary channel on chain when
+        it is paid, and keeps its fee: at most `max_fee_msat`, or nothing is bought. Until its funding
+        has confirmed the channel is the LSP's word.
 """
         raise NotImplementedError
     async def send(self, invoice: str,amount_msat: typing.Union[object, typing.Optional[int]] = _DEFAULT) -> str:
@@ -5839,6 +6119,48 @@ class Lightning(LightningProtocol):
         inst = cls.__new__(cls)
         inst._handle = handle
         return inst
+    async def channels(self, ) -> typing.List[OnchainChannel]:
+        """
+        The channels that are on chain by themselves: those that were bought with a payment.
+"""
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+        )
+        _uniffi_lift_return = _UniffiFfiConverterSequenceTypeOnchainChannel.lift
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_channels(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
+    async def close_channel(self, channel: str,how: Closing) -> None:
+        """
+        Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
+        the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
+        collects it.
+"""
+        
+        _UniffiFfiConverterString.check_lower(channel)
+
+        _UniffiFfiConverterTypeClosing.check_lower(how)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterString.lower(channel),
+            _UniffiFfiConverterTypeClosing.lower(how),
+        )
+        _uniffi_lift_return = lambda val: None
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_close_channel(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_void,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_void,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
     async def payment(self, payment_hash: str) -> typing.Optional[Payment]:
         """
         One payment by its hash.
@@ -5901,6 +6223,26 @@ class Lightning(LightningProtocol):
             _uniffi_lift_return,
             _uniffi_error_converter,
         )
+    async def quote_jit(self, amount_msat: int) -> JitQuote:
+        """
+        What the LSP would keep of a payment of `amount_msat` for opening a channel with it.
+"""
+        
+        _UniffiFfiConverterUInt64.check_lower(amount_msat)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterUInt64.lower(amount_msat),
+        )
+        _uniffi_lift_return = _UniffiFfiConverterTypeJitQuote.lift
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_quote_jit(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
     async def receive(self, amount_msat: typing.Optional[int],description: str = "",expiry_secs: int = 3600) -> str:
         """
         A BOLT11 invoice payable to this wallet; no amount leaves it to the payer.
@@ -5921,6 +6263,37 @@ class Lightning(LightningProtocol):
         _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
         return await _uniffi_rust_call_async(
             _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
+    async def receive_jit(self, amount_msat: int,max_fee_msat: int,description: str = "",expiry_secs: int = 3600) -> JitInvoice:
+        """
+        A BOLT11 invoice over `amount_msat` for which the LSP opens an ordinary channel on chain when
+        it is paid, and keeps its fee: at most `max_fee_msat`, or nothing is bought. Until its funding
+        has confirmed the channel is the LSP's word.
+"""
+        
+        _UniffiFfiConverterUInt64.check_lower(amount_msat)
+
+        _UniffiFfiConverterUInt64.check_lower(max_fee_msat)
+
+        _UniffiFfiConverterString.check_lower(description)
+
+        _UniffiFfiConverterUInt32.check_lower(expiry_secs)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterUInt64.lower(amount_msat),
+            _UniffiFfiConverterUInt64.lower(max_fee_msat),
+            _UniffiFfiConverterString.lower(description),
+            _UniffiFfiConverterUInt32.lower(expiry_secs),
+        )
+        _uniffi_lift_return = _UniffiFfiConverterTypeJitInvoice.lift
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive_jit(*_uniffi_lowered_args),
             _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
             _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
             _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
@@ -6826,6 +7199,7 @@ __all__ = [
     "Begin",
     "BitcoindAuth",
     "ChainSource",
+    "Closing",
     "ExitMode",
     "Network",
     "WalletError",
@@ -6842,7 +7216,10 @@ __all__ = [
     "SeatInfo",
     "FactoryInfo",
     "InboundQuote",
+    "JitQuote",
+    "JitInvoice",
     "JoinRequest",
+    "OnchainChannel",
     "OnchainCoins",
     "Payment",
     "SendQuote",

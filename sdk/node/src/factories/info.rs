@@ -1,19 +1,13 @@
 //! What the engine tells and is asked, in types an application can hold.
 
-use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, Network};
 use serde::{Deserialize, Serialize};
-use superscalar_factory::coordinator::Coordinator;
-use superscalar_factory::effect::SlotRef;
-use superscalar_factory::epoch::EpochStage;
-use superscalar_factory::member::Member;
-use superscalar_factory::message::{Attempt, Invite};
-use superscalar_factory::sale::Stage;
-use superscalar_factory::shape::{Odometer, Shape};
+use superscalar_factory::message::Attempt;
+use superscalar_factory::shape::Shape;
 use superscalar_factory::stock::StockChain;
-use superscalar_factory::terms::{Header, TimeoutPolicy};
+use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::timing::Timing;
-use superscalar_factory::tree::{Cut, Role, Tree};
+use superscalar_factory::tree::{Role, Tree};
 
 use super::bridge;
 use super::engine::Engine;
@@ -204,7 +198,7 @@ pub struct SoldInfo {
 }
 
 impl SeatInfo {
-    fn with_stock(mut self, chain: Option<&StockChain>) -> SeatInfo {
+    pub(super) fn with_stock(mut self, chain: Option<&StockChain>) -> SeatInfo {
         let Some(chain) = chain else { return self };
         let sold = chain.links().iter().map(|sold| SoldInfo {
             channel: sold.link().channel.to_string(),
@@ -219,7 +213,7 @@ impl SeatInfo {
         self
     }
 
-    fn new(slot: u16, peer: String, capacity_sat: u64, stock_sat: u64) -> SeatInfo {
+    pub(super) fn new(slot: u16, peer: String, capacity_sat: u64, stock_sat: u64) -> SeatInfo {
         SeatInfo {
             slot,
             peer,
@@ -509,111 +503,6 @@ impl Engine {
             phase: phase.to_owned(),
         })
     }
-}
-
-impl Engine {
-    fn member_info(&self, role: &Member) -> FactoryInfo {
-        let invite = role.invite();
-        let header = &invite.header;
-        let tree = role.path().map(|path| &path.tree);
-        let cut = role.cut();
-        let seat = self.seat(invite, role.slot(), role.lsp(), cut, role.stock_chain());
-        FactoryInfo {
-            factory: bridge::name(&role.attempt()),
-            phase: role.phase().to_owned(),
-            ended: role.ended().map(|code| code.to_string()),
-            damage: None,
-            active: role.is_active(),
-            expiry: header.expiry,
-            exit_delay_blocks: header.timing.exit_delay(header.shape.layers()),
-            epoch: epoch(header, role.version()),
-            funding: tree.map(|tree| tree.funding.to_string()),
-            funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
-            tree_feerate: header.tree_feerate,
-            seats: vec![SeatInfo {
-                sale: role.sale_stage().map(stage),
-                moving: role.epoch_stage().map(moving),
-                most_msat: role.limbo_msat(),
-                ..seat
-            }],
-        }
-    }
-
-    fn coordinator_info(&self, role: &Coordinator) -> FactoryInfo {
-        let tree = role.built().map(|built| &built.tree);
-        let seats = role.invites().iter().zip(role.peers()).zip(role.places());
-        let seats = seats.map(|((invite, peer), place)| {
-            let chain = role.stock_chain(place.slot);
-            self.seat(invite, place, *peer, role.cut(place.slot), chain.as_ref())
-        });
-        let header = role.invites().first().map(|invite| &invite.header);
-        let newest = role.places().map(|place| role.version(place.slot)).max();
-        FactoryInfo {
-            factory: bridge::name(&role.attempt()),
-            phase: role.phase().to_owned(),
-            ended: role.ended().map(|code| code.to_string()),
-            damage: None,
-            active: role.is_active(),
-            expiry: header.map_or(0, |it| it.expiry),
-            exit_delay_blocks: header.map_or(0, |it| it.timing.exit_delay(it.shape.layers())),
-            epoch: header.map_or_else(String::new, |it| epoch(it, newest.unwrap_or(0))),
-            funding: tree.map(|tree| tree.funding.to_string()),
-            funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
-            tree_feerate: header.map_or(0, |it| it.tree_feerate),
-            seats: seats.collect(),
-        }
-    }
-
-    fn seat(
-        &self,
-        invite: &Invite,
-        place: SlotRef,
-        peer: PublicKey,
-        cut: Option<Cut>,
-        stock: Option<&StockChain>,
-    ) -> SeatInfo {
-        let (capacity, stock_sat) = match &cut {
-            None => (invite.capacity, invite.stock),
-            Some(Cut::Channel(cut)) => (cut.capacity, cut.stock),
-            Some(_) => (Amount::ZERO, Amount::ZERO),
-        };
-        let live = self.live_channels(&place).into_iter();
-        let mut leafs = live.filter(|id| id.seq & 0xffff == 0);
-        let entry = leafs.find_map(|id| self.parts.host.slot(&id));
-        let peer = peer.to_string();
-        let seat = SeatInfo {
-            version: self.version_of(&place).unwrap_or(0),
-            channel: entry.map(|entry| entry.channel.outpoint.to_string()),
-            ..SeatInfo::new(place.slot, peer, capacity.to_sat(), stock_sat.to_sat())
-        };
-        seat.with_stock(stock)
-    }
-}
-
-fn moving(stage: EpochStage) -> String {
-    match stage {
-        EpochStage::Stored => "stored",
-        EpochStage::Committed => "committed",
-        EpochStage::Switching => "switching",
-        _ => "preparing",
-    }
-    .to_owned()
-}
-
-fn stage(stage: Stage) -> String {
-    match stage {
-        Stage::Signed => "signed",
-        Stage::Unpaid => "unpaid",
-        _ => "pending",
-    }
-    .to_owned()
-}
-
-/// The version of a path, and how many there can be.
-fn epoch(header: &Header, version: u32) -> String {
-    let layers = u8::try_from(header.shape.layers()).unwrap_or(u8::MAX);
-    let states = Odometer::new(header.timing.states, layers);
-    format!("{version}/{}", states.versions().saturating_sub(1))
 }
 
 fn tree_info(tree: &Tree) -> Vec<TreeNodeInfo> {

@@ -22,16 +22,18 @@ mod patience;
 mod reclaim;
 mod replay;
 mod sales;
+mod seats;
 mod stale;
 #[cfg(test)]
 mod tests;
+mod wishes;
 
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
 pub(crate) use epochs::EpochCommand;
-pub use epochs::{Departure, EpochConsent, EpochRequest, PlaceRequest, PlaceWish};
 pub use error::EngineError;
 pub use info::{
     BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo, SoldInfo,
     SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };
 pub use sales::InboundQuote;
+pub use wishes::{Departure, EpochConsent, EpochRequest, PlaceRequest, PlaceWish};

@@ -722,13 +722,21 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_factories_set_epoch_consent(
     ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_lightning_channels(
+    ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_lightning_close_channel(
+    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_lightning_payment(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_lightning_payments(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_lightning_prepare_send(
     ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_lightning_quote_jit(
+    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_lightning_receive(
+    ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_lightning_receive_jit(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_lightning_send(
     ): Int
@@ -846,13 +854,21 @@ internal object UniffiLib {
     ): Long
     external fun uniffi_superscalar_ffi_fn_free_lightning(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Unit
+    external fun uniffi_superscalar_ffi_fn_method_lightning_channels(`ptr`: Long,
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_lightning_close_channel(`ptr`: Long,`channel`: RustBuffer.ByValue,`how`: RustBuffer.ByValue,
+    ): Long
     external fun uniffi_superscalar_ffi_fn_method_lightning_payment(`ptr`: Long,`paymentHash`: RustBuffer.ByValue,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_lightning_payments(`ptr`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_lightning_prepare_send(`ptr`: Long,`invoice`: RustBuffer.ByValue,`amountMsat`: RustBuffer.ByValue,
     ): Long
+    external fun uniffi_superscalar_ffi_fn_method_lightning_quote_jit(`ptr`: Long,`amountMsat`: Long,
+    ): Long
     external fun uniffi_superscalar_ffi_fn_method_lightning_receive(`ptr`: Long,`amountMsat`: RustBuffer.ByValue,`description`: RustBuffer.ByValue,`expirySecs`: Int,
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_lightning_receive_jit(`ptr`: Long,`amountMsat`: Long,`maxFeeMsat`: Long,`description`: RustBuffer.ByValue,`expirySecs`: Int,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_lightning_send(`ptr`: Long,`invoice`: RustBuffer.ByValue,`amountMsat`: RustBuffer.ByValue,
     ): Long
@@ -1085,6 +1101,12 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_factories_set_epoch_consent() and 0xFFFF) != 2198) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_channels() and 0xFFFF) != 22962) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_close_channel() and 0xFFFF) != 41095) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_payment() and 0xFFFF) != 54960) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
@@ -1094,7 +1116,13 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_prepare_send() and 0xFFFF) != 13030) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_quote_jit() and 0xFFFF) != 53675) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_receive() and 0xFFFF) != 19488) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_receive_jit() and 0xFFFF) != 413) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_lightning_send() and 0xFFFF) != 54224) {
@@ -2489,6 +2517,18 @@ public object FfiConverterTypeFactories: FfiConverter<Factories, Long> {
 public interface LightningInterface {
     
     /**
+     * The channels that are on chain by themselves: those that were bought with a payment.
+     */
+    suspend fun `channels`(): List<OnchainChannel>
+    
+    /**
+     * Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
+     * the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
+     * collects it.
+     */
+    suspend fun `closeChannel`(`channel`: kotlin.String, `how`: Closing)
+    
+    /**
      * One payment by its hash.
      */
     suspend fun `payment`(`paymentHash`: kotlin.String): Payment?
@@ -2504,9 +2544,21 @@ public interface LightningInterface {
     suspend fun `prepareSend`(`invoice`: kotlin.String, `amountMsat`: kotlin.ULong? = null): SendQuote
     
     /**
+     * What the LSP would keep of a payment of `amount_msat` for opening a channel with it.
+     */
+    suspend fun `quoteJit`(`amountMsat`: kotlin.ULong): JitQuote
+    
+    /**
      * A BOLT11 invoice payable to this wallet; no amount leaves it to the payer.
      */
     suspend fun `receive`(`amountMsat`: kotlin.ULong?, `description`: kotlin.String = "", `expirySecs`: kotlin.UInt = 3600u): kotlin.String
+    
+    /**
+     * A BOLT11 invoice over `amount_msat` for which the LSP opens an ordinary channel on chain when
+     * it is paid, and keeps its fee: at most `max_fee_msat`, or nothing is bought. Until its funding
+     * has confirmed the channel is the LSP's word.
+     */
+    suspend fun `receiveJit`(`amountMsat`: kotlin.ULong, `maxFeeMsat`: kotlin.ULong, `description`: kotlin.String = "", `expirySecs`: kotlin.UInt = 3600u): JitInvoice
     
     /**
      * Begins to pay an invoice and returns the payment's hash; how it ends is an event and in
@@ -2623,6 +2675,59 @@ open class Lightning: Disposable, AutoCloseable, LightningInterface
 
     
     /**
+     * The channels that are on chain by themselves: those that were bought with a payment.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `channels`() : List<OnchainChannel> {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_channels(
+                uniffiHandle,
+                
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
+        // lift function
+        { FfiConverterSequenceTypeOnchainChannel.lift(it) },
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
+     * Closes one of `channels`; what is ours in it becomes coins. Together with the LSP that takes
+     * the blocks a closing is to be deep, alone the channel's delay; then a transaction of ours
+     * collects it.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `closeChannel`(`channel`: kotlin.String, `how`: Closing) {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_close_channel(
+                uniffiHandle,
+                
+        FfiConverterString.lower(`channel`),
+        FfiConverterTypeClosing.lower(`how`),
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_void(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_void(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_void(future) },
+        // lift function
+        { },
+        
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
      * One payment by its hash.
      */
     @Throws(WalletException::class)
@@ -2698,6 +2803,31 @@ open class Lightning: Disposable, AutoCloseable, LightningInterface
 
     
     /**
+     * What the LSP would keep of a payment of `amount_msat` for opening a channel with it.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `quoteJit`(`amountMsat`: kotlin.ULong) : JitQuote {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_quote_jit(
+                uniffiHandle,
+                
+        FfiConverterULong.lower(`amountMsat`),
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
+        // lift function
+        { FfiConverterTypeJitQuote.lift(it) },
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
      * A BOLT11 invoice payable to this wallet; no amount leaves it to the payer.
      */
     @Throws(WalletException::class)
@@ -2718,6 +2848,36 @@ open class Lightning: Disposable, AutoCloseable, LightningInterface
         { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
         // lift function
         { FfiConverterString.lift(it) },
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
+     * A BOLT11 invoice over `amount_msat` for which the LSP opens an ordinary channel on chain when
+     * it is paid, and keeps its fee: at most `max_fee_msat`, or nothing is bought. Until its funding
+     * has confirmed the channel is the LSP's word.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `receiveJit`(`amountMsat`: kotlin.ULong, `maxFeeMsat`: kotlin.ULong, `description`: kotlin.String, `expirySecs`: kotlin.UInt) : JitInvoice {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_lightning_receive_jit(
+                uniffiHandle,
+                
+        FfiConverterULong.lower(`amountMsat`),
+        FfiConverterULong.lower(`maxFeeMsat`),
+        FfiConverterString.lower(`description`),
+        FfiConverterUInt.lower(`expirySecs`),
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
+        // lift function
+        { FfiConverterTypeJitInvoice.lift(it) },
         // Error FFI converter
         WalletException.ErrorHandler,
     )
@@ -5030,6 +5190,116 @@ public object FfiConverterTypeInboundQuote: FfiConverterRustBuffer<InboundQuote>
 
 
 /**
+ * An invoice for whose payment a channel is opened.
+ */
+data class JitInvoice (
+    /**
+     * The BOLT11 invoice.
+     */
+    val `invoice`: kotlin.String
+    , 
+    /**
+     * What the channel costs.
+     */
+    val `quote`: JitQuote
+    
+){
+    
+
+    
+
+    
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeJitInvoice: FfiConverterRustBuffer<JitInvoice> {
+    override fun read(buf: ByteBuffer): JitInvoice {
+        return JitInvoice(
+            FfiConverterString.read(buf),
+            FfiConverterTypeJitQuote.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: JitInvoice) = (
+            FfiConverterString.allocationSize(value.`invoice`) +
+            FfiConverterTypeJitQuote.allocationSize(value.`quote`)
+    )
+
+    override fun write(value: JitInvoice, buf: ByteBuffer) {
+            FfiConverterString.write(value.`invoice`, buf)
+            FfiConverterTypeJitQuote.write(value.`quote`, buf)
+    }
+}
+
+
+
+/**
+ * What a channel opened for a payment costs.
+ */
+data class JitQuote (
+    /**
+     * What the payer pays.
+     */
+    val `amountMsat`: kotlin.ULong
+    , 
+    /**
+     * What the LSP keeps of it.
+     */
+    val `feeMsat`: kotlin.ULong
+    , 
+    /**
+     * Seconds since 1970 until which the price holds.
+     */
+    val `validUntil`: kotlin.ULong
+    , 
+    /**
+     * Blocks for which the LSP will not close the channel.
+     */
+    val `minLifetimeBlocks`: kotlin.UInt
+    
+){
+    
+
+    
+
+    
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeJitQuote: FfiConverterRustBuffer<JitQuote> {
+    override fun read(buf: ByteBuffer): JitQuote {
+        return JitQuote(
+            FfiConverterULong.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterUInt.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: JitQuote) = (
+            FfiConverterULong.allocationSize(value.`amountMsat`) +
+            FfiConverterULong.allocationSize(value.`feeMsat`) +
+            FfiConverterULong.allocationSize(value.`validUntil`) +
+            FfiConverterUInt.allocationSize(value.`minLifetimeBlocks`)
+    )
+
+    override fun write(value: JitQuote, buf: ByteBuffer) {
+            FfiConverterULong.write(value.`amountMsat`, buf)
+            FfiConverterULong.write(value.`feeMsat`, buf)
+            FfiConverterULong.write(value.`validUntil`, buf)
+            FfiConverterUInt.write(value.`minLifetimeBlocks`, buf)
+    }
+}
+
+
+
+/**
  * What a wallet wants of a place in a factory, and what it accepts.
  */
 data class JoinRequest (
@@ -5080,6 +5350,69 @@ public object FfiConverterTypeJoinRequest: FfiConverterRustBuffer<JoinRequest> {
             FfiConverterULong.write(value.`capacitySat`, buf)
             FfiConverterSequenceTypePolicy.write(value.`policies`, buf)
             FfiConverterUInt.write(value.`routeLimitBlocks`, buf)
+    }
+}
+
+
+
+/**
+ * A channel of ours that lives in no factory.
+ */
+data class OnchainChannel (
+    /**
+     * Its id, hex.
+     */
+    val `channel`: kotlin.String
+    , 
+    /**
+     * Value of the funding output.
+     */
+    val `capacitySat`: kotlin.ULong
+    , 
+    /**
+     * What is ours.
+     */
+    val `balanceMsat`: kotlin.ULong
+    , 
+    /**
+     * Whether it can be used now.
+     */
+    val `usable`: kotlin.Boolean
+    
+){
+    
+
+    
+
+    
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeOnchainChannel: FfiConverterRustBuffer<OnchainChannel> {
+    override fun read(buf: ByteBuffer): OnchainChannel {
+        return OnchainChannel(
+            FfiConverterString.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterULong.read(buf),
+            FfiConverterBoolean.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: OnchainChannel) = (
+            FfiConverterString.allocationSize(value.`channel`) +
+            FfiConverterULong.allocationSize(value.`capacitySat`) +
+            FfiConverterULong.allocationSize(value.`balanceMsat`) +
+            FfiConverterBoolean.allocationSize(value.`usable`)
+    )
+
+    override fun write(value: OnchainChannel, buf: ByteBuffer) {
+            FfiConverterString.write(value.`channel`, buf)
+            FfiConverterULong.write(value.`capacitySat`, buf)
+            FfiConverterULong.write(value.`balanceMsat`, buf)
+            FfiConverterBoolean.write(value.`usable`, buf)
     }
 }
 
@@ -6070,6 +6403,49 @@ public object FfiConverterTypeChainSource : FfiConverterRustBuffer<ChainSource>{
                 Unit
             }
         }.let { /* this makes the `when` an expression, which ensures it is exhaustive */ }
+    }
+}
+
+
+
+
+
+/**
+ * How a channel is closed.
+ */
+
+enum class Closing {
+    
+    /**
+     * The LSP must be there, and sign.
+     */
+    TOGETHER,
+    /**
+     * By our own commitment.
+     */
+    ALONE;
+
+    
+
+
+    companion object
+}
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeClosing: FfiConverterRustBuffer<Closing> {
+    override fun read(buf: ByteBuffer) = try {
+        Closing.values()[buf.getInt() - 1]
+    } catch (e: IndexOutOfBoundsException) {
+        throw RuntimeException("invalid enum value, something is very wrong!!", e)
+    }
+
+    override fun allocationSize(value: Closing) = 4UL
+
+    override fun write(value: Closing, buf: ByteBuffer) {
+        buf.putInt(value.ordinal + 1)
     }
 }
 
@@ -7548,6 +7924,34 @@ public object FfiConverterSequenceTypeFactoryInfo: FfiConverterRustBuffer<List<F
         buf.putInt(value.size)
         value.iterator().forEach {
             FfiConverterTypeFactoryInfo.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterSequenceTypeOnchainChannel: FfiConverterRustBuffer<List<OnchainChannel>> {
+    override fun read(buf: ByteBuffer): List<OnchainChannel> {
+        val len = buf.getInt()
+        return List<OnchainChannel>(len) {
+            FfiConverterTypeOnchainChannel.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<OnchainChannel>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeOnchainChannel.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<OnchainChannel>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeOnchainChannel.write(it, buf)
         }
     }
 }

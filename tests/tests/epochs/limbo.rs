@@ -1,0 +1,157 @@
+//! A member falls silent after another has signed: nobody loses, and nobody waits for ever.
+
+use superscalar_sdk::{BuildRequest, EpochRequest, Event, PaymentStatus};
+use superscalar_tests::network::TestNetwork;
+
+use super::{at_rest, events, lsp_events, seat, with_stock};
+
+/// Three members, two of them in one leaf; the second of these falls silent when the first has
+/// signed. Gives both.
+async fn hanging(network: &TestNetwork, factory: &str) -> (usize, usize) {
+    let mut leaf = Vec::new();
+    for member in 0..3 {
+        network.lsp_pays(member, 60_000_000).await;
+        at_rest(network, member).await;
+        if seat(network, member, factory).await.slot < 2 {
+            leaf.push(member);
+        }
+    }
+    let (signs, silent) = (leaf[0], leaf[1]);
+    let wire = &network.members[silent].wire.to_lsp;
+    wire.hold();
+    let request = EpochRequest::default();
+    network.lsp().begin_epoch(factory, request).await.unwrap();
+    network
+        .wait("both to have signed", async || {
+            let there = async |member| {
+                let seat = seat(network, member, factory).await;
+                seat.moving.as_deref() == Some("committed")
+            };
+            let there = there(signs).await && there(silent).await;
+            if !there && wire.held_bytes() > 0 {
+                wire.release();
+            }
+            there && wire.held_bytes() > 0
+        })
+        .await;
+    network
+        .wait("the LSP to wait", async || {
+            let hangs = |event: &Event| matches!(event, Event::EpochHangs { silent, .. } if silent.len() == 1);
+            lsp_events(network).iter().any(hangs)
+        })
+        .await;
+    network
+        .wait("limbo", async || {
+            let limbo = |event: &Event| {
+                matches!(event, Event::EpochLimbo { most_msat, .. } if *most_msat == 60_000_000)
+            };
+            events(network.wallet(signs)).iter().any(limbo)
+        })
+        .await;
+    (signs, silent)
+}
+
+fn impatient() -> BuildRequest {
+    BuildRequest {
+        round_seconds: 3,
+        ..with_stock(3, 200_000)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_member_that_comes_back_completes_the_epoch() {
+    let mut network = TestNetwork::start(3).await;
+    let factory = network.build(impatient()).await;
+    let (signs, silent) = hanging(&network, &factory).await;
+    // A restart forgets neither that it has signed nor what it may hold.
+    network.restart(signs).await;
+    let under_way = seat(&network, signs, &factory).await;
+    assert_eq!(under_way.moving.as_deref(), Some("committed"));
+    assert_eq!(under_way.most_msat, Some(60_000_000));
+    network.members[silent].wire.to_lsp.pass();
+    network
+        .wait("both to move", async || {
+            let mut versions = 0;
+            for member in [signs, silent] {
+                let seat = seat(&network, member, &factory).await;
+                versions += seat.version * u32::from(seat.moving.is_none());
+            }
+            versions == 2
+        })
+        .await;
+    for member in [signs, silent] {
+        assert_eq!(at_rest(&network, member).await, 60_000_000);
+    }
+    network.reconnected().await;
+    network.pay(signs, silent, 10_000_000).await;
+    network.stop().await;
+}
+
+/// The LSP gives it up: what the member signed could be completed all the same, so its channel holds
+/// no more than it did, until a newer epoch is switched to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_abandoned_epoch_leaves_limbo_which_the_next_one_ends() {
+    let network = TestNetwork::start(3).await;
+    let factory = network.build(impatient()).await;
+    let (signs, silent) = hanging(&network, &factory).await;
+    let lsp = network.lsp();
+    lsp.abandon_epoch(&factory).await.unwrap();
+    let again = lsp.abandon_epoch(&factory).await.unwrap_err();
+    assert_eq!(again.code(), "no_epoch");
+    network.members[silent].wire.to_lsp.pass();
+    network
+        .wait("the epoch to be over", async || {
+            let seat = seat(&network, signs, &factory).await;
+            seat.moving.is_none()
+        })
+        .await;
+    // It can send, and receive back what it sent and no more.
+    let third = 3 - signs - silent;
+    let lightning = network.wallet(signs).lightning();
+    network
+        .wait("nothing to be received", async || {
+            let asked = lightning.receive(Some(1), "", 60).await;
+            asked.is_err_and(|error| error.code() == "inbound_too_small")
+        })
+        .await;
+    network.pay(signs, third, 20_000_000).await;
+    at_rest(&network, signs).await;
+    let spent_msat = 60_000_000 - network.balance_msat(signs);
+    let balance = network.wallet(signs).balance().unwrap();
+    assert_eq!(balance.inbound_msat, spent_msat);
+    let open = lightning.receive(None, "", 60).await.unwrap();
+    let hash = lsp.lightning().send(&open, Some(spent_msat + 1)).await;
+    let hash = hash.unwrap();
+    network
+        .wait("too much to be failed back", async || {
+            let payment = lsp.lightning().payment(&hash).unwrap();
+            payment.is_some_and(|it| it.status == PaymentStatus::Failed)
+        })
+        .await;
+    network.lsp_pays(signs, spent_msat).await;
+    assert_eq!(at_rest(&network, signs).await, 60_000_000);
+
+    // The number is used up: the next is an epoch of the root, with everybody.
+    network
+        .wait("the silent one to be over it as well", async || {
+            seat(&network, silent, &factory).await.moving.is_none()
+        })
+        .await;
+    let name = lsp.begin_epoch(&factory, EpochRequest::default()).await;
+    assert!(name.unwrap().starts_with("epoch 1 of node 0"));
+    network
+        .wait("all to move", async || {
+            let mut free = 0;
+            for member in 0..3 {
+                let seat = seat(&network, member, &factory).await;
+                let moved = seat.version == 2 && seat.moving.is_none();
+                free += u32::from(moved && seat.most_msat.is_none());
+            }
+            free == 3
+        })
+        .await;
+    assert_eq!(at_rest(&network, signs).await, 60_000_000);
+    network.lsp_pays(signs, 100_000_000).await;
+    network.pay(signs, silent, 10_000_000).await;
+    network.stop().await;
+}
