@@ -10,6 +10,8 @@
 //! 3. [`Host::allow_signing`] on both sides, once the path's final signatures are stored.
 //! 4. [`Host::open_slot`] by the LSP; both get [`HostEvent::ChannelHeld`].
 //! 5. [`Host::activate`] on both sides, once the factory exists: payments pass.
+//! 6. [`Host::rest`] while the place moves to a new epoch, [`Host::at_rest`] once nothing is pending;
+//!    [`Host::supersede`] when a newer channel has taken its place.
 //!
 //! What is on disk when: the register's entry before LDK is told anything; the phase `Committed`
 //! before our first signature leaves; then, for every step of a channel, LDK's `ChannelManager`
