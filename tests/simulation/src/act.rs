@@ -4,16 +4,16 @@
 use bitcoin::{Transaction, TxOut};
 use superscalar_factory::codec::{Decode as _, Encode as _};
 use superscalar_factory::coordinator;
-use superscalar_factory::effect::{Effect, Event};
+use superscalar_factory::effect::{ChannelRef, Effect, Event};
 use superscalar_factory::journal::Record;
 use superscalar_factory::message::{Attempt, Message};
 
 use crate::bugs::Bug;
-use crate::channel::{Channel, Stage};
+use crate::channel::Stage;
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::money;
 use crate::observer::{self, name};
-use crate::party::{Party, Place, Role, Who};
+use crate::party::{Party, Role, Who, place_of};
 use crate::world::World;
 
 impl World {
@@ -67,29 +67,55 @@ impl World {
                 self.lsp.disk.reserved.remove(&txid);
                 Ok(())
             }
-            Effect::Agree(channel) => {
-                let place = (channel.slot.attempt, channel.slot.slot);
-                let disk = &mut self.party_mut(who).disk;
-                let known = disk.channels.entry(place);
-                let known = known.or_insert_with(|| Channel::new(channel.clone()));
-                let same = known.matches(&channel);
-                ensure(same, Invariant::NoEquivocation, || {
-                    format!("{who} agrees to two channels in slot {}", place.1)
-                })?;
-                self.wrote(who, &attempt)
-            }
+            Effect::Agree(channel) => self.agree(who, ChannelRef::first(channel.slot), channel),
+            Effect::AgreeBought(bought) => self.agree(who, bought.id, bought.channel),
+            Effect::AgreeMoved(moved) => self.agree(who, moved.id, moved.channel),
             Effect::Open(slot) => {
-                self.open_channel((slot.attempt, slot.slot));
+                self.open_channel(ChannelRef::first(slot));
                 Ok(())
             }
-            Effect::Activate(slot) => self.activate(who, (slot.attempt, slot.slot)),
+            Effect::OpenBought(id) | Effect::OpenMoved(id) => {
+                self.open_channel(id);
+                Ok(())
+            }
+            Effect::Activate(slot) => self.activate(who, ChannelRef::first(slot)),
+            Effect::ActivateBought(id) | Effect::ActivateMoved(id) => self.activate(who, id),
             Effect::Suspend(slot) => {
-                if let Some(live) = &mut self.party_mut(who).live {
-                    live.open.remove(&(slot.attempt, slot.slot));
-                }
+                self.suspend(who, ChannelRef::first(slot));
                 Ok(())
             }
-            Effect::Discard(slot) => self.discard(who, (slot.attempt, slot.slot)),
+            Effect::SuspendBought(id) | Effect::SuspendMoved(id) => {
+                self.suspend(who, id);
+                Ok(())
+            }
+            Effect::Discard(slot) => self.discard(who, ChannelRef::first(slot)),
+            Effect::DiscardMoved(id) => self.discard_moved(who, id),
+            Effect::Retire(id) => self.retire(who, id),
+            Effect::Freeze(slot) => {
+                self.freeze(who, slot);
+                Ok(())
+            }
+            Effect::Thaw(slot) => {
+                self.thaw(who, slot, None);
+                Ok(())
+            }
+            Effect::Limbo { slot, frozen_msat } => {
+                self.thaw(who, slot, Some(frozen_msat));
+                Ok(())
+            }
+            Effect::NeedEpochRandomness(_) => {
+                self.give_epoch_randomness(who, attempt);
+                Ok(())
+            }
+            Effect::PrepareQuote(wanted) => {
+                self.prepare_quote(attempt, wanted);
+                Ok(())
+            }
+            Effect::NeedRandomness(id) => {
+                self.give_sale_randomness(who, id);
+                Ok(())
+            }
+            Effect::Pay(bill) => self.owe(who, bill),
             Effect::Watch(outpoint) => {
                 if let Some(live) = &mut self.party_mut(who).live {
                     live.watched.entry(attempt).or_insert((outpoint.txid, None));
@@ -113,6 +139,7 @@ impl World {
             || format!("{who} cannot read back {record:?}"),
         )?;
         let root = matches!(record, Record::LspRoot(_));
+        let signed = matches!(record, Record::EpochSigned(_));
         let kind = kind(&record);
         self.note(format_args!("{who} writes {kind} of {}", name(&attempt)));
         let written = match self.bug {
@@ -120,12 +147,17 @@ impl World {
             None => Some(record),
         };
         if let Some(record) = written {
-            let party = self.party(who);
+            let party = match who {
+                Who::Lsp => &self.lsp,
+                Who::Wallet(number) => &self.wallets[usize::from(number)],
+            };
             if party.is_honest() {
                 observer::writes(who, party, &attempt, &record)?;
+                self.observer.records(who, party, &attempt, &record)?;
             }
             let disk = &mut self.party_mut(who).disk;
             disk.journals.entry(attempt).or_default().push(record);
+            self.moved_on(who, attempt, signed);
         }
         if root && self.bug == Some(Bug::FundingBeforeAcks) {
             self.publish_at_once(attempt)?;
@@ -143,17 +175,17 @@ impl World {
     }
 
     /// A channel is given up: of what it holds nothing is ever published.
-    fn discard(&mut self, who: Who, place: Place) -> Result<(), Violation> {
+    fn discard(&mut self, who: Who, id: ChannelRef) -> Result<(), Violation> {
         if let Who::Wallet(number) = who
             && self.party(who).is_honest()
         {
-            let counted = self.counts_on(number, &place.0);
+            let counted = self.counts_on(number, &id.slot.attempt);
             ensure(!counted, Invariant::Recoverability, || {
-                let name = name(&place.0);
+                let name = name(&id.slot.attempt);
                 format!("{who} gives its channel in {name} up, which exists")
             })?;
         }
-        self.close(who, place);
+        self.close(who, id);
         Ok(())
     }
 
@@ -227,20 +259,22 @@ impl World {
         }
     }
 
-    fn activate(&mut self, who: Who, place: Place) -> Result<(), Violation> {
-        let exists = self.exists(who, &place);
+    fn activate(&mut self, who: Who, id: ChannelRef) -> Result<(), Violation> {
+        let exists = self.exists(who, &id);
         if self.party(who).is_honest() {
             exists?;
         }
-        self.note(format_args!("{who} opens the gate of {}", name(&place.0)));
+        let name = name(&id.slot.attempt);
+        self.note(format_args!("{who} opens the gate of {name}"));
         if let Some(live) = &mut self.party_mut(who).live {
-            live.open.insert(place);
+            live.open.insert(id);
         }
         Ok(())
     }
 
     /// Whether the factory is real for this party: path complete and stored, funding buried.
-    fn exists(&self, who: Who, place: &Place) -> Result<(), Violation> {
+    fn exists(&self, who: Who, id: &ChannelRef) -> Result<(), Violation> {
+        let place = &place_of(id);
         let party = self.party(who);
         let records = party.records(&place.0);
         let complete =
@@ -255,9 +289,9 @@ impl World {
         if !records.iter().any(complete) {
             return Err(premature("path is not stored"));
         }
-        let channel = party.disk.channels.get(place);
+        let channel = party.disk.channels.get(id);
         let channel = channel.ok_or_else(|| premature("channel is not agreed"))?;
-        if channel.stage != Stage::Held && channel.stage != Stage::Over {
+        if !matches!(channel.stage, Stage::Held | Stage::Over) {
             return Err(premature("channel is not held"));
         }
         let watched = party
@@ -268,9 +302,15 @@ impl World {
         let height = txid.and_then(|txid| self.chain.height_of(&txid));
         let height = height.ok_or_else(|| premature("funding is not in the chain"))?;
         let depth = self.chain.tip() + 1 - height;
-        match depth >= u32::from(channel.agreed.timing.min_depth) {
-            true => Ok(()),
-            false => Err(premature("funding is not buried")),
+        if depth < u32::from(channel.agreed.timing.min_depth) {
+            return Err(premature("funding is not buried"));
+        }
+        self.observer.is_whole(party, id)
+    }
+
+    fn suspend(&mut self, who: Who, id: ChannelRef) {
+        if let Some(live) = &mut self.party_mut(who).live {
+            live.open.remove(&id);
         }
     }
 
@@ -310,7 +350,7 @@ impl World {
                 self.note(format_args!("{name} ends: {code}, because of {at_fault:?}"));
                 self.retry(attempt, at_fault)?;
             }
-            _ => {}
+            (who, event) => self.told_more(who, attempt, event),
         }
         Ok(())
     }
@@ -355,6 +395,17 @@ fn kind(record: &Record) -> &'static str {
         Record::LspPublished(_) => "the publication",
         Record::Activated(_) => "the activation",
         Record::Ended(_) => "the end",
+        Record::MemberSaleSigned(_) | Record::LspSaleSigned(_) => "a sale it has signed",
+        Record::MemberSaleSig(_) => "a sale's signature",
+        Record::SaleStepped(_) => "a step of a sale",
+        Record::MemberEpochStored(_) | Record::LspEpochBuilt(_) => "a new epoch",
+        Record::LspEpochAsked(_) => "that it asks for a new epoch",
+        Record::MemberEpochCommitted(_) => "that it signs a new epoch",
+        Record::EpochSigned(_) => "a new epoch's signature",
+        Record::EpochEnded(_) => "the end of a new epoch",
+        Record::MemberEpochRevealed(_) => "preimages",
+        Record::LspSwitched(_) => "a switch",
+        Record::MemberEpochSeen(_) => "a signature it found",
         _ => "a record",
     }
 }

@@ -39,6 +39,30 @@ pub enum Bug {
     ExitNotWritten,
     /// A member stays in a factory of which the LSP may take all that is not on chain at its end.
     StaysToTheEnd,
+    /// For sales and epochs the same random numbers are drawn again and again.
+    SameSaleRandomness,
+    /// What is signed of a sale is not written down.
+    SaleNotWritten,
+    /// A new state is signed for before that is written down.
+    StateNotWritten,
+    /// The final signature of a new epoch is not written down.
+    EpochNotWritten,
+    /// A member switches without writing down what revokes the old stock.
+    PreimagesNotWritten,
+    /// A member's disk loses the signature of what it bought.
+    SaleLost,
+    /// A member's disk loses a new epoch.
+    EpochLost,
+    /// A member takes payments while its channels come to rest.
+    FrozenIgnored,
+    /// A member in limbo takes more than completion would give it.
+    LimboIgnored,
+    /// The LSP uses a bought channel that is not paid for.
+    UnpaidUsed,
+    /// A member does not publish what it bought.
+    SalesStayOffChain,
+    /// A member leaves kickoffs unanswered.
+    KickoffsUnanswered,
 }
 
 impl Bug {
@@ -52,6 +76,10 @@ impl Bug {
                 }
                 Some(MemberPath { signatures }.into())
             }
+            (Bug::SaleNotWritten, Record::MemberSaleSigned(_))
+            | (Bug::StateNotWritten, Record::MemberEpochCommitted(_))
+            | (Bug::EpochNotWritten, Record::EpochSigned(_))
+            | (Bug::PreimagesNotWritten, Record::MemberEpochRevealed(_)) => None,
             (_, record) => Some(record),
         }
     }
@@ -73,8 +101,17 @@ impl Bug {
                     *value += bitcoin::Amount::ONE_SAT;
                 }
             }
+            Bug::SaleLost => drop_from(records, |record| matches!(record, Record::MemberSaleSig(_))),
+            Bug::EpochLost => drop_from(records, |record| matches!(record, Record::EpochSigned(_))),
             _ => {}
         }
+    }
+}
+
+/// Loses the last of such records and all after it.
+fn drop_from(records: &mut Vec<Record>, lost: impl Fn(&Record) -> bool) {
+    if let Some(at) = records.iter().rposition(lost) {
+        records.truncate(at);
     }
 }
 

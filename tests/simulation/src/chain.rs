@@ -129,6 +129,11 @@ impl Chain {
         block.txs.iter().find(|tx| tx.compute_txid() == *txid)
     }
 
+    /// A transaction of the best chain or the mempool.
+    pub(crate) fn any_transaction(&self, txid: &Txid) -> Option<&Transaction> {
+        self.transaction(txid).or_else(|| self.unconfirmed(txid))
+    }
+
     /// An unspent output of the best chain and its height.
     pub(crate) fn coin(&self, outpoint: &OutPoint) -> Option<(&TxOut, u32)> {
         let coin = self.coins.get(outpoint)?;

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::hashes::{Hash as _, sha256};
-use superscalar_factory::effect::SlotChannel;
+use superscalar_factory::effect::{ChannelRef, SlotChannel};
 
 /// Most HTLCs at a time.
 pub(crate) const MAX_HTLCS: usize = 4;
@@ -71,6 +71,13 @@ impl Balances {
 
     pub(crate) fn htlc(&self, hash: &[u8; 32]) -> Option<&Htlc> {
         self.htlcs.iter().find(|htlc| htlc.hash == *hash)
+    }
+
+    /// What is the member's, or will be if it claims all it can.
+    pub(crate) fn most_msat(&self) -> u64 {
+        let htlcs = self.htlcs.iter();
+        let inbound = htlcs.filter(|htlc| htlc.toward == Toward::Member);
+        self.member_msat + inbound.map(|htlc| htlc.amount_msat).sum::<u64>()
     }
 
     /// The fee the LSP pays for this commitment, in sat.
@@ -149,6 +156,8 @@ pub(crate) enum Stage {
     Committed,
     /// The other side's commitment signature is durable.
     Held,
+    /// Its leaf is of an older epoch: nothing is paid in it any more.
+    Retired,
     /// Closed or given up.
     Over,
 }
@@ -167,6 +176,8 @@ pub(crate) struct Channel {
     pub(crate) revealed: BTreeSet<[u8; 32]>,
     /// Member: payments it asked for.
     pub(crate) asked: BTreeSet<[u8; 32]>,
+    /// Member: a commitment with the LSP's signature was ever durable.
+    pub(crate) signed: bool,
 }
 
 impl Channel {
@@ -179,6 +190,7 @@ impl Channel {
             preimages: BTreeMap::new(),
             revealed: BTreeSet::new(),
             asked: BTreeSet::new(),
+            signed: false,
         }
     }
 
@@ -196,6 +208,27 @@ impl Channel {
             && self.agreed.capacity == other.capacity
             && self.agreed.push_msat == other.push_msat
             && self.agreed.script_pubkey == other.script_pubkey
+    }
+}
+
+/// Which of a place's channels one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The leaf's own in the first epoch.
+    First,
+    /// The leaf's own in a later one.
+    Moved,
+    /// Bought out of stock.
+    Bought,
+}
+
+impl Kind {
+    pub(crate) fn of(id: &ChannelRef) -> Kind {
+        match (id.version, id.seq & 0xffff) {
+            (0, 0) => Kind::First,
+            (_, 0) => Kind::Moved,
+            _ => Kind::Bought,
+        }
     }
 }
 

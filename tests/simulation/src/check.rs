@@ -1,6 +1,10 @@
 //! Whether members' money is safe right now, and whether a world that has come to rest is whole.
 
-use bitcoin::Amount;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bitcoin::{Amount, OutPoint, ScriptBuf};
+use superscalar_factory::effect::ChannelRef;
 use superscalar_factory::exit::Goal;
 use superscalar_factory::journal::Record;
 use superscalar_factory::message::Attempt;
@@ -10,19 +14,20 @@ use crate::channel::{Stage, Toward};
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::leave::is_activated;
 use crate::observer::name;
-use crate::party::{Kept, Place, Who};
+use crate::money::ChannelKeys;
+use crate::party::{Kept, Party, Who, place_of};
 use crate::recover::{self, Holding, Way};
 use crate::world::World;
 
 /// All that a check of a member's money depends on.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Checked {
     /// The member's life, and the records in its journal.
     journal: (u32, usize),
     /// Version of the chain.
     chain: u64,
-    /// The commitment's number, and how many of its HTLCs can be claimed.
-    channel: Option<(u64, usize)>,
+    /// Each channel's stage, its commitment's number, and how many of its HTLCs can be claimed.
+    channels: Vec<(ChannelRef, Stage, u64, usize)>,
     /// What a distribution pays.
     paid_out: Option<Amount>,
 }
@@ -50,8 +55,9 @@ impl World {
 
     /// Everybody in a factory that is about to be funded can leave it.
     pub(crate) fn check_all_complete(&mut self, attempt: &Attempt) -> Result<(), Violation> {
-        let places: Vec<Place> = self.lsp.disk.channels.keys().copied().collect();
-        for place in places.into_iter().filter(|place| place.0 == *attempt) {
+        let places = self.lsp.disk.channels.keys().map(place_of);
+        let places: BTreeSet<_> = places.filter(|place| place.0 == *attempt).collect();
+        for place in places {
             let Some(number) = self.wallet_in(&place) else {
                 continue;
             };
@@ -90,35 +96,29 @@ impl World {
         };
         let (header, place) = (joined.invite.header.clone(), (*attempt, joined.invite.slot));
         let party = self.party(who);
-        let channel = party.disk.channels.get(&place);
-        if channel.is_some_and(|channel| channel.stage == Stage::Over) {
+        if self.home.contains(&place) {
             return Ok(());
         }
         let mut now = Checked {
             journal: (party.life, party.records(attempt).len()),
             chain: self.chain.version,
-            channel: channel.map(|it| (it.balances.number, it.claimable())),
+            channels: party
+                .channels(&place)
+                .map(|(id, it)| (*id, it.stage, it.balances.number, it.claimable()))
+                .collect(),
             paid_out: None,
         };
-        let last = self.checked.get(&place).copied();
-        if last.is_some_and(|last| last.channel == now.channel && last.same_path(&now)) {
+        let last = self.checked.get(&place).cloned();
+        let last = last.as_ref();
+        if last.is_some_and(|last| last.channels == now.channels && last.same_path(&now)) {
             return Ok(());
-        }
-        if last.is_none_or(|last| last.journal != now.journal)
-            && let Some(live) = &mut self.party_mut(who).live
-        {
-            // More has been written: read it again.
-            live.kept.remove(&place);
         }
         self.keep_path(who, place)?;
         let fresh = match self.party(who).is_live() {
             true => None,
-            false => self.stored_path(who, place)?.map(|path| Kept {
-                watched: path.watched(),
-                path,
-            }),
+            false => self.stored_path(who, place)?,
         };
-        let keys = self.keys(place);
+        let keys = self.signed_keys(who, &place);
         let party = self.party(who);
         let kept = party.live.as_ref().and_then(|live| live.kept.get(&place));
         let Some(kept) = kept.or(fresh.as_ref()) else {
@@ -134,17 +134,9 @@ impl World {
             },
         };
         let payout = self.payout(number);
-        let holding = Holding {
-            path: &kept.path,
-            watched: &kept.watched,
-            channel: party.disk.channels.get(&place),
-            keys: &keys,
-            payout: &payout,
-        };
-        let due = match holding.channel {
-            Some(channel) => recover::due(&channel.balances, &kept.path),
-            None => Amount::ZERO,
-        };
+        let holding = holding(party, kept, keys, &payout);
+        let counted = party.counted(&place).map(|(_, it)| &it.balances);
+        let due = recover::due(counted, header.tree_feerate);
         let alone = |goal| {
             let alone = recover::alone(&self.chain, unconfirmed, &holding, goal);
             alone.map_err(|error| {
@@ -159,6 +151,12 @@ impl World {
             })
         };
         let left = alone(Goal::Leave)?;
+        if left.way == Way::Stale {
+            // Whoever could have outrun it has to have tried, which is checked where that is lost.
+            self.counts.recoveries += 1;
+            self.checked.insert(place, now);
+            return Ok(());
+        }
         enough(left.balance)?;
         match header.policy {
             TimeoutPolicy::MembersReclaim => {
@@ -195,9 +193,10 @@ impl World {
     pub(crate) fn check_reveal(
         &mut self,
         number: u16,
-        place: &Place,
+        id: &ChannelRef,
         hash: &[u8; 32],
     ) -> Result<(), Violation> {
+        let place = &place_of(id);
         let who = Who::Wallet(number);
         if !self.party(who).is_honest() {
             return Ok(());
@@ -207,14 +206,15 @@ impl World {
             let what = format!("wallet {number} reveals a preimage in {name}, {what}");
             Violation::new(Invariant::NoEarlySecret, what)
         };
-        let channel = self.party(who).disk.channels.get(place);
+        let channel = self.party(who).disk.channels.get(id);
         let htlc = channel.and_then(|channel| channel.balances.htlc(hash));
         let htlc = htlc.filter(|htlc| htlc.toward == Toward::Member);
         let expiry = htlc
             .ok_or_else(|| early("which has no such HTLC on disk"))?
             .expiry;
+        let outpoint = channel.map_or(OutPoint::null(), |channel| channel.agreed.outpoint);
         self.keep_path(who, *place)?;
-        let keys = self.keys(*place);
+        let keys = self.signed_keys(who, place);
         let party = self.party(who);
         let kept = party.live.as_ref().and_then(|live| live.kept.get(place));
         let kept = kept.ok_or_else(|| early("whose path is not stored"))?;
@@ -223,19 +223,36 @@ impl World {
             return Ok(());
         }
         let payout = self.payout(number);
-        let holding = Holding {
-            path: &kept.path,
-            watched: &kept.watched,
-            channel: party.disk.channels.get(place),
-            keys: &keys,
-            payout: &payout,
-        };
+        let holding = holding(party, kept, keys, &payout);
         let recovered = recover::alone(&self.chain, None, &holding, Goal::Leave)
             .map_err(|error| early(&error))?;
-        match recovered.settled_at < expiry {
+        if recovered.way == Way::Stale {
+            // It has not looked for as long as it takes to outrun the newest state.
+            return Ok(());
+        }
+        let settled = recovered.settled.get(&outpoint);
+        match settled.is_some_and(|height| *height < expiry) {
             true => Ok(()),
             false => Err(early("which expires before it could be claimed")),
         }
+    }
+}
+
+/// What a party holds of a place.
+pub(crate) fn holding<'a>(
+    party: &'a Party,
+    kept: &'a Kept,
+    keys: Vec<(ChannelRef, Arc<ChannelKeys>)>,
+    payout: &'a ScriptBuf,
+) -> Holding<'a> {
+    let channels = keys.into_iter();
+    let channels = channels.filter_map(|(id, keys)| Some((party.disk.channels.get(&id)?, keys)));
+    Holding {
+        path: &kept.path,
+        watched: &kept.watched,
+        sweeps: &kept.sweeps,
+        channels: channels.collect(),
+        payout,
     }
 }
 

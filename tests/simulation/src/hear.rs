@@ -2,7 +2,7 @@
 
 use bitcoin::secp256k1::PublicKey;
 use superscalar_factory::coordinator::{Coordinator, FactoryPlan, LspSecrets};
-use superscalar_factory::effect::{Effect, Event};
+use superscalar_factory::effect::{ChannelRef, Effect, Event};
 use superscalar_factory::member::{JoinSecrets, Member};
 use superscalar_factory::message::{Attempt, Invite, Message, Refusal, RefusalCode};
 use superscalar_factory::wire;
@@ -13,7 +13,7 @@ use crate::dice::secret;
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::network::{End, Origin, Packet};
 use crate::observer::name;
-use crate::party::{Live, Party, Role, Who};
+use crate::party::{Live, Party, Role, Who, slot_of};
 use crate::profile::limits;
 use crate::world::World;
 
@@ -47,9 +47,9 @@ impl World {
             End::Wallet => (Who::Lsp, Who::Wallet(number)),
         };
         match packet {
-            Packet::Channel(slot, talk) => {
+            Packet::Channel(id, talk) => {
                 self.note(format_args!("{from} to {to}: {talk:?}"));
-                self.talk(number, end, (slot.attempt, slot.slot), talk)?;
+                self.talk(number, end, id, talk)?;
             }
             Packet::Factory(frame, origin) => match link.assembler(end).receive(&frame) {
                 Ok(None) => {}
@@ -128,7 +128,8 @@ impl World {
         if busy >= CEREMONIES {
             return self.refuse(who, lsp, attempt, RefusalCode::Unexpected, "invite");
         }
-        let keys = self.keys((attempt, invite.slot));
+        let place = slot_of(&(attempt, invite.slot));
+        let keys = self.keys(ChannelRef::first(place));
         let (mut salt, mut nonce_randomness) = (self.dice.bytes(), self.dice.bytes());
         if self.bug == Some(Bug::SameRandomness) {
             salt = secret(self.seed, "salt", number.into());
@@ -150,8 +151,10 @@ impl World {
         );
         match joined {
             Ok((role, effects)) => {
+                let mut role = Role::Member(Box::new(role));
+                role.set_conditions();
                 if let Some(live) = &mut self.party_mut(who).live {
-                    live.roles.insert(attempt, Role::Member(Box::new(role)));
+                    live.roles.insert(attempt, role);
                 }
                 self.queue(who, attempt, effects);
                 Ok(())
@@ -212,7 +215,8 @@ impl World {
         let (salt, randomness) = (self.dice.bytes(), self.dice.bytes());
         let secrets = LspSecrets::new(&self.lsp.seed, salt, randomness);
         let keys: Vec<PublicKey> = (0..plan.seats.len() as u16)
-            .map(|slot| self.keys((attempt, slot)).funding(Toward::Lsp))
+            .map(|slot| self.keys(ChannelRef::first(slot_of(&(attempt, slot)))))
+            .map(|keys| keys.funding(Toward::Lsp))
             .collect();
         let tip = self.chain.tip();
         let started = Coordinator::start(&plan, secrets, keys, tip);
@@ -234,9 +238,10 @@ impl World {
                 name(&attempt)
             ),
         );
+        let mut role = Role::Coordinator(Box::new(role));
+        role.set_conditions();
         if let Some(live) = &mut self.lsp.live {
-            live.roles
-                .insert(attempt, Role::Coordinator(Box::new(role)));
+            live.roles.insert(attempt, role);
             live.plans.insert(attempt, plan);
         }
         self.queue(Who::Lsp, attempt, effects);
@@ -297,12 +302,43 @@ impl World {
             self.queue(who, attempt, effects);
         }
         self.settle()?;
+        self.look_at_trees(who)?;
         self.republish(who);
         match who {
             Who::Lsp => self.guard()?,
             Who::Wallet(number) => self.step_exits(number)?,
         }
         self.settle()
+    }
+
+    /// What a role must know of its tree: that somebody opens it, and what only the LSP could sign.
+    fn look_at_trees(&mut self, who: Who) -> Result<(), Violation> {
+        let Some(live) = &self.party(who).live else {
+            return Ok(());
+        };
+        let mut open = Vec::new();
+        for (attempt, role) in &live.roles {
+            let funding = match role {
+                Role::Coordinator(role) => role.built().map(|built| built.tree.funding),
+                Role::Member(role) => role.tree().map(|tree| tree.funding),
+            };
+            if funding.is_some_and(|funding| self.chain.spender(&funding).is_some()) {
+                open.push((*attempt, live.opened.contains(attempt)));
+            }
+        }
+        for (attempt, known) in open {
+            // An LSP that cheats goes on as if nothing had happened.
+            if !known && (who != Who::Lsp || self.lsp.is_honest()) {
+                if let Some(live) = &mut self.party_mut(who).live {
+                    live.opened.insert(attempt);
+                }
+                let effects = self.party_mut(who).role_mut(&attempt).map(Role::tree_seen);
+                self.queue(who, attempt, effects.unwrap_or_default());
+            }
+            self.tell_states(who, attempt);
+            self.settle()?;
+        }
+        Ok(())
     }
 
     pub(crate) fn look_at_fundings(&mut self, who: Who) -> Result<(), Violation> {
@@ -372,20 +408,16 @@ impl World {
                 bug.read(records);
             }
             let replayed = Role::replay(who, &party.seed, records, tip);
-            let (role, effects) = replayed.map_err(|error| {
+            let (mut role, effects) = replayed.map_err(|error| {
                 let what = format!("{who} cannot replay {}: {error}", name(attempt));
                 Violation::new(Invariant::CrashAnywhere, what)
             })?;
-            let (stood, stands) = (party.stood.get(attempt), role.phase());
-            let resumed = stood.is_none_or(|phase| {
-                // That its funding is on chain after all it hears only now.
-                let funded = matches!(*phase, "committed" | "funding" | "published");
-                let told_later = funded && matches!(stands, "dormant" | "unfunded");
-                told_later || Role::resumes_at(who, phase) == stands
-            });
+            role.set_conditions();
+            let (stood, stands) = (party.stood.get(attempt), role.stands());
+            let resumed = stood.is_none_or(|stood| stood.resumes_as(who, &stands));
             ensure(resumed, Invariant::CrashAnywhere, || {
                 format!(
-                    "{who} stood at {stood:?} in {} and is {stands}",
+                    "{who} stood at {stood:?} in {} and is {stands:?}",
                     name(attempt)
                 )
             })?;
@@ -402,7 +434,10 @@ impl World {
         self.settle()?;
         if who == Who::Lsp {
             self.lose_half_open(None);
+            self.tell_payments();
         }
+        self.settle()?;
+        self.tell_channels(who);
         self.settle()?;
         match self.party(who).is_live() {
             true => self.look(who),
@@ -439,16 +474,16 @@ impl World {
             .channels
             .iter()
             .filter(|(_, channel)| channel.stage == Stage::Committed)
-            .map(|(place, channel)| (*place, channel.agreed.peer))
+            .map(|(id, channel)| (*id, channel.agreed.peer))
             .collect();
-        for (place, peer) in half_open {
+        for (id, peer) in half_open {
             if number.is_some() && self.wallet_of(&peer) != number {
                 continue;
             }
-            self.close(Who::Lsp, place);
-            let role = self.lsp.role_mut(&place.0);
-            let effects = role.map(|role| role.channel_lost(place.1));
-            self.queue(Who::Lsp, place.0, effects.unwrap_or_default());
+            self.close(Who::Lsp, id);
+            let role = self.lsp.role_mut(&id.slot.attempt);
+            let effects = role.map(|role| role.channel_lost(id));
+            self.queue(Who::Lsp, id.slot.attempt, effects.unwrap_or_default());
         }
     }
 }

@@ -3,15 +3,15 @@
 //! then they say or publish something nobody asked them for.
 
 use bitcoin::{Amount, OutPoint, Transaction, TxOut};
-use superscalar_factory::effect::SlotRef;
-use superscalar_factory::message::{Attempt, Message, RefusalCode};
+use superscalar_factory::effect::ChannelRef;
+use superscalar_factory::message::{Attempt, CutOffer, EpochEnd, Message, RefusalCode};
 use superscalar_factory::wire::Frame;
 
 use crate::channel::{Change, Htlc, Stage, Talk, Toward};
 use crate::invariants::Violation;
 use crate::money;
 use crate::network::{End, Origin, Packet};
-use crate::party::{Place, Role, Who};
+use crate::party::{Role, Who};
 use crate::world::World;
 
 impl World {
@@ -149,6 +149,98 @@ impl World {
                 }
             }
             Message::Refusal(refusal) => refusal.code = RefusalCode::Restarted,
+            Message::Quote(quote) => match choice {
+                0 => quote.sale.price_msat += 1,
+                1 => quote.sale.amount += Amount::ONE_SAT,
+                2 => quote.sale.next_hash = Some(random),
+                3 => quote.sale.link ^= 1,
+                4 => quote.sale.version ^= 1,
+                5 => quote.sale.lsp_funding_key = quote.sale.member_funding_key,
+                6 => quote.sale.stock = OutPoint::null(),
+                _ => quote.nonce[40] ^= 1,
+            },
+            Message::SaleAccept(accept) => match choice {
+                0..3 => accept.partial = random,
+                3 => accept.sale.price_msat = 0,
+                4 => accept.sale.amount += Amount::ONE_SAT,
+                5 => accept.quoted_nonce = accept.nonce,
+                6 => accept.sale.slot ^= 1,
+                _ => accept.nonce.reverse(),
+            },
+            Message::QuoteRequest(request) => request.amount = Amount::from_sat(choice as u64),
+            Message::SaleStored(stored) => stored.sale.0 = random,
+            Message::SaleSig(sig) => match choice {
+                0..4 => sig.sale.0 = random,
+                _ => {
+                    if let Some(Message::NodeSigs(other)) = self.hearsay()
+                        && let Some(signature) = other.signatures.first()
+                    {
+                        sig.signature = *signature;
+                    }
+                }
+            },
+            Message::EpochPropose(propose) => match (choice, &mut propose.cut) {
+                (0, _) => propose.version ^= 1,
+                (1, _) => propose.epoch.retry = propose.epoch.retry.wrapping_sub(1),
+                (2, _) => propose.epoch.epochs.iter_mut().for_each(|epoch| *epoch = 0),
+                (3, _) => propose.epoch.node.0 ^= 1,
+                (4, CutOffer::Channel { capacity, .. }) => *capacity -= Amount::ONE_SAT,
+                (5, CutOffer::Channel { stock, .. }) => *stock += Amount::ONE_SAT,
+                (6, CutOffer::Channel { stock_hash, .. }) => *stock_hash = random,
+                _ => propose.cut = CutOffer::Departed,
+            },
+            Message::EpochReady(ready) => match choice {
+                0..3 => ready.balances.iter_mut().for_each(|(_, msat)| *msat += 1_000),
+                3 => ready.balances.clear(),
+                4 => drop(ready.nonces.pop()),
+                5 => ready.nonces.reverse(),
+                _ => ready.funding_key = self.lsp.node,
+            },
+            Message::EpochTerms(terms) => match choice {
+                0 => terms.contents.reverse(),
+                1 => drop(terms.contents.pop()),
+                2 => drop(terms.leaf_outputs.pop()),
+                3 => terms.leaf_outputs.reverse(),
+                4 => terms.nonces.reverse(),
+                _ => {
+                    if let Some(output) = terms.leaf_outputs.first_mut() {
+                        output.value -= Amount::ONE_SAT;
+                    }
+                }
+            },
+            Message::EpochPartials(said) => match choice {
+                0..4 => said.partials.reverse(),
+                _ => said.partials.iter_mut().for_each(|it| *it = random),
+            },
+            Message::EpochSigs(sigs) => match choice {
+                0..4 => sigs.signatures.reverse(),
+                _ => drop(sigs.signatures.pop()),
+            },
+            Message::EpochAsk(ask) => ask.round = random,
+            Message::EpochNonce(nonce) => match choice {
+                0..4 => nonce.round = random,
+                _ => nonce.nonce[40] ^= 1,
+            },
+            Message::EpochCommit(commit) => match choice {
+                0..4 => commit.round = random,
+                _ => commit.nonce.reverse(),
+            },
+            Message::EpochPartial(partial) => partial.partial = random,
+            Message::EpochReveal(reveal) => match choice {
+                0..3 => reveal.preimages.clear(),
+                3..5 => drop(reveal.preimages.pop()),
+                _ => reveal.preimages.iter_mut().for_each(|it| *it = random),
+            },
+            // What is complete was never to be completed.
+            Message::EpochSig(sig) => {
+                message = EpochEnd {
+                    attempt: sig.attempt,
+                    epoch: sig.epoch.clone(),
+                    code: RefusalCode::Silence,
+                }
+                .into();
+            }
+            Message::SwitchAck(ack) => ack.epoch.retry ^= 1,
             Message::PathAck(ack) => ack.attempt.number ^= 1,
             Message::RootAck(ack) => ack.attempt.number ^= 1,
             _ => {}
@@ -166,10 +258,12 @@ impl World {
         let Some(&who) = self.dice.pick(&hostile) else {
             return Ok(false);
         };
-        let done = match (self.dice.below(4), who) {
+        let done = match (self.dice.below(7), who) {
             (0, _) => self.say_withheld(who),
             (1, _) => self.say_hearsay(who),
             (2, Who::Lsp) => self.publish_something()?,
+            (3 | 4, _) => self.publish_old(who),
+            (5, Who::Lsp) => self.break_promise(),
             (_, Who::Lsp) => self.propose_nonsense(),
             (_, Who::Wallet(number)) => self.talk_nonsense(number),
         };
@@ -236,6 +330,43 @@ impl World {
         Ok(accepted)
     }
 
+    /// Once a factory is open, whatever was ever signed for it, the oldest first. Opening one is
+    /// left to a few.
+    fn publish_old(&mut self, who: Who) -> bool {
+        let roles = self.party(who).live.iter().flat_map(|live| &live.roles);
+        let attempts: Vec<Attempt> = roles.map(|(attempt, _)| *attempt).collect();
+        let Some(&attempt) = self.dice.pick(&attempts) else {
+            return false;
+        };
+        let funding = match self.party(who).role(&attempt) {
+            Some(Role::Coordinator(role)) => role.built().map(|built| built.tree.funding),
+            Some(Role::Member(role)) => role.tree().map(|tree| tree.funding),
+            None => None,
+        };
+        let open = funding.is_some_and(|funding| self.chain.spender(&funding).is_some());
+        (open || self.dice.per_mille(40)) && self.publish_all(who, &attempt)
+    }
+
+    /// Tells everybody that the epoch under way is over, and goes on with it.
+    fn break_promise(&mut self) -> bool {
+        let mut under_way = self.overheard.iter().rev();
+        let found = under_way.find_map(|(who, message)| match message {
+            Message::EpochPartial(said) if *who != Who::Lsp => Some((*who, said.clone())),
+            _ => None,
+        });
+        let Some((Who::Wallet(number), said)) = found else {
+            return false;
+        };
+        let end = EpochEnd {
+            attempt: said.attempt,
+            epoch: said.epoch,
+            code: RefusalCode::Silence,
+        };
+        self.note(format_args!("the LSP promises wallet {number} what it will not keep"));
+        self.put(Who::Lsp, number, &end.into(), Origin::Forged);
+        true
+    }
+
     /// Takes a funding's coin back.
     fn rival(&self, funding: &Transaction) -> Option<Transaction> {
         let outpoint = funding.input[0].previous_output;
@@ -249,10 +380,10 @@ impl World {
 
     /// A change of a channel that no member may accept.
     fn propose_nonsense(&mut self) -> bool {
-        let Some((place, number)) = self.some_channel(None) else {
+        let Some((id, number)) = self.some_channel(None) else {
             return false;
         };
-        let Some(channel) = self.lsp.disk.channels.get(&place) else {
+        let Some(channel) = self.lsp.disk.channels.get(&id) else {
             return false;
         };
         let expiry = self.chain.tip() + 2;
@@ -282,11 +413,7 @@ impl World {
             2 => Change::Settle(random),
             _ => Change::Cancel(cancel),
         };
-        let slot = SlotRef {
-            attempt: place.0,
-            slot: place.1,
-        };
-        let talk = Talk::Propose {
+                let talk = Talk::Propose {
             number: next,
             change,
         };
@@ -295,12 +422,12 @@ impl World {
         ));
         let link = &mut self.links[usize::from(number)];
         link.queue(End::Wallet)
-            .push_back(Packet::Channel(slot, talk));
+            .push_back(Packet::Channel(id, talk));
         true
     }
 
     fn talk_nonsense(&mut self, number: u16) -> bool {
-        let Some((place, _)) = self.some_channel(Some(number)) else {
+        let Some((id, _)) = self.some_channel(Some(number)) else {
             return false;
         };
         let random = self.dice.bytes();
@@ -317,22 +444,18 @@ impl World {
                 hash: random,
             },
         };
-        let slot = SlotRef {
-            attempt: place.0,
-            slot: place.1,
-        };
-        self.note(format_args!("wallet {number} says {talk:?}"));
+                self.note(format_args!("wallet {number} says {talk:?}"));
         let link = &mut self.links[usize::from(number)];
-        link.queue(End::Lsp).push_back(Packet::Channel(slot, talk));
+        link.queue(End::Lsp).push_back(Packet::Channel(id, talk));
         true
     }
 
     /// A held channel whose connection is up.
-    fn some_channel(&mut self, of: Option<u16>) -> Option<(Place, u16)> {
+    fn some_channel(&mut self, of: Option<u16>) -> Option<(ChannelRef, u16)> {
         let channels = self.lsp.disk.channels.iter();
-        let held: Vec<(Place, u16)> = channels
+        let held: Vec<(ChannelRef, u16)> = channels
             .filter(|(_, channel)| channel.stage == Stage::Held)
-            .filter_map(|(place, channel)| Some((*place, self.wallet_of(&channel.agreed.peer)?)))
+            .filter_map(|(id, channel)| Some((*id, self.wallet_of(&channel.agreed.peer)?)))
             .filter(|(_, number)| {
                 of.is_none_or(|wanted| wanted == *number) && self.links[usize::from(*number)].up
             })

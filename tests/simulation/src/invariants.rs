@@ -32,6 +32,10 @@ pub enum Invariant {
     BadInput,
     /// What an exit publishes is acceptable when the planner says so, and pays in the end.
     Exit,
+    /// Whoever looked in time is not outrun: by an older epoch, or by the delay on stock.
+    Race,
+    /// While the LSP alone can complete an epoch, a member has no more than that would give it.
+    Limbo,
     /// No block holds what a lock forbids.
     Consensus,
 }
@@ -51,6 +55,8 @@ impl fmt::Display for Invariant {
             Invariant::CrashAnywhere => "crash anywhere",
             Invariant::BadInput => "bad input",
             Invariant::Exit => "exit",
+            Invariant::Race => "race",
+            Invariant::Limbo => "limbo",
             Invariant::Consensus => "consensus",
         })
     }

@@ -1,28 +1,36 @@
 //! Leaving alone on the world's own chain, among everybody else: exits that were begun go on with
 //! every look at the chain, kickoffs that anybody published are answered.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bitcoin::{Amount, OutPoint, Transaction};
-use superscalar_factory::exit::{Action, Goal, Plan, Progress, SignedPath, plan};
+use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, TxOut};
+use superscalar_factory::effect::ChannelRef;
+use superscalar_factory::exit::stale::StaleSweep;
+use superscalar_factory::exit::{Action, Goal, Plan, Progress, plan};
 use superscalar_factory::journal::Record;
+use superscalar_factory::member::Member;
 use superscalar_factory::message::Attempt;
 use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::tree::Role as TxRole;
 
 use crate::bugs::Bug;
 use crate::chain::Rejection;
-use crate::channel::{Channel, Htlc, Stage, Toward};
+use crate::channel::{Channel, Htlc, Kind, Stage, Toward};
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::money::{self, ChannelKeys};
 use crate::observer::name;
-use crate::party::{Kept, Place, Role, Who};
+use crate::party::{Kept, Place, Role, Who, place_of};
 use crate::recover;
 use crate::world::World;
 
 /// No reorg of this world reaches deeper.
 const BURIED_BLOCKS: u32 = 12;
+
+/// What stock of older epochs is taken at.
+const SWEEP_FEERATES: [FeeRate; 2] = [
+    FeeRate::from_sat_per_vb_u32(2),
+    FeeRate::from_sat_per_vb_u32(10),
+];
 
 /// Blocks of the time in which a member may leave that it has seen.
 #[derive(Debug, Default)]
@@ -145,16 +153,20 @@ impl World {
         };
         let (header, place) = (&joined.invite.header, (*attempt, joined.invite.slot));
         let over = header.leave_by().is_some() && self.chain.tip() > header.expiry;
-        let Some(channel) = party.disk.channels.get(&place).filter(|_| over) else {
+        if !over {
             return Ok(());
-        };
+        }
         let needed = header.timing.exit_delay(header.shape.layers());
         let had = self.chances.get(&place).map_or(0, |it| it.blocks);
-        let nothing = recover::due_at(&channel.balances, header.tree_feerate) == Amount::ZERO;
+        let counted = party.counted(&place).map(|(_, channel)| &channel.balances);
+        let nothing = recover::due(counted, header.tree_feerate) == Amount::ZERO;
         if !party.is_honest() || nothing || had < needed {
             return Ok(());
         }
-        let leaf = self.chain.height_of(&channel.agreed.outpoint.txid);
+        let leaves = party.channels(&place);
+        let leaves = leaves.filter(|(id, _)| Kind::of(id) != Kind::Bought);
+        let leaf = leaves.filter_map(|(_, it)| self.chain.height_of(&it.agreed.outpoint.txid));
+        let leaf = leaf.min();
         ensure(
             leaf.is_some_and(|height| height <= header.expiry),
             Invariant::Recoverability,
@@ -183,7 +195,7 @@ impl World {
         let ends = header.leave_by().is_some_and(|height| tip >= height)
             && self.bug != Some(Bug::StaysToTheEnd);
         let place = (*attempt, member.slot().slot);
-        let claimed = party.disk.channels.get(&place).is_some_and(|channel| {
+        let claimed = party.counted(&place).any(|(_, channel)| {
             channel.balances.htlcs.iter().any(|htlc| {
                 htlc.toward == Toward::Member
                     && channel.revealed.contains(&htlc.hash)
@@ -221,24 +233,34 @@ impl World {
         let Some(planned) = self.follow(who, place, goal.unwrap_or(Goal::Defend))? else {
             return Ok(());
         };
+        self.sweep_stale(number, place);
         match (goal, planned.status.progress) {
             (Some(_), Progress::LeafConfirmed { outpoint, .. }) => {
                 self.wind_up(number, place, outpoint)
             }
             (_, Progress::PaidOut { outpoint, .. }) => {
-                if !self
-                    .party(who)
-                    .disk
-                    .channels
-                    .get(&place)
-                    .is_some_and(is_over)
-                {
-                    self.counts.distributed += 1;
-                }
-                self.came_home(number, place, Some(outpoint))
+                self.counts.distributed += u64::from(!self.home.contains(&place));
+                let tx = self.chain.transaction(&outpoint.txid);
+                let output = tx.and_then(|tx| tx.output.get(outpoint.vout as usize));
+                let to = self.payout(number);
+                let paid = output.filter(|output| output.script_pubkey == to);
+                let paid = paid.map_or(Amount::ZERO, |output| output.value);
+                let height = self.chain.height_of(&outpoint.txid);
+                self.came_home(number, place, paid, height)
+            }
+            // An older epoch was first: what it holds is settled whether one wants to leave or not.
+            (None, Progress::LeafConfirmed { outpoint, .. }) if self.is_stale(who, &place, outpoint) => {
+                self.wind_up(number, place, outpoint)
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether a confirmed leaf is not the newest that a party holds.
+    fn is_stale(&self, who: Who, place: &Place, outpoint: OutPoint) -> bool {
+        let live = self.party(who).live.as_ref();
+        let kept = live.and_then(|live| live.kept.get(place));
+        kept.is_some_and(|kept| kept.path.channel_outpoint() != outpoint)
     }
 
     /// Plans and publishes. What the planner names must be acceptable now, unless a rival is there
@@ -250,7 +272,7 @@ impl World {
             Who::Wallet(number) => &self.wallets[usize::from(number)],
         };
         let kept = party.live.as_ref().and_then(|live| live.kept.get(&place));
-        let Some(Kept { path, watched }) = kept else {
+        let Some(Kept { path, watched, .. }) = kept else {
             return Ok(None);
         };
         let mut facts = self.chain.facts(&path.funding(), watched);
@@ -283,6 +305,14 @@ impl World {
                     )
                 },
             )?;
+            let kept_back = match what.role {
+                TxRole::Sale(_) => self.bug == Some(Bug::SalesStayOffChain),
+                TxRole::State => self.bug == Some(Bug::KickoffsUnanswered),
+                _ => false,
+            };
+            if kept_back && who != Who::Lsp {
+                continue;
+            }
             match self.chain.submit(&transaction) {
                 Ok(()) => {
                     let what = format!("{who} publishes the {what} of {}", name(&place.0));
@@ -295,64 +325,91 @@ impl World {
                 }
             }
         }
+        // Whoever waits for a distribution leaves the race to others.
+        if self.party(who).is_honest() && goal != Goal::Reclaim {
+            self.note_races(who, &place);
+        }
         Ok(Some(planned))
     }
 
-    /// The leaf is on chain: commitment, claims, sweep.
-    fn wind_up(&mut self, number: u16, place: Place, outpoint: OutPoint) -> Result<(), Violation> {
-        let keys = self.keys(place);
+    /// The leaf and what was sold below it are on chain: commitments, claims, sweeps.
+    fn wind_up(&mut self, number: u16, place: Place, leaf: OutPoint) -> Result<(), Violation> {
+        let who = Who::Wallet(number);
+        let stale = self.is_stale(who, &place, leaf);
         let payout = self.payout(number);
-        let disk = &self.wallets[usize::from(number)].disk;
-        let Some(channel) = disk
-            .channels
-            .get(&place)
-            .filter(|it| it.agreed.outpoint == outpoint)
-        else {
-            return Ok(());
-        };
+        let mut waits = false;
+        let mut paid = Amount::ZERO;
+        let mut last = None;
+        for (id, keys) in self.signed_keys(who, &place) {
+            let Some(channel) = self.party(who).disk.channels.get(&id).cloned() else {
+                continue;
+            };
+            if self.chain.height_of(&channel.agreed.outpoint.txid).is_none() {
+                continue;
+            }
+            let Some(height) = self.bring_home(&id, &channel, &keys, &payout) else {
+                waits = true;
+                continue;
+            };
+            let Some((output, height)) = height else {
+                // Nothing that is worth its fee.
+                continue;
+            };
+            paid += output.value;
+            last = last.max(Some(height));
+        }
+        match waits {
+            true => Ok(()),
+            false if stale => {
+                self.counts.stale += u64::from(!self.home.contains(&place));
+                self.gone_home(number, place, last)
+            }
+            false => self.came_home(number, place, paid, last),
+        }
+    }
+
+    /// Brings one channel home; `None` while that takes time, and nothing inside it if there is
+    /// nothing to bring.
+    fn bring_home(
+        &mut self,
+        id: &ChannelRef,
+        channel: &Channel,
+        keys: &ChannelKeys,
+        payout: &ScriptBuf,
+    ) -> Option<Option<(TxOut, u32)>> {
         let agreed = &channel.agreed;
-        let delay = agreed.timing.member_to_self_delay;
-        let Some(live) = &self.wallets[usize::from(number)].live else {
-            return Ok(());
-        };
-        let feerate = match live.kept.get(&place) {
-            Some(kept) => recover::tree_feerate(&kept.path),
-            None => return Ok(()),
-        };
-        let homeward = self.homeward.entry(place).or_insert_with(|| {
-            let commitment =
-                money::commitment(&keys, outpoint, agreed.capacity, delay, &channel.balances);
+        let number = self.wallet_in(&place_of(id))?;
+        let live = self.wallets[usize::from(number)].live.as_ref()?;
+        let feerate = recover::tree_feerate(&live.kept.get(&place_of(id))?.path);
+        let homeward = self.homeward.entry(*id).or_insert_with(|| {
+            let delay = agreed.timing.member_to_self_delay;
+            let (outpoint, capacity) = (agreed.outpoint, agreed.capacity);
+            let commitment = money::commitment(keys, outpoint, capacity, delay, &channel.balances);
             let claim = |htlc: &Htlc| {
                 let known = channel.preimages.get(&htlc.hash);
-                commitment.claim(&keys, &htlc.hash, known, &payout, feerate)
+                commitment.claim(keys, &htlc.hash, known, payout, feerate)
             };
             Homeward {
                 claims: channel.balances.htlcs.iter().filter_map(claim).collect(),
-                sweep: commitment.sweep(&keys, &payout, feerate),
+                sweep: commitment.sweep(keys, payout, feerate),
                 commitment: commitment.tx,
             }
         });
-        if self
-            .chain
-            .height_of(&homeward.commitment.compute_txid())
-            .is_none()
-        {
+        let commitment = homeward.commitment.compute_txid();
+        if self.chain.height_of(&commitment).is_none() {
             let _ = self.chain.submit(&homeward.commitment);
-            return Ok(());
+            return None;
         }
         for tx in homeward.claims.iter().chain(&homeward.sweep) {
             // Not yet, or already: it is offered again with the next block.
             let _ = self.chain.submit(tx);
         }
         let Some(sweep) = &homeward.sweep else {
-            // Nothing that is worth its fee.
-            return self.came_home(number, place, None);
+            return Some(None);
         };
-        let txid = sweep.compute_txid();
-        match self.chain.height_of(&txid) {
-            Some(_) => self.came_home(number, place, Some(OutPoint { txid, vout: 0 })),
-            None => Ok(()),
-        }
+        let height = self.chain.height_of(&sweep.compute_txid())?;
+        let output = sweep.output.first().cloned()?;
+        (output.script_pubkey == *payout).then_some(Some((output, height)))
     }
 
     /// Money has arrived in a wallet: all that was due.
@@ -360,38 +417,53 @@ impl World {
         &mut self,
         number: u16,
         place: Place,
-        outpoint: Option<OutPoint>,
+        paid: Amount,
+        height: Option<u32>,
     ) -> Result<(), Violation> {
-        let payout = self.payout(number);
         let party = &self.wallets[usize::from(number)];
         let kept = party.live.as_ref().and_then(|live| live.kept.get(&place));
-        let (Some(kept), Some(channel)) = (kept, party.disk.channels.get(&place)) else {
+        let Some(kept) = kept else {
             return Ok(());
         };
-        let due = recover::due(&channel.balances, &kept.path);
-        let paid = outpoint.and_then(|it| {
-            let tx = self.chain.transaction(&it.txid)?;
-            let height = self.chain.height_of(&it.txid)?;
-            Some((tx.output.get(it.vout as usize)?, height))
-        });
-        let whole = match paid {
-            Some((output, _)) => output.value >= due && output.script_pubkey == payout,
-            None => due == Amount::ZERO,
+        let feerate = kept.path.header().tree_feerate;
+        let counted = party.counted(&place);
+        // What was bought and lost to an LSP that waited for a wallet that slept is lost.
+        let there = |channel: &Channel| {
+            let stock = self.slept.contains(&channel.agreed.outpoint.txid);
+            !stock
         };
+        let counted = counted.filter(|(_, channel)| there(channel));
+        let due = recover::due(counted.map(|(_, it)| &it.balances), feerate);
+        let whole = paid >= due || self.home.contains(&place);
         ensure(whole || !party.is_honest(), Invariant::Exit, || {
             let name = name(&place.0);
-            format!("wallet {number} is paid less than {due} out of {name}")
+            format!("wallet {number} is paid {paid} of {due} out of {name}")
         })?;
-        let buried = paid.is_some_and(|(_, height)| height + BURIED_BLOCKS <= self.chain.tip());
-        let arrived = paid.is_some() && !is_over(channel);
+        self.gone_home(number, place, height)
+    }
+
+    /// Nothing of a place is left to be brought home.
+    fn gone_home(
+        &mut self,
+        number: u16,
+        place: Place,
+        height: Option<u32>,
+    ) -> Result<(), Violation> {
+        let buried = height.is_some_and(|height| height + BURIED_BLOCKS <= self.chain.tip());
         if buried {
             self.finished.insert(place);
         }
-        if arrived {
+        if self.home.insert(place) && height.is_some() {
             self.counts.home += 1;
             self.note(format_args!("wallet {number} is out of {}", name(&place.0)));
         }
-        self.close(Who::Wallet(number), place);
+        let who = Who::Wallet(number);
+        let channels: Vec<ChannelRef> = self.party(who).channels(&place).map(|(id, _)| *id).collect();
+        if let Some(live) = &mut self.party_mut(who).live {
+            channels.iter().for_each(|id| {
+                live.open.remove(id);
+            });
+        }
         Ok(())
     }
 
@@ -400,8 +472,8 @@ impl World {
         let Some(live) = &self.lsp.live else {
             return Ok(());
         };
-        let mut opened: BTreeMap<Place, OutPoint> = BTreeMap::new();
-        for (attempt, role) in &live.roles {
+        let mut opened: Vec<Place> = Vec::new();
+        for role in live.roles.values() {
             let Role::Coordinator(role) = role else {
                 continue;
             };
@@ -413,17 +485,16 @@ impl World {
             {
                 continue;
             }
-            for node in built.tree.nodes().filter(|node| node.node.is_leaf()) {
-                let slot = node.node.slots.start;
-                opened.insert((*attempt, slot), built.tree.funding);
-            }
+            // Below a leaf each place has sales of its own.
+            opened.extend(role.places().map(|slot| (slot.attempt, slot.slot)));
         }
-        for place in opened.into_keys() {
+        for place in opened {
             if self.lsp.is_honest() || self.dice.per_mille(300) {
                 self.follow(Who::Lsp, place, Goal::Defend)?;
             }
         }
-        let spent: Vec<Place> = self
+        self.take_stock();
+        let spent: Vec<ChannelRef> = self
             .lsp
             .disk
             .channels
@@ -432,21 +503,31 @@ impl World {
                 channel.stage == Stage::Held
                     && self.chain.spender(&channel.agreed.outpoint).is_some()
             })
-            .map(|(place, _)| *place)
+            .map(|(id, _)| *id)
             .collect();
-        spent
-            .into_iter()
-            .for_each(|place| self.close(Who::Lsp, place));
+        spent.into_iter().for_each(|id| self.close(Who::Lsp, id));
         Ok(())
     }
 
-    pub(crate) fn keys(&mut self, place: Place) -> Arc<ChannelKeys> {
-        let known = self.keys.entry(place);
-        let made = || Arc::new(ChannelKeys::new(self.seed, &place.0, place.1));
+    pub(crate) fn keys(&mut self, id: ChannelRef) -> Arc<ChannelKeys> {
+        let known = self.keys.entry(id);
+        let made = || Arc::new(ChannelKeys::new(self.seed, &id));
         Arc::clone(known.or_insert_with(made))
     }
 
-    /// Reads a party's path from its disk, unless that was done in this life.
+    /// The keys of a place's channels whose commitment was ever durable.
+    pub(crate) fn signed_keys(
+        &mut self,
+        who: Who,
+        place: &Place,
+    ) -> Vec<(ChannelRef, Arc<ChannelKeys>)> {
+        let channels = self.party(who).channels(place);
+        let signed = channels.filter(|(_, channel)| channel.signed);
+        let signed: Vec<ChannelRef> = signed.map(|(id, _)| *id).collect();
+        signed.into_iter().map(|id| (id, self.keys(id))).collect()
+    }
+
+    /// Reads a party's path from its disk, unless that was done since anything was written there.
     pub(crate) fn keep_path(&mut self, who: Who, place: Place) -> Result<(), Violation> {
         let party = self.party(who);
         let kept = party
@@ -456,49 +537,50 @@ impl World {
         if kept != Some(false) {
             return Ok(());
         }
-        let path = self.stored_path(who, place)?;
-        if let (Some(path), Some(live)) = (path, &mut self.party_mut(who).live) {
-            let watched = path.watched();
-            live.kept.insert(place, Kept { path, watched });
+        let kept = self.stored_path(who, place)?;
+        if let (Some(kept), Some(live)) = (kept, &mut self.party_mut(who).live) {
+            live.kept.insert(place, kept);
         }
         Ok(())
     }
 
-    /// The path a party could read from its disk; `None` if it is not complete.
-    pub(crate) fn stored_path(
-        &self,
-        who: Who,
-        place: Place,
-    ) -> Result<Option<SignedPath>, Violation> {
+    /// The path a member could read from its disk, or the LSP's as it is in memory; `None` if it is
+    /// not complete.
+    pub(crate) fn stored_path(&self, who: Who, place: Place) -> Result<Option<Kept>, Violation> {
         let party = self.party(who);
-        let records = party.records(&place.0);
-        let replayed = Role::replay(who, &party.seed, records, self.chain.tip());
-        let (role, _) = replayed.map_err(|error| {
-            let what = format!("the journal of {who} cannot be replayed: {error}");
-            Violation::new(Invariant::CrashAnywhere, what)
-        })?;
-        let signed = match &role {
-            Role::Member(member) => member.path().map(|path| {
-                let order = path.tree.signing_order(place.1);
-                let signatures = order.into_iter().zip(path.signatures.iter().copied());
-                SignedPath::new(&path.tree, place.1, signatures)
-            }),
-            Role::Coordinator(role) => role
-                .built()
-                .filter(|built| built.complete())
-                .map(|built| SignedPath::new(&built.tree, place.1, built.named_signatures())),
+        let (signed, sweeps) = match who {
+            Who::Lsp => match party.role(&place.0) {
+                Some(Role::Coordinator(role)) => (role.signed_path(place.1), Vec::new()),
+                _ => return Ok(None),
+            },
+            Who::Wallet(number) => {
+                let records = party.records(&place.0);
+                let replayed = Member::replay(&party.seed, records, self.chain.tip());
+                let (role, _) = replayed.map_err(|error| {
+                    let what = format!("the journal of {who} cannot be replayed: {error}");
+                    Violation::new(Invariant::CrashAnywhere, what)
+                })?;
+                let to = self.payout(number);
+                let sweeps = role.stale_sweeps(&party.seed, &to, &SWEEP_FEERATES);
+                (role.signed_path(), sweeps)
+            }
         };
-        signed.transpose().map_err(|error| {
+        let path = signed.transpose().map_err(|error| {
             let what = format!("the path of {who} in {} on disk: {error}", name(&place.0));
             Violation::new(Invariant::Recoverability, what)
-        })
+        })?;
+        Ok(path.map(|path| {
+            let mut watched = path.watched();
+            watched.extend(sweeps.iter().map(|sweep: &StaleSweep| sweep.outpoint));
+            Kept {
+                path,
+                watched,
+                sweeps,
+            }
+        }))
     }
 }
 
 pub(crate) fn is_activated(record: &Record) -> bool {
     matches!(record, Record::Activated(_))
-}
-
-fn is_over(channel: &Channel) -> bool {
-    channel.stage == Stage::Over
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use bitcoin::Amount;
 use superscalar_factory::coordinator::FactoryPlan;
+use superscalar_factory::effect::ChannelRef;
 use superscalar_factory::exit::Goal;
 use superscalar_factory::message::Attempt;
 
@@ -15,7 +16,7 @@ use crate::channel::{Stage, Talk};
 use crate::dice::Dice;
 use crate::invariants::Violation;
 use crate::network::{End, Packet};
-use crate::party::{Role, Who};
+use crate::party::{Role, Who, slot_of};
 use crate::profile::Profile;
 use crate::recover;
 use crate::trail::Echo;
@@ -355,7 +356,8 @@ fn a_group_of_128() {
     world.exodus().unwrap();
     assert_eq!((world.counts.home, world.counts.distributed), (128, 0));
     for (number, wallet) in (0..128).zip(&world.wallets) {
-        let channel = &wallet.disk.channels[&(attempt, number)];
+        let id = ChannelRef::first(slot_of(&(attempt, number)));
+        let channel = &wallet.disk.channels[&id];
         let due = recover::due_at(&channel.balances, tree_feerate);
         let coins = world.chain.coins_of(&world.payout(number));
         let [(_, coin)] = coins.as_slice() else {

@@ -14,8 +14,8 @@ use bitcoin::{
     Amount, CompressedPublicKey, FeeRate, OutPoint, PrivateKey, Script, ScriptBuf, Sequence,
     Transaction, TxIn, TxOut, Witness,
 };
+use superscalar_factory::effect::ChannelRef;
 use superscalar_factory::exit::Worth;
-use superscalar_factory::message::Attempt;
 use superscalar_factory::scripts;
 
 use crate::channel::{Balances, Htlc, Toward};
@@ -41,12 +41,14 @@ struct Side {
 }
 
 impl ChannelKeys {
-    /// The keys of `slot` in the run of `seed`.
-    pub(crate) fn new(seed: u64, attempt: &Attempt, slot: u16) -> ChannelKeys {
+    /// The keys of a channel in the run of `seed`.
+    pub(crate) fn new(seed: u64, id: &ChannelRef) -> ChannelKeys {
+        let attempt = id.slot.attempt;
         let instance = u64::from_be_bytes(first_eight(&attempt.instance.0));
-        let number = attempt.number;
+        let (number, version, seq) = (attempt.number, id.version, id.seq);
+        let slot = id.slot.slot;
         let pair = |whose: &str| {
-            let label = format!("{whose}/{instance}/{number}");
+            let label = format!("{whose}/{instance}/{number}/{version}/{seq}");
             let secret = secret_key(seed, &label, u64::from(slot));
             (secret, secret.public_key(&SECP))
         };

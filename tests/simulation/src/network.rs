@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use superscalar_factory::effect::SlotRef;
+use superscalar_factory::effect::ChannelRef;
 use superscalar_factory::wire::{Assembler, Frame};
 
 use crate::channel::Talk;
@@ -14,7 +14,7 @@ pub(crate) enum Packet {
     /// Of the factory protocol. `Origin` says whether its sender meant to deceive.
     Factory(Frame, Origin),
     /// Of the channel layer.
-    Channel(SlotRef, Talk),
+    Channel(ChannelRef, Talk),
 }
 
 /// Whether a frame is what its sender's role said.

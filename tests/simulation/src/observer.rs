@@ -3,9 +3,12 @@
 //!
 //! It sees what a role asks for before a hostile world twists it, and what is really on disk.
 
+mod later;
+
 use std::collections::BTreeMap;
 
 use bitcoin::{Amount, OutPoint, Transaction};
+use superscalar_factory::effect::ChannelRef;
 use superscalar_factory::journal::Record;
 use superscalar_factory::message::{Attempt, Message, NonceBytes, PartialBytes, TermsMessage};
 use superscalar_factory::scripts::ANCHOR_VALUE;
@@ -27,6 +30,15 @@ pub(crate) struct Observer {
     joined: BTreeMap<(Who, Attempt), Joined>,
     terms: BTreeMap<Place, (TermsMessage, u32)>,
     published: BTreeMap<Attempt, OutPoint>,
+    /// What nonces of sales and epochs were offered for.
+    offered: BTreeMap<NonceBytes, later::Offer>,
+    /// Nonces of the last epoch somebody was ready for.
+    ready: BTreeMap<(Who, Attempt), Vec<NonceBytes>>,
+    rounds: BTreeMap<(Who, [u8; 32]), NonceBytes>,
+    /// What was signed for each stock output.
+    sales: BTreeMap<(Who, OutPoint), Vec<u8>>,
+    /// What was signed for each epoch of an output.
+    states: BTreeMap<(Who, OutPoint, u8), [u8; 32]>,
 }
 
 #[derive(Debug)]
@@ -91,7 +103,7 @@ impl Observer {
                     format!("the LSP signs {} in another life", name(&attempt))
                 })
             }
-            _ => Ok(()),
+            _ => self.says_later(who, party, &attempt, message),
         }
     }
 
@@ -184,8 +196,9 @@ fn announced(
         Message::PartialSigs(_) => has(|record| matches!(record, Record::MemberSigned(_))),
         Message::PathAck(_) => has(|record| matches!(record, Record::MemberPath(_))),
         Message::RootPartial(said) => {
-            let held = |(place, channel): (&Place, &Channel)| {
-                place.0 == *attempt && matches!(channel.stage, Stage::Held | Stage::Over)
+            let held = |(id, channel): (&ChannelRef, &Channel)| {
+                let there = matches!(channel.stage, Stage::Held | Stage::Over);
+                id.slot.attempt == *attempt && there
             };
             has(|record| matches!(record, Record::MemberPath(_)))
                 && party.disk.channels.iter().any(held)
@@ -201,7 +214,7 @@ fn announced(
             has(|record| matches!(record, Record::LspNodes(_)))
         }
         Message::RootSig(_) => has(|record| matches!(record, Record::LspRoot(_))),
-        _ => true,
+        _ => later::announced(records, attempt, message),
     };
     ensure(durable, Invariant::DurableFirst, || {
         format!("{who} says message {} before its record", message.number())
@@ -220,7 +233,7 @@ pub(crate) fn writes(
     let again = matches!(
         record,
         Record::Activated(_) | Record::Dormant(_) | Record::Unfunded(_)
-    );
+    ) || is_later(record);
     let same_kind =
         |other: &&Record| std::mem::discriminant(*other) == std::mem::discriminant(record);
     ensure(
@@ -271,6 +284,24 @@ pub(crate) fn writes(
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a record is of a sale or a new epoch, of which there may be many.
+fn is_later(record: &Record) -> bool {
+    !matches!(
+        record,
+        Record::MemberJoined(_)
+            | Record::MemberSigned(_)
+            | Record::MemberPath(_)
+            | Record::MemberRootPartial(_)
+            | Record::MemberRootSig(_)
+            | Record::LspGathering(_)
+            | Record::LspTerms(_)
+            | Record::LspNodes(_)
+            | Record::LspRoot(_)
+            | Record::LspPublished(_)
+            | Record::Ended(_)
+    )
 }
 
 /// Every distribution on the path pays the member all it could be entitled to.

@@ -5,13 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{OutPoint, Transaction, Txid};
 use superscalar_factory::coordinator::{self, Coordinator, FactoryPlan};
-use superscalar_factory::effect::Effect;
+use superscalar_factory::effect::{Bill, ChannelRef, Effect, SlotRef};
+use superscalar_factory::epoch::EpochStage;
+use superscalar_factory::exit::stale::StaleSweep;
 use superscalar_factory::exit::{Goal, SignedPath};
 use superscalar_factory::journal::{Record, ReplayError};
 use superscalar_factory::member::{self, Member};
-use superscalar_factory::message::{Attempt, Message};
+use superscalar_factory::message::{Attempt, Message, SaleId};
+use superscalar_factory::sale;
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Kind, Stage};
 
 /// Who something belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,18 +39,55 @@ pub(crate) enum Character {
     Hostile,
 }
 
-/// A channel's place.
+/// A member's place in a factory.
 pub(crate) type Place = (Attempt, u16);
+
+pub(crate) fn place_of(id: &ChannelRef) -> Place {
+    (id.slot.attempt, id.slot.slot)
+}
+
+pub(crate) fn slot_of(place: &Place) -> SlotRef {
+    let (attempt, slot) = *place;
+    SlotRef { attempt, slot }
+}
 
 /// What survives a crash.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
     pub(crate) journals: BTreeMap<Attempt, Vec<Record>>,
-    pub(crate) channels: BTreeMap<Place, Channel>,
+    pub(crate) channels: BTreeMap<ChannelRef, Channel>,
+    /// Member: the version of each place's path, where it is not the first.
+    pub(crate) versions: BTreeMap<Place, u32>,
+    /// Payments for sales, by hash: those that were made, or at the LSP those that arrived.
+    pub(crate) payments: BTreeMap<[u8; 32], u64>,
     /// What a member has begun to leave, and how.
     pub(crate) exits: BTreeMap<Attempt, Goal>,
     /// LSP: fundings whose coins are spoken for.
     pub(crate) reserved: BTreeMap<Txid, Transaction>,
+}
+
+/// Where a role stands in all it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) phase: &'static str,
+    pub(crate) epoch: Option<EpochStage>,
+    pub(crate) sale: Option<sale::Stage>,
+}
+
+impl Standing {
+    /// Whether a role that stood here is where it must be when it is back.
+    pub(crate) fn resumes_as(&self, who: Who, now: &Standing) -> bool {
+        // That its funding is on chain after all it hears only now.
+        let funded = matches!(self.phase, "committed" | "funding" | "published");
+        let told_later = funded && matches!(now.phase, "dormant" | "unfunded");
+        let phase = told_later || Role::resumes_at(who, self.phase) == now.phase;
+        let epoch = match self.epoch {
+            // What is not written down is over.
+            Some(EpochStage::Preparing) => None,
+            other => other,
+        };
+        phase && epoch == now.epoch && self.sale == now.sale
+    }
 }
 
 /// One role of a party.
@@ -160,17 +200,77 @@ impl Role {
         }
     }
 
-    pub(crate) fn channel_held(&mut self, slot: u16) -> Vec<Effect> {
-        match self {
-            Role::Coordinator(role) => role.handle(coordinator::Input::ChannelHeld(slot)),
-            Role::Member(role) => role.handle(member::Input::ChannelHeld),
+    pub(crate) fn channel_held(&mut self, id: ChannelRef) -> Vec<Effect> {
+        match (self, Kind::of(&id)) {
+            (Role::Coordinator(role), Kind::First) => {
+                role.handle(coordinator::Input::ChannelHeld(id.slot.slot))
+            }
+            (Role::Coordinator(role), Kind::Moved) => {
+                role.handle(coordinator::Input::MovedHeld(id))
+            }
+            (Role::Coordinator(role), Kind::Bought) => {
+                role.handle(coordinator::Input::BoughtHeld(id))
+            }
+            (Role::Member(role), Kind::First) => role.handle(member::Input::ChannelHeld),
+            (Role::Member(role), Kind::Moved) => role.handle(member::Input::MovedHeld(id)),
+            (Role::Member(role), Kind::Bought) => role.handle(member::Input::BoughtHeld(id)),
         }
     }
 
-    pub(crate) fn channel_lost(&mut self, slot: u16) -> Vec<Effect> {
+    pub(crate) fn channel_lost(&mut self, id: ChannelRef) -> Vec<Effect> {
+        match (self, Kind::of(&id)) {
+            (Role::Coordinator(role), Kind::First) => {
+                role.handle(coordinator::Input::ChannelLost(id.slot.slot))
+            }
+            (Role::Coordinator(role), Kind::Moved) => {
+                role.handle(coordinator::Input::MovedLost(id))
+            }
+            (Role::Member(role), Kind::First) => role.handle(member::Input::ChannelLost),
+            (Role::Member(role), Kind::Moved) => role.handle(member::Input::MovedLost(id)),
+            // What is signed for a bought channel stays signed.
+            (_, Kind::Bought) => Vec::new(),
+        }
+    }
+
+    pub(crate) fn tree_seen(&mut self) -> Vec<Effect> {
         match self {
-            Role::Coordinator(role) => role.handle(coordinator::Input::ChannelLost(slot)),
-            Role::Member(role) => role.handle(member::Input::ChannelLost),
+            Role::Coordinator(role) => role.handle(coordinator::Input::TreeSeen),
+            Role::Member(role) => role.handle(member::Input::TreeSeen),
+        }
+    }
+
+    pub(crate) fn epoch_timed_out(&mut self) -> Vec<Effect> {
+        match self {
+            Role::Coordinator(role) => role.handle(coordinator::Input::EpochTimedOut),
+            Role::Member(role) => role.handle(member::Input::EpochTimedOut),
+        }
+    }
+
+    pub(crate) fn epoch_randomness(&mut self, bytes: [u8; 32]) -> Vec<Effect> {
+        match self {
+            Role::Coordinator(role) => role.handle(coordinator::Input::EpochRandomness(bytes)),
+            Role::Member(role) => role.handle(member::Input::EpochRandomness(bytes)),
+        }
+    }
+
+    /// The version of the path to a place.
+    pub(crate) fn version(&self, slot: u16) -> u32 {
+        match self {
+            Role::Coordinator(role) => role.version(slot),
+            Role::Member(role) => role.version(),
+        }
+    }
+
+    /// Where the role stands.
+    pub(crate) fn stands(&self) -> Standing {
+        let (epoch, sale) = match self {
+            Role::Coordinator(_) => (None, None),
+            Role::Member(role) => (role.epoch_stage(), role.sale_stage()),
+        };
+        Standing {
+            phase: self.phase(),
+            epoch,
+            sale,
         }
     }
 }
@@ -180,6 +280,15 @@ impl Role {
 pub(crate) struct Kept {
     pub(crate) path: SignedPath,
     pub(crate) watched: Vec<OutPoint>,
+    /// Spends of stock of older epochs.
+    pub(crate) sweeps: Vec<StaleSweep>,
+}
+
+/// A place that comes to rest.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Frozen {
+    pub(crate) channels: BTreeSet<ChannelRef>,
+    pub(crate) told: bool,
 }
 
 /// What a crash takes away.
@@ -187,7 +296,21 @@ pub(crate) struct Kept {
 pub(crate) struct Live {
     pub(crate) roles: BTreeMap<Attempt, Role>,
     /// Channels that may carry payments.
-    pub(crate) open: BTreeSet<Place>,
+    pub(crate) open: BTreeSet<ChannelRef>,
+    /// Channels the roles hold this life's channel layer to.
+    pub(crate) agreed: BTreeSet<ChannelRef>,
+    /// Places whose channels come to rest, those channels, and whether the role was told of it.
+    pub(crate) frozen: BTreeMap<SlotRef, Frozen>,
+    /// What channels of a place may hold, in millisatoshi.
+    pub(crate) limbo: BTreeMap<SlotRef, u64>,
+    /// Member: what it was quoted and may accept.
+    pub(crate) quoted: BTreeMap<Attempt, SaleId>,
+    /// Member: what it owes.
+    pub(crate) bills: BTreeMap<ChannelRef, Bill>,
+    /// Trees that the role knows to be open.
+    pub(crate) opened: BTreeSet<Attempt>,
+    /// LSP: epochs that hang.
+    pub(crate) hanging: BTreeSet<Attempt>,
     /// Fundings that are looked for, and the height last told.
     pub(crate) watched: BTreeMap<Attempt, (Txid, Option<u32>)>,
     /// Transactions to be sent again with every block until they are confirmed.
@@ -199,6 +322,20 @@ pub(crate) struct Live {
     /// LSP: what it wants to build, until it is published.
     pub(crate) plans: BTreeMap<Attempt, FactoryPlan>,
     pub(crate) kept: BTreeMap<Place, Kept>,
+}
+
+impl Live {
+    /// A channel is not used any more.
+    pub(crate) fn forget(&mut self, id: &ChannelRef) {
+        self.open.remove(id);
+        let left = self.frozen.get_mut(&id.slot).map(|frozen| {
+            frozen.channels.remove(id);
+            frozen.channels.len()
+        });
+        if left == Some(0) {
+            self.frozen.remove(&id.slot);
+        }
+    }
 }
 
 /// One party.
@@ -217,7 +354,7 @@ pub(crate) struct Party {
     /// Never comes back.
     pub(crate) gone: bool,
     /// Where each role stood when the party died with nothing left to do.
-    pub(crate) stood: BTreeMap<Attempt, &'static str>,
+    pub(crate) stood: BTreeMap<Attempt, Standing>,
 }
 
 impl Party {
@@ -251,10 +388,30 @@ impl Party {
         self.live.as_mut()?.roles.get_mut(attempt)
     }
 
-    pub(crate) fn is_open(&self, place: &Place) -> bool {
+    pub(crate) fn is_open(&self, id: &ChannelRef) -> bool {
         self.live
             .as_ref()
-            .is_some_and(|live| live.open.contains(place))
+            .is_some_and(|live| live.open.contains(id))
+    }
+
+    /// Whether nothing new may come into a channel.
+    pub(crate) fn is_frozen(&self, id: &ChannelRef) -> bool {
+        let frozen = self.live.as_ref().and_then(|live| live.frozen.get(&id.slot));
+        frozen.is_some_and(|frozen| frozen.channels.contains(id))
+    }
+
+    /// The channels of a place.
+    pub(crate) fn channels(&self, place: &Place) -> impl Iterator<Item = (&ChannelRef, &Channel)> {
+        let place = *place;
+        let all = self.disk.channels.iter();
+        all.filter(move |(id, _)| place_of(id) == place)
+    }
+
+    /// Member: the channels that its money is in.
+    pub(crate) fn counted(&self, place: &Place) -> impl Iterator<Item = (&ChannelRef, &Channel)> {
+        let version = self.disk.versions.get(place).copied().unwrap_or(0);
+        self.channels(place)
+            .filter(move |(id, channel)| id.version == version && channel.stage == Stage::Held)
     }
 
     pub(crate) fn records(&self, attempt: &Attempt) -> &[Record] {

@@ -1,54 +1,53 @@
 //! The channel layer at work: opening, payments both ways, what is said again after a reconnect.
 
-use superscalar_factory::effect::SlotRef;
+use superscalar_factory::effect::ChannelRef;
 
 use crate::bugs::Bug;
 use crate::channel::{Balances, Change, Channel, Htlc, Stage, Talk, Toward, hash};
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::network::{End, Packet};
 use crate::observer::name;
-use crate::party::{Place, Who};
+use crate::party::{Who, place_of};
 use crate::world::World;
 
 /// Least amount of an HTLC, in msat: smaller ones cannot be enforced.
 const MIN_HTLC_MSAT: u64 = 5_000_000;
 
 impl World {
-    fn tell(&mut self, number: u16, to: End, place: Place, talk: Talk) {
+    fn tell(&mut self, number: u16, to: End, id: ChannelRef, talk: Talk) {
         let link = &mut self.links[usize::from(number)];
         if link.up {
-            let (attempt, slot) = place;
-            let packet = Packet::Channel(SlotRef { attempt, slot }, talk);
+            let packet = Packet::Channel(id, talk);
             link.queue(to).push_back(packet);
         }
     }
 
     /// LSP: opens an agreed channel, once.
-    pub(crate) fn open_channel(&mut self, place: Place) {
-        let Some(number) = self.wallet_in(&place) else {
+    pub(crate) fn open_channel(&mut self, id: ChannelRef) {
+        let Some(number) = self.wallet_in(&place_of(&id)) else {
             return;
         };
         if !self.links[usize::from(number)].up {
             return;
         }
-        let Some(channel) = self.lsp.disk.channels.get_mut(&place) else {
+        let Some(channel) = self.lsp.disk.channels.get_mut(&id) else {
             return;
         };
         if channel.stage == Stage::Agreed {
             channel.stage = Stage::Committed;
             let agreed = Box::new(channel.agreed.clone());
-            self.tell(number, End::Wallet, place, Talk::Created(agreed));
+            self.tell(number, End::Wallet, id, Talk::Created(agreed));
         }
     }
 
-    pub(crate) fn close(&mut self, who: Who, place: Place) {
+    pub(crate) fn close(&mut self, who: Who, id: ChannelRef) {
         let party = self.party_mut(who);
-        if let Some(channel) = party.disk.channels.get_mut(&place) {
+        if let Some(channel) = party.disk.channels.get_mut(&id) {
             channel.stage = Stage::Over;
             channel.proposed = None;
         }
         if let Some(live) = &mut party.live {
-            live.open.remove(&place);
+            live.forget(&id);
         }
     }
 
@@ -57,37 +56,38 @@ impl World {
         &mut self,
         number: u16,
         at: End,
-        place: Place,
+        id: ChannelRef,
         talk: Talk,
     ) -> Result<(), Violation> {
         match (at, talk) {
             (End::Wallet, Talk::Created(channel)) => {
                 let disk = &mut self.party_mut(Who::Wallet(number)).disk;
-                match disk.channels.get_mut(&place) {
+                match disk.channels.get_mut(&id) {
                     Some(own) if own.stage == Stage::Agreed && own.matches(&channel) => {
                         own.stage = Stage::Held;
-                        self.wrote(Who::Wallet(number), &place.0)?;
-                        self.tell(number, End::Lsp, place, Talk::Signed);
-                        self.held(Who::Wallet(number), place);
+                        own.signed = true;
+                        self.wrote(Who::Wallet(number), &id.slot.attempt)?;
+                        self.tell(number, End::Lsp, id, Talk::Signed);
+                        self.held(Who::Wallet(number), id);
                     }
-                    _ => self.tell(number, End::Lsp, place, Talk::Gone),
+                    _ => self.tell(number, End::Lsp, id, Talk::Gone),
                 }
                 Ok(())
             }
             (End::Lsp, Talk::Signed) => {
-                let channel = self.lsp.disk.channels.get_mut(&place);
+                let channel = self.lsp.disk.channels.get_mut(&id);
                 if let Some(channel) = channel.filter(|it| it.stage == Stage::Committed) {
                     channel.stage = Stage::Held;
-                    self.held(Who::Lsp, place);
+                    self.held(Who::Lsp, id);
                 }
                 Ok(())
             }
             (End::Lsp, Talk::Gone) => {
-                self.lost(Who::Lsp, place);
+                self.lost(Who::Lsp, id);
                 Ok(())
             }
             (End::Wallet, Talk::Gone) => {
-                self.lost(Who::Wallet(number), place);
+                self.lost(Who::Wallet(number), id);
                 Ok(())
             }
             (
@@ -96,82 +96,83 @@ impl World {
                     number: next,
                     change,
                 },
-            ) => self.proposed(number, place, next, change),
-            (End::Lsp, Talk::Accept { number: next }) => self.accepted(place, next),
+            ) => self.proposed(number, id, next, change),
+            (End::Lsp, Talk::Accept { number: next }) => self.accepted(id, next),
             (End::Lsp, Talk::Decline { number: next }) => {
-                let channel = self.lsp.disk.channels.get_mut(&place);
+                let channel = self.lsp.disk.channels.get_mut(&id);
                 if let Some(channel) = channel.filter(|it| it.balances.number + 1 == next) {
                     channel.proposed = None;
                 }
+                self.tell_rested(Who::Lsp, &id.slot);
                 Ok(())
             }
             (End::Lsp, Talk::Reveal(preimage)) => {
                 let key = hash(&preimage);
-                let channel = self.lsp.disk.channels.get_mut(&place);
+                let channel = self.lsp.disk.channels.get_mut(&id);
                 if let Some(channel) = channel.filter(|it| it.balances.htlc(&key).is_some()) {
                     channel.preimages.insert(key, preimage);
-                    self.propose(place, Change::Settle(preimage));
+                    self.propose(id, Change::Settle(preimage));
                 }
                 Ok(())
             }
             (End::Lsp, Talk::Pay { amount_msat, hash }) => {
-                self.forward(place, amount_msat, hash);
+                self.forward(id, amount_msat, hash);
                 Ok(())
             }
             _ => Ok(()),
         }
     }
 
-    fn held(&mut self, who: Who, place: Place) {
-        let role = self.party_mut(who).role_mut(&place.0);
-        let effects = role.map(|role| role.channel_held(place.1));
-        self.queue(who, place.0, effects.unwrap_or_default());
+    pub(crate) fn held(&mut self, who: Who, id: ChannelRef) {
+        let role = self.party_mut(who).role_mut(&id.slot.attempt);
+        let effects = role.map(|role| role.channel_held(id));
+        self.queue(who, id.slot.attempt, effects.unwrap_or_default());
     }
 
-    fn lost(&mut self, who: Who, place: Place) {
-        let channel = self.party(who).disk.channels.get(&place);
-        if channel.is_none_or(|channel| channel.stage == Stage::Over) {
+    fn lost(&mut self, who: Who, id: ChannelRef) {
+        let channel = self.party(who).disk.channels.get(&id);
+        if channel.is_none_or(|channel| matches!(channel.stage, Stage::Over | Stage::Retired)) {
             return;
         }
         // A channel with a past is not given up because the other end says so.
-        if self.party(who).is_open(&place) {
+        if self.party(who).is_open(&id) {
             return;
         }
-        let role = self.party_mut(who).role_mut(&place.0);
-        let effects = role.map(|role| role.channel_lost(place.1));
-        self.queue(who, place.0, effects.unwrap_or_default());
+        let role = self.party_mut(who).role_mut(&id.slot.attempt);
+        let effects = role.map(|role| role.channel_lost(id));
+        self.queue(who, id.slot.attempt, effects.unwrap_or_default());
     }
 
     /// After a reconnect: what the other end may not have heard.
     pub(crate) fn reestablish(&mut self, number: u16) -> Result<(), Violation> {
         let wallet = self.party(Who::Wallet(number)).node;
         let mut said = Vec::new();
-        for (place, channel) in &self.lsp.disk.channels {
+        for (id, channel) in &self.lsp.disk.channels {
             if channel.agreed.peer != wallet || !self.lsp.is_live() {
                 continue;
             }
             match (&channel.proposed, channel.stage) {
-                (_, Stage::Over) => said.push((*place, End::Wallet, Talk::Gone)),
+                (_, Stage::Over) => said.push((*id, End::Wallet, Talk::Gone)),
                 (Some(change), Stage::Held) => {
                     let (number, change) = (channel.balances.number + 1, change.clone());
-                    said.push((*place, End::Wallet, Talk::Propose { number, change }));
+                    said.push((*id, End::Wallet, Talk::Propose { number, change }));
                 }
                 _ => {}
             }
         }
         let party = self.party(Who::Wallet(number));
-        for (place, channel) in party.disk.channels.iter().filter(|_| party.is_live()) {
+        for (id, channel) in party.disk.channels.iter().filter(|_| party.is_live()) {
             for htlc in &channel.balances.htlcs {
                 if let (true, Some(preimage)) = (
                     channel.revealed.contains(&htlc.hash),
                     channel.preimages.get(&htlc.hash),
                 ) {
-                    said.push((*place, End::Lsp, Talk::Reveal(*preimage)));
+                    said.push((*id, End::Lsp, Talk::Reveal(*preimage)));
                 }
             }
         }
-        for (place, to, talk) in said {
-            self.tell(number, to, place, talk);
+        for (id, to, talk) in said {
+            self.tell(number, to, id, talk);
         }
         Ok(())
     }
@@ -181,34 +182,38 @@ impl World {
         let Some(live) = &self.lsp.live else {
             return Ok(false);
         };
-        let open: Vec<Place> = live.open.iter().copied().collect();
-        let Some(&place) = self.dice.pick(&open) else {
+        let open: Vec<ChannelRef> = live.open.iter().copied().collect();
+        let Some(&id) = self.dice.pick(&open) else {
             return Ok(false);
         };
-        let Some(number) = self.wallet_in(&place) else {
+        let Some(number) = self.wallet_in(&place_of(&id)) else {
             return Ok(false);
         };
         let wallet = Who::Wallet(number);
         if !self.links[usize::from(number)].up || !self.party(wallet).is_live() {
             return Ok(false);
         }
+        // What is to come to rest does so.
+        let rests = self.lsp.is_frozen(&id);
         let done = match self.dice.below(4) {
-            0 => self.invoice(number, place)?,
-            1 => self.reveal_some(number, place)?,
-            2 => self.ask(number, place)?,
-            _ => self.answer(place),
+            0 | 2 if rests => self.answer(id),
+            0 => self.invoice(number, id)?,
+            1 => self.reveal_some(number, id)?,
+            2 => self.ask(number, id)?,
+            _ => self.answer(id),
         };
         self.counts.payments += u64::from(done);
         Ok(done)
     }
 
     /// The LSP forwards an HTLC to a member: mostly one it has an invoice for.
-    fn invoice(&mut self, number: u16, place: Place) -> Result<bool, Violation> {
+    fn invoice(&mut self, number: u16, id: ChannelRef) -> Result<bool, Violation> {
         let tip = self.chain.tip();
-        let Some(channel) = self.lsp.disk.channels.get(&place) else {
+        let Some(channel) = self.lsp.disk.channels.get(&id) else {
             return Ok(false);
         };
-        if channel.proposed.is_some() || channel.stage != Stage::Held {
+        let rests = self.lsp.is_frozen(&id) && self.lsp.is_honest();
+        if channel.proposed.is_some() || channel.stage != Stage::Held || rests {
             return Ok(false);
         }
         let agreed = &channel.agreed;
@@ -227,27 +232,27 @@ impl World {
         };
         if self.dice.per_mille(850) {
             let disk = &mut self.party_mut(Who::Wallet(number)).disk;
-            if let Some(channel) = disk.channels.get_mut(&place) {
+            if let Some(channel) = disk.channels.get_mut(&id) {
                 channel.preimages.insert(htlc.hash, preimage);
             }
-            self.wrote(Who::Wallet(number), &place.0)?;
+            self.wrote(Who::Wallet(number), &id.slot.attempt)?;
             if self.bug == Some(Bug::EarlyPreimage) {
-                self.reveal(number, place, preimage)?;
+                self.reveal(number, id, preimage)?;
             }
         }
-        Ok(self.propose(place, Change::Add(htlc)))
+        Ok(self.propose(id, Change::Add(htlc)))
     }
 
     /// A member claims an HTLC it has an invoice for.
-    fn reveal_some(&mut self, number: u16, place: Place) -> Result<bool, Violation> {
+    fn reveal_some(&mut self, number: u16, id: ChannelRef) -> Result<bool, Violation> {
         let party = self.party(Who::Wallet(number));
         let tip = party.live.as_ref().map_or(0, |live| live.tip);
-        let Some(channel) = party.disk.channels.get(&place) else {
+        let Some(channel) = party.disk.channels.get(&id) else {
             return Ok(false);
         };
         let agreed = &channel.agreed;
-        let leaving = party.disk.exits.contains_key(&place.0);
-        if !party.is_open(&place) || leaving {
+        let leaving = party.disk.exits.contains_key(&id.slot.attempt);
+        if !party.is_open(&id) || leaving {
             return Ok(false);
         }
         let exit_delay = agreed.timing.exit_delay(agreed.layers);
@@ -262,63 +267,65 @@ impl World {
         let Some(preimage) = preimage else {
             return Ok(false);
         };
-        self.reveal(number, place, preimage)?;
+        self.reveal(number, id, preimage)?;
         Ok(true)
     }
 
-    fn reveal(&mut self, number: u16, place: Place, preimage: [u8; 32]) -> Result<(), Violation> {
-        self.check_reveal(number, &place, &hash(&preimage))?;
+    fn reveal(&mut self, number: u16, id: ChannelRef, preimage: [u8; 32]) -> Result<(), Violation> {
+        self.check_reveal(number, &id, &hash(&preimage))?;
         let disk = &mut self.party_mut(Who::Wallet(number)).disk;
-        if let Some(channel) = disk.channels.get_mut(&place) {
+        if let Some(channel) = disk.channels.get_mut(&id) {
             channel.revealed.insert(hash(&preimage));
         }
-        self.wrote(Who::Wallet(number), &place.0)?;
+        self.wrote(Who::Wallet(number), &id.slot.attempt)?;
         self.note(format_args!(
             "wallet {number} reveals a preimage in {}",
-            name(&place.0)
+            name(&id.slot.attempt)
         ));
-        self.tell(number, End::Lsp, place, Talk::Reveal(preimage));
+        self.tell(number, End::Lsp, id, Talk::Reveal(preimage));
         self.burn(Who::Wallet(number))
     }
 
     /// A member asks the LSP to pay somebody.
-    fn ask(&mut self, number: u16, place: Place) -> Result<bool, Violation> {
+    fn ask(&mut self, number: u16, id: ChannelRef) -> Result<bool, Violation> {
         let preimage = self.dice.bytes();
         let party = self.party(Who::Wallet(number));
-        let leaving = party.disk.exits.contains_key(&place.0);
-        let Some(channel) = party.disk.channels.get(&place) else {
+        let leaving = party.disk.exits.contains_key(&id.slot.attempt);
+        let Some(channel) = party.disk.channels.get(&id) else {
             return Ok(false);
         };
         let most = channel.balances.spendable_msat(Toward::Lsp);
-        if leaving || !party.is_open(&place) || most < MIN_HTLC_MSAT {
+        let rests = party.is_frozen(&id);
+        if leaving || rests || !party.is_open(&id) || most < MIN_HTLC_MSAT {
             return Ok(false);
         }
         let amount_msat = self.dice.between(MIN_HTLC_MSAT, most);
         let hash = hash(&preimage);
         let disk = &mut self.party_mut(Who::Wallet(number)).disk;
-        if let Some(channel) = disk.channels.get_mut(&place) {
+        if let Some(channel) = disk.channels.get_mut(&id) {
             channel.asked.insert(hash);
         }
-        self.wrote(Who::Wallet(number), &place.0)?;
+        self.wrote(Who::Wallet(number), &id.slot.attempt)?;
         // Whoever is paid will tell the LSP.
-        if let Some(channel) = self.lsp.disk.channels.get_mut(&place) {
+        if let Some(channel) = self.lsp.disk.channels.get_mut(&id) {
             channel.preimages.insert(hash, preimage);
         }
-        self.tell(number, End::Lsp, place, Talk::Pay { amount_msat, hash });
+        self.tell(number, End::Lsp, id, Talk::Pay { amount_msat, hash });
         Ok(true)
     }
 
-    fn forward(&mut self, place: Place, amount_msat: u64, hash: [u8; 32]) {
-        let Some(channel) = self.lsp.disk.channels.get(&place) else {
+    fn forward(&mut self, id: ChannelRef, amount_msat: u64, hash: [u8; 32]) {
+        let Some(channel) = self.lsp.disk.channels.get(&id) else {
             return;
         };
         let agreed = &channel.agreed;
         let expiry = self.chain.tip() + agreed.timing.exit_delay(agreed.layers) + 60;
-        let open = self.lsp.is_open(&place) && channel.proposed.is_none();
+        let rests = self.lsp.is_frozen(&id) && self.lsp.is_honest();
+        let open = self.lsp.is_open(&id) && channel.proposed.is_none() && !rests;
         if open && expiry <= agreed.timing.last_htlc_expiry(agreed.expiry) {
             let toward = Toward::Lsp;
             self.propose(
-                place,
+                id,
                 Change::Add(Htlc {
                     toward,
                     amount_msat,
@@ -330,8 +337,8 @@ impl World {
     }
 
     /// The LSP settles or cancels an HTLC.
-    fn answer(&mut self, place: Place) -> bool {
-        let Some(channel) = self.lsp.disk.channels.get(&place) else {
+    fn answer(&mut self, id: ChannelRef) -> bool {
+        let Some(channel) = self.lsp.disk.channels.get(&id) else {
             return false;
         };
         let htlcs = &channel.balances.htlcs;
@@ -345,15 +352,15 @@ impl World {
             (Toward::Lsp, _) | (Toward::Member, None) => Change::Cancel(htlc.hash),
             (Toward::Member, Some(preimage)) => Change::Settle(*preimage),
         };
-        self.propose(place, change)
+        self.propose(id, change)
     }
 
     /// LSP: a change of a channel, on disk before it leaves.
-    fn propose(&mut self, place: Place, change: Change) -> bool {
-        let Some(number) = self.wallet_in(&place) else {
+    fn propose(&mut self, id: ChannelRef, change: Change) -> bool {
+        let Some(number) = self.wallet_in(&place_of(&id)) else {
             return false;
         };
-        let Some(channel) = self.lsp.disk.channels.get_mut(&place) else {
+        let Some(channel) = self.lsp.disk.channels.get_mut(&id) else {
             return false;
         };
         let possible = channel.stage == Stage::Held
@@ -366,7 +373,7 @@ impl World {
                 number: next,
                 change,
             };
-            self.tell(number, End::Wallet, place, talk);
+            self.tell(number, End::Wallet, id, talk);
         }
         possible
     }
@@ -375,49 +382,54 @@ impl World {
     fn proposed(
         &mut self,
         number: u16,
-        place: Place,
+        id: ChannelRef,
         next: u64,
         change: Change,
     ) -> Result<(), Violation> {
         let who = Who::Wallet(number);
         let party = self.party(who);
-        let open = party.is_open(&place) && !party.disk.exits.contains_key(&place.0);
-        let Some(channel) = party.disk.channels.get(&place) else {
-            self.tell(number, End::Lsp, place, Talk::Gone);
+        let open = party.is_open(&id) && !party.disk.exits.contains_key(&id.slot.attempt);
+        let Some(channel) = party.disk.channels.get(&id) else {
+            self.tell(number, End::Lsp, id, Talk::Gone);
             return Ok(());
         };
         if channel.balances.number == next {
             // Said again: it is durable.
-            self.tell(number, End::Lsp, place, Talk::Accept { number: next });
+            self.tell(number, End::Lsp, id, Talk::Accept { number: next });
             return Ok(());
         }
         let follows = channel.balances.number + 1 == next && open;
-        let after = acceptable(channel, &change).filter(|_| follows);
+        let adds = match &change {
+            Change::Add(htlc) => self.may_take(party, &id, htlc),
+            _ => true,
+        };
+        let after = acceptable(channel, &change).filter(|_| follows && adds);
         let Some(mut after) = after else {
-            self.tell(number, End::Lsp, place, Talk::Decline { number: next });
+            self.tell(number, End::Lsp, id, Talk::Decline { number: next });
             return Ok(());
         };
         if self.bug == Some(Bug::BalanceOffByOne) {
             after.member_msat += 1_000;
         }
         let disk = &mut self.party_mut(who).disk;
-        if let Some(channel) = disk.channels.get_mut(&place) {
+        if let Some(channel) = disk.channels.get_mut(&id) {
             channel.balances = after;
         }
         self.note(format_args!(
             "wallet {number} holds commitment {next} of {}",
-            name(&place.0)
+            name(&id.slot.attempt)
         ));
-        self.check_channel(who, &place)?;
-        self.wrote(who, &place.0)?;
+        self.check_channel(who, &id)?;
+        self.wrote(who, &id.slot.attempt)?;
         self.burn(who)?;
-        self.tell(number, End::Lsp, place, Talk::Accept { number: next });
+        self.tell(number, End::Lsp, id, Talk::Accept { number: next });
+        self.tell_rested(who, &id.slot);
         Ok(())
     }
 
     /// LSP: the member holds the commitment.
-    fn accepted(&mut self, place: Place, next: u64) -> Result<(), Violation> {
-        let Some(channel) = self.lsp.disk.channels.get_mut(&place) else {
+    fn accepted(&mut self, id: ChannelRef, next: u64) -> Result<(), Violation> {
+        let Some(channel) = self.lsp.disk.channels.get_mut(&id) else {
             return Ok(());
         };
         let expected = channel.balances.number + 1 == next;
@@ -427,10 +439,10 @@ impl World {
         if let Some(after) = channel.balances.after(&change) {
             channel.balances = after;
         }
-        self.check_channel(Who::Lsp, &place)?;
+        self.check_channel(Who::Lsp, &id)?;
         self.burn(Who::Lsp)?;
         // A preimage that came while another change was under way.
-        let due = self.lsp.disk.channels.get(&place).and_then(|channel| {
+        let due = self.lsp.disk.channels.get(&id).and_then(|channel| {
             let mut htlcs = channel.balances.htlcs.iter();
             let revealed = |htlc: &&Htlc| htlc.toward == Toward::Member;
             htlcs
@@ -439,32 +451,34 @@ impl World {
                 .copied()
         });
         if let Some(preimage) = due {
-            self.propose(place, Change::Settle(preimage));
+            self.propose(id, Change::Settle(preimage));
         }
+        self.tell_rested(Who::Lsp, &id.slot);
         Ok(())
     }
 
     /// Each end's money is what it was; two ends that are at the same commitment agree on it.
-    fn check_channel(&self, who: Who, place: &Place) -> Result<(), Violation> {
+    fn check_channel(&self, who: Who, id: &ChannelRef) -> Result<(), Violation> {
         if !self.party(who).is_honest() {
             return Ok(());
         }
-        let Some(channel) = self.party(who).disk.channels.get(place) else {
+        let Some(channel) = self.party(who).disk.channels.get(id) else {
             return Ok(());
         };
+        self.check_limbo(who, id)?;
         let all = channel.agreed.capacity.to_sat() * 1_000;
         let total = channel.balances.total_msat();
         ensure(total == all, Invariant::Conservation, || {
             format!("{who} has {total} msat in a channel of {all}")
         })?;
-        let number = self.wallet_in(place);
+        let number = self.wallet_in(&place_of(id));
         let other = match (who, number) {
             (Who::Wallet(_), _) => Some(&self.lsp),
             (Who::Lsp, Some(number)) => Some(self.party(Who::Wallet(number))),
             (Who::Lsp, None) => None,
         };
         let other = other.filter(|other| other.is_honest());
-        let Some(other) = other.and_then(|other| other.disk.channels.get(place)) else {
+        let Some(other) = other.and_then(|other| other.disk.channels.get(id)) else {
             return Ok(());
         };
         let (own, theirs): (&Balances, &Balances) = (&channel.balances, &other.balances);

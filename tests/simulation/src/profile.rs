@@ -53,6 +53,8 @@ pub(crate) struct Weights {
     pub(crate) leave: u32,
     pub(crate) hostile: u32,
     pub(crate) build: u32,
+    pub(crate) sell: u32,
+    pub(crate) epoch: u32,
 }
 
 impl Weights {
@@ -71,6 +73,8 @@ impl Weights {
         leave: 1,
         hostile: 0,
         build: 20,
+        sell: 60,
+        epoch: 20,
     };
 }
 
@@ -216,6 +220,7 @@ impl Profile {
             confirm_margin: 1 + dice.below(3) as u16,
             distribution_margin: 6 + dice.below(8) as u16,
             min_depth: 1 + dice.below(4) as u16,
+            max_sales: 1 + dice.below(4) as u8,
             ..Timing::regtest(layers)
         }
         .with_least_blocks_early(layers);
@@ -230,7 +235,7 @@ impl Profile {
                 true => capacity.to_sat() * dice.between(1, 200),
                 false => 0,
             };
-            let stock = match dice.per_mille(500) {
+            let stock = match dice.per_mille(800) {
                 true => Amount::from_sat(dice.between(1_000, 200_000)),
                 false => Amount::ZERO,
             };

@@ -5,15 +5,17 @@
 //! copy's blocks hold nothing else.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
+use superscalar_factory::exit::stale::{self, StaleSweep};
 use superscalar_factory::exit::{
     Action, ChainFacts, Goal, Progress, SignedPath, Spend, Waiting, Worth, plan, timelock,
 };
 
 use crate::chain::Chain;
 use crate::channel::{Balances, Channel, Toward};
-use crate::money::{self, ChannelKeys};
+use crate::money::{self, ChannelKeys, Commitment};
 
 /// A copy of the chain with what one party does on it.
 struct Fork<'a> {
@@ -72,6 +74,12 @@ impl<'a> Fork<'a> {
         Ok(())
     }
 
+    /// Whether the transaction of an output is confirmed.
+    fn has(&self, outpoint: &OutPoint) -> bool {
+        let txid = &outpoint.txid;
+        self.confirmed.contains_key(txid) || self.chain.height_of(txid).is_some()
+    }
+
     fn facts(&self, path: &SignedPath, watched: &[OutPoint]) -> ChainFacts {
         let mut facts = self.chain.facts(&path.funding(), watched);
         facts.tip = self.tip;
@@ -94,8 +102,10 @@ impl<'a> Fork<'a> {
 pub(crate) struct Holding<'a> {
     pub(crate) path: &'a SignedPath,
     pub(crate) watched: &'a [OutPoint],
-    pub(crate) channel: Option<&'a Channel>,
-    pub(crate) keys: &'a ChannelKeys,
+    /// Spends of stock of older epochs.
+    pub(crate) sweeps: &'a [StaleSweep],
+    /// Channels whose commitment was ever durable, in whatever epoch.
+    pub(crate) channels: Vec<(&'a Channel, Arc<ChannelKeys>)>,
     pub(crate) payout: &'a ScriptBuf,
 }
 
@@ -104,6 +114,8 @@ pub(crate) struct Holding<'a> {
 pub(crate) struct Recovered {
     /// Tip when the commitment, or the payout of a distribution, was confirmed.
     pub(crate) settled_at: u32,
+    /// The same for each channel that was settled.
+    pub(crate) settled: BTreeMap<OutPoint, u32>,
     /// The member's balance that arrived; HTLCs are beside it.
     pub(crate) balance: Amount,
     pub(crate) way: Way,
@@ -113,6 +125,8 @@ pub(crate) struct Recovered {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     Channel,
+    /// The channels of an older epoch, which somebody has put on chain.
+    Stale,
     Distribution,
 }
 
@@ -151,6 +165,7 @@ pub(crate) fn alone(
             Progress::PaidOut { amount, .. } => {
                 return Ok(Recovered {
                     settled_at: fork.tip,
+                    settled: BTreeMap::new(),
                     balance: amount,
                     way: Way::Distribution,
                 });
@@ -158,41 +173,55 @@ pub(crate) fn alone(
             other => return Err(format!("{other:?}")),
         }
     };
-    let Some(channel) = holding.channel else {
-        return Ok(Recovered {
-            settled_at: fork.tip,
-            balance: Amount::ZERO,
-            way: Way::Channel,
-        });
+    let way = match outpoint == holding.path.channel_outpoint() {
+        true => Way::Channel,
+        false => Way::Stale,
     };
-    if outpoint != channel.agreed.outpoint {
-        return Err(format!("the leaf's output {outpoint} is not the channel's"));
+    let mut recovered = Recovered {
+        settled_at: fork.tip,
+        settled: BTreeMap::new(),
+        balance: Amount::ZERO,
+        way,
+    };
+    let facts = fork.facts(holding.path, holding.watched);
+    for sweep in stale::due(holding.sweeps, &facts) {
+        let cheapest = sweep.transactions.first();
+        cheapest.map_or(Ok(()), |tx| fork.confirm(tx))?;
     }
-    settle(fork, holding, channel)
+    // All commitments first: what they carry runs out.
+    let mut there = Vec::new();
+    for (channel, keys) in &holding.channels {
+        let agreed = &channel.agreed;
+        if !fork.has(&agreed.outpoint) {
+            continue;
+        }
+        let (outpoint, delay) = (agreed.outpoint, agreed.timing.member_to_self_delay);
+        let balances = &channel.balances;
+        let commitment = money::commitment(keys, outpoint, agreed.capacity, delay, balances);
+        if fork.chain.height_of(&commitment.tx.compute_txid()).is_none() {
+            fork.confirm(&commitment.tx)?;
+        }
+        recovered.settled_at = recovered.settled_at.max(fork.tip);
+        recovered.settled.insert(outpoint, fork.tip);
+        there.push((*channel, &**keys, commitment));
+    }
+    for (channel, keys, commitment) in &there {
+        recovered.balance += settle(&mut fork, holding, channel, keys, commitment)?;
+    }
+    Ok(recovered)
 }
 
-/// Commitment, claims and sweep.
+/// Claims and sweep of one commitment; gives what arrives of the balance.
 fn settle(
-    mut fork: Fork<'_>,
+    fork: &mut Fork<'_>,
     holding: &Holding<'_>,
     channel: &Channel,
-) -> Result<Recovered, String> {
-    let (keys, payout) = (holding.keys, holding.payout);
-    let agreed = &channel.agreed;
-    let delay = agreed.timing.member_to_self_delay;
+    keys: &ChannelKeys,
+    commitment: &Commitment,
+) -> Result<Amount, String> {
+    let payout = holding.payout;
+    let delay = channel.agreed.timing.member_to_self_delay;
     let feerate = tree_feerate(holding.path);
-    let commitment = money::commitment(
-        keys,
-        agreed.outpoint,
-        agreed.capacity,
-        delay,
-        &channel.balances,
-    );
-    let txid = commitment.tx.compute_txid();
-    if fork.chain.height_of(&txid).is_none() {
-        fork.confirm(&commitment.tx)?;
-    }
-    let settled_at = fork.tip;
     let unspent = |fork: &Fork<'_>, tx: &Transaction| {
         let outpoint = tx.input[0].previous_output;
         fork.chain
@@ -202,7 +231,7 @@ fn settle(
     for htlc in &channel.balances.htlcs {
         let known = channel.preimages.get(&htlc.hash);
         let claim = commitment.claim(keys, &htlc.hash, known, payout, feerate);
-        let Some(claim) = claim.filter(|claim| unspent(&fork, claim)) else {
+        let Some(claim) = claim.filter(|claim| unspent(fork, claim)) else {
             continue;
         };
         if htlc.toward == Toward::Lsp {
@@ -210,29 +239,26 @@ fn settle(
         }
         fork.confirm(&claim)?;
     }
-    if let Some(sweep) = commitment.sweep(keys, payout, feerate) {
-        if unspent(&fork, &sweep) {
-            let created = fork.coin(&sweep.input[0].previous_output);
-            let (_, height) = created.ok_or("the balance is gone")?;
-            fork.tip = fork.tip.max(height + u32::from(delay) - 1);
-            fork.confirm(&sweep)?;
-        }
-        return Ok(Recovered {
-            settled_at,
-            balance: sweep.output[0].value,
-            way: Way::Channel,
-        });
+    let Some(sweep) = commitment.sweep(keys, payout, feerate) else {
+        return Ok(Amount::ZERO);
+    };
+    if unspent(fork, &sweep) {
+        let created = fork.coin(&sweep.input[0].previous_output);
+        let (_, height) = created.ok_or("the balance is gone")?;
+        fork.tip = fork.tip.max(height + u32::from(delay) - 1);
+        fork.confirm(&sweep)?;
     }
-    Ok(Recovered {
-        settled_at,
-        balance: Amount::ZERO,
-        way: Way::Channel,
-    })
+    Ok(sweep.output[0].value)
 }
 
-/// What must arrive of a balance: all but the published fee of its sweep.
-pub(crate) fn due(balances: &Balances, path: &SignedPath) -> Amount {
-    due_at(balances, path.header().tree_feerate)
+/// What must arrive of balances: all but the published fee of each sweep.
+pub(crate) fn due<'a>(
+    balances: impl Iterator<Item = &'a Balances>,
+    tree_feerate_sat_per_vb: u32,
+) -> Amount {
+    balances
+        .map(|balances| due_at(balances, tree_feerate_sat_per_vb))
+        .sum()
 }
 
 pub(crate) fn due_at(balances: &Balances, tree_feerate_sat_per_vb: u32) -> Amount {

@@ -5,7 +5,6 @@ use superscalar_factory::exit::Goal;
 use superscalar_factory::message::Attempt;
 use superscalar_factory::terms::TimeoutPolicy;
 
-use crate::channel::Stage;
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::leave::is_activated;
 use crate::observer::name;
@@ -34,6 +33,7 @@ impl World {
             }
             self.drain()?;
         }
+        self.settle_trades()?;
         // A round that ends may begin another attempt, with a hostile member less in it.
         for _ in 0..ATTEMPTS {
             let waiting = self.waiting();
@@ -58,6 +58,17 @@ impl World {
         }
         self.check_everybody()?;
         self.check_rest()
+    }
+
+    /// Epochs that somebody is silent about end, watchtowers answer.
+    fn settle_trades(&mut self) -> Result<(), Violation> {
+        for _ in 0..3 {
+            while self.guard_some()? {}
+            self.drain()?;
+            self.end_epochs()?;
+            self.drain()?;
+        }
+        Ok(())
     }
 
     fn reconnect(&mut self, number: u16) -> Result<(), Violation> {
@@ -123,6 +134,9 @@ impl World {
                 }
                 if !published && active {
                     return breach(format!("{name} is over, for slot {slot} it is active"));
+                }
+                if active && wallet.is_honest() {
+                    self.check_epochs_rest(number, attempt)?;
                 }
             }
         }
@@ -232,7 +246,7 @@ impl World {
     }
 
     fn is_home(&self, number: u16, place: &Place) -> bool {
-        let channel = self.party(Who::Wallet(number)).disk.channels.get(place);
-        channel.is_none_or(|channel| channel.stage == Stage::Over)
+        let mut channels = self.party(Who::Wallet(number)).channels(place);
+        self.home.contains(place) || channels.next().is_none()
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bitcoin::hashes::Hash as _;
 use bitcoin::secp256k1::SecretKey;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
-use superscalar_factory::effect::Effect;
+use superscalar_factory::effect::{ChannelRef, Effect};
 use superscalar_factory::exit::Goal;
 use superscalar_factory::message::{Attempt, Message};
 
@@ -23,7 +23,7 @@ use crate::leave::{Chances, Homeward};
 use crate::money::{ChannelKeys, wallet_script};
 use crate::network::{End, Link};
 use crate::observer::Observer;
-use crate::party::{Character, Live, Party, Place, Role, Who};
+use crate::party::{Character, Live, Party, Place, Role, Who, slot_of};
 use crate::profile::{Profile, Vanishing};
 use crate::trail::{Echo, Trail};
 
@@ -51,7 +51,7 @@ pub(crate) struct World {
     pub(crate) steps: u64,
     pub(crate) counts: Counts,
     pub(crate) coin_key: SecretKey,
-    pub(crate) keys: BTreeMap<Place, Arc<ChannelKeys>>,
+    pub(crate) keys: BTreeMap<ChannelRef, Arc<ChannelKeys>>,
     /// Where each wallet is paid.
     pub(crate) payouts: Vec<ScriptBuf>,
     /// Every funding transaction that was ever built.
@@ -61,9 +61,17 @@ pub(crate) struct World {
     /// What hostile parties hold back.
     pub(crate) withheld: Vec<(Who, u16, Message)>,
     /// Commitments and sweeps of members that leave.
-    pub(crate) homeward: BTreeMap<Place, Homeward>,
+    pub(crate) homeward: BTreeMap<ChannelRef, Homeward>,
+    /// Members whose balance was home, be it that a reorg takes it back.
+    pub(crate) home: BTreeSet<Place>,
     /// Members whose balance is home for good.
     pub(crate) finished: BTreeSet<Place>,
+    /// What must be spent by whom, because an honest party was there in time.
+    pub(crate) races: BTreeMap<OutPoint, Txid>,
+    /// Sales whose stock the LSP has taken.
+    pub(crate) slept: BTreeSet<Txid>,
+    /// Places whose epochs are used up.
+    pub(crate) used_up: BTreeSet<Place>,
     /// What the last check of a member's money has seen.
     pub(crate) checked: BTreeMap<Place, Checked>,
     /// How long members have had to leave factories that the LSP reclaims.
@@ -102,6 +110,28 @@ pub struct Counts {
     pub home: u64,
     /// Of those, the ones a distribution paid after T.
     pub distributed: u64,
+    /// Channels that were bought and delivered.
+    pub sales: u64,
+    /// Sales that were paid for.
+    pub paid: u64,
+    /// New epochs of an upper node that were begun.
+    pub carries: u64,
+    /// Members that switched to a new epoch.
+    pub moves: u64,
+    /// Epochs that the LSP promised never to complete.
+    pub abandoned: u64,
+    /// Members that were told of limbo.
+    pub limbo: u64,
+    /// Epochs that members learnt of on chain.
+    pub late: u64,
+    /// Places whose epochs are used up.
+    pub used_up: u64,
+    /// Places that were settled in an older epoch.
+    pub stale: u64,
+    /// Stock of older epochs that members took.
+    pub swept: u64,
+    /// Stock that the LSP took after its delay.
+    pub reclaimed: u64,
     /// Full checks that a member can recover its money alone.
     pub recoveries: u64,
 }
@@ -129,6 +159,17 @@ impl Counts {
             published,
             home,
             distributed,
+            sales,
+            paid,
+            carries,
+            moves,
+            abandoned,
+            limbo,
+            late,
+            used_up,
+            stale,
+            swept,
+            reclaimed,
             recoveries
         );
     }
@@ -202,6 +243,10 @@ impl World {
             overheard: VecDeque::new(),
             withheld: Vec::new(),
             homeward: BTreeMap::new(),
+            home: BTreeSet::new(),
+            races: BTreeMap::new(),
+            slept: BTreeSet::new(),
+            used_up: BTreeSet::new(),
             finished: BTreeSet::new(),
             checked: BTreeMap::new(),
             chances: BTreeMap::new(),
@@ -248,7 +293,8 @@ impl World {
 
     /// The wallet in a slot, as the LSP's role has it.
     pub(crate) fn wallet_in(&self, place: &Place) -> Option<u16> {
-        let channel = self.lsp.disk.channels.get(place)?;
+        let first = ChannelRef::first(slot_of(place));
+        let channel = self.lsp.disk.channels.get(&first)?;
         self.wallet_of(&channel.agreed.peer)
     }
 
@@ -296,6 +342,8 @@ impl World {
             w.leave,
             w.hostile,
             w.build,
+            w.sell,
+            w.epoch,
         ];
         match self.dice.weighted(&weights) {
             Some(0) => self.deliver_some(),
@@ -312,6 +360,8 @@ impl World {
             Some(11) => self.leave_some(),
             Some(12) => self.cheat(),
             Some(13) => self.build(),
+            Some(14) => self.sell_some(),
+            Some(15) => self.move_some(),
             _ => Ok(false),
         }
     }
@@ -353,6 +403,7 @@ impl World {
     pub(crate) fn block(&mut self) -> Result<(), Violation> {
         let dice = &mut self.dice;
         let held = self.chain.mine(|| dice.per_mille(850))?;
+        self.check_races()?;
         self.counts.blocks += 1;
         let tip = self.chain.tip();
         self.note(format_args!("block {tip} with {held}"));
@@ -364,6 +415,7 @@ impl World {
         if self.chain.reversible() < depth {
             return Ok(false);
         }
+        self.races.clear();
         let dice = &mut self.dice;
         let forgetting = match dice.per_mille(400) {
             true => 700,
@@ -386,6 +438,7 @@ impl World {
         let any = self.chain.has_pending();
         if any {
             self.chain.forget();
+            self.races.clear();
             self.lose_chances(1);
             self.note(format_args!("mempools are empty"));
         }
@@ -515,7 +568,7 @@ impl World {
         if let Some(live) = party.live.take().filter(|_| idle) {
             let roles = live.roles.iter();
             party.stood = roles
-                .map(|(attempt, role)| (*attempt, role.phase()))
+                .map(|(attempt, role)| (*attempt, role.stands()))
                 .collect();
         }
         party.fuse = None;
