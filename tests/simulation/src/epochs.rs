@@ -453,6 +453,24 @@ impl World {
         Ok(())
     }
 
+    /// Ends what members still wait for, and have not signed, as they do after a while.
+    pub(crate) fn end_waiting(&mut self) -> Result<(), Violation> {
+        for number in 0..self.wallets.len() as u16 {
+            let who = Who::Wallet(number);
+            let live = &self.party(who).live;
+            let roles = live.iter().flat_map(|live| &live.roles);
+            let waits = [EpochStage::Preparing, EpochStage::Stored].map(Some);
+            let waiting = roles.filter(|(_, role)| waits.contains(&role.stands().epoch));
+            for attempt in waiting.map(|(attempt, _)| *attempt).collect::<Vec<_>>() {
+                let role = self.party_mut(who).role_mut(&attempt);
+                let effects = role.map(Role::epoch_timed_out);
+                self.queue(who, attempt, effects.unwrap_or_default());
+                self.settle()?;
+            }
+        }
+        Ok(())
+    }
+
     /// In a world at rest a member is in the epoch its LSP has for it, and waits for nothing.
     pub(crate) fn check_epochs_rest(&self, number: u16, attempt: &Attempt) -> Result<(), Violation> {
         let wallet = self.party(Who::Wallet(number));
@@ -483,11 +501,10 @@ impl World {
         }
         for party in [&self.lsp, wallet] {
             let live = party.live.as_ref();
-            if live.is_some_and(|live| live.frozen.contains_key(&slot)) {
-                let departed = role.cut() == Some(Cut::Departed);
-                if !departed {
-                    return breach(format!("{slot:?} stays frozen in {name}"));
-                }
+            let frozen = live.and_then(|live| live.frozen.get(&slot));
+            let departed = role.cut() == Some(Cut::Departed);
+            if let Some(frozen) = frozen.filter(|_| !departed) {
+                return breach(format!("wallet {number} stays frozen in {name}: {frozen:?}"));
             }
         }
         let same = ours.stock_chain(slot.slot).as_ref() == role.stock_chain();

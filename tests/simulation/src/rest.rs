@@ -67,6 +67,8 @@ impl World {
             self.drain()?;
             self.end_epochs()?;
             self.drain()?;
+            self.end_waiting()?;
+            self.drain()?;
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 
 use super::sign::Round;
 use super::version::Version;
-use crate::effect::{BoughtChannel, ChannelRef, Effect, SlotRef};
+use crate::effect::{BoughtChannel, ChannelRef, Effect, MovedChannel, SlotRef};
 use crate::exit::{SignedPath, SignedPathError};
 use crate::message::{
     Attempt, CutOffer, EpochName, EpochReady, EpochTerms, Message, NonceBytes, PartialBytes,
@@ -137,6 +137,8 @@ struct Switching {
 #[derive(Debug)]
 struct Retired {
     channels: Vec<ChannelRef>,
+    /// The leaf's own channel, where it was not the first: in use until the member has switched.
+    leaf: Option<MovedChannel>,
     bought: Vec<BoughtChannel>,
     chain: Option<StockChain>,
 }

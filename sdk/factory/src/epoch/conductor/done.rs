@@ -2,6 +2,7 @@
 
 use bitcoin::secp256k1::schnorr;
 
+use super::built::moved_channel;
 use super::{Built, Conductor, Ground, Moved, Retired, Stage, StockName, Switching, made};
 use crate::effect::{ChannelRef, Effect};
 use crate::message::{EpochReveal, EpochSig};
@@ -57,8 +58,14 @@ impl Conductor {
             let mut channels: Vec<_> = leaf.into_iter().collect();
             channels.extend(place.bought.iter().map(|bought| bought.id));
             channels.extend(abandoned.iter().filter_map(|it| it.channel));
+            let leaf = old.and_then(|moved| {
+                let id = leaf?;
+                let tree = &self.versions[moved.version].tree;
+                moved_channel(ground, tree, id, &moved.cut, moved.push_msat)
+            });
             self.retired.entry(slot).or_default().push(Retired {
                 channels,
+                leaf,
                 bought: place.bought.clone(),
                 chain: place.chain.clone(),
             });

@@ -103,6 +103,9 @@ impl Conductor {
             let switched = all.len() - usize::from(self.switching.contains_key(slot));
             let retired = all[..switched].iter().flat_map(|it| &it.channels);
             effects.extend(retired.map(|id| Effect::Retire(*id)));
+            let waiting = all[switched..].iter();
+            let waiting = waiting.filter_map(|it| it.leaf.clone());
+            effects.extend(waiting.map(Effect::AgreeMoved));
         }
         for (slot, moved) in &self.moved {
             let tree = &self.versions[moved.version].tree;
