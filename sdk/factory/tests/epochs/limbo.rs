@@ -427,3 +427,21 @@ fn what_moved_in_between_ends_it() {
         agree(&world, SIGNS, 1);
     }
 }
+
+/// Two epochs that were signed and abandoned: either may secretly be complete.
+#[test]
+fn limbo_allows_what_the_least_of_several_epochs_would_give() {
+    let mut world = hanging(4);
+    abandon(&mut world);
+    let first = world.members[&SIGNS].limbo_msat().unwrap();
+    let id = world.channels(Party::Member(SIGNS), SIGNS)[0];
+    *world.epochs.balances.get_mut(&id).unwrap() -= 300_000;
+    hang(&mut world);
+    let least = Some(first - 300_000);
+    assert_eq!(world.members[&SIGNS].limbo_msat(), least);
+    abandon(&mut world);
+    assert_eq!(world.epochs.limbo.get(&SIGNS).copied(), least);
+    world.kill(Party::Member(SIGNS));
+    revive(&mut world);
+    assert_eq!(world.members[&SIGNS].limbo_msat(), least);
+}

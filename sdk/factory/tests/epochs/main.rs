@@ -12,6 +12,7 @@ mod flow;
 mod limbo;
 mod refusals;
 mod stale;
+mod untimely;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../world/mod.rs"]

@@ -4,7 +4,7 @@ use bitcoin::Amount;
 use superscalar_factory::coordinator;
 use superscalar_factory::effect::Event;
 use superscalar_factory::member;
-use superscalar_factory::message::{NoSaleReason, QuoteRequest};
+use superscalar_factory::message::{NoSaleReason, QuoteRequest, SaleId, SaleStored};
 use superscalar_factory::sale::{BuyError, Stage};
 
 use crate::world::{Party, TIP, World, key, plan, policy};
@@ -295,4 +295,18 @@ fn a_place_without_stock_sells_nothing() {
         Err(BuyError::Amount { .. })
     ));
     assert_eq!(world.lsp.as_ref().unwrap().stock_chains().len(), 1);
+}
+
+/// A seller begins to know a place with the first thing that is taken from there.
+#[test]
+fn what_is_refused_leaves_nothing_behind() {
+    let mut world = active(2);
+    let before = format!("{:?}", world.lsp);
+    let attempt = world.plan.attempt;
+    let sale = SaleId([7; 32]);
+    let stored = SaleStored { attempt, sale };
+    world.hand_over(Party::Member(BUYER), Party::Lsp, stored.into());
+    let refused = |event: &Event| matches!(event, Event::Refused { field, .. } if field == "sale");
+    assert_eq!(events(&world, refused), [Party::Lsp]);
+    assert_eq!(format!("{:?}", world.lsp), before);
 }

@@ -34,12 +34,17 @@ impl Seller {
         message: Message,
         refuse: impl Fn(RefusalCode, &'static str) -> Vec<Effect>,
     ) -> Vec<Effect> {
+        let known = self.places.contains_key(&slot);
         let taken = match message {
             Message::QuoteRequest(request) => self.requested(ground, slot, &request),
             Message::SaleAccept(accept) => self.accepted(ground, slot, &accept),
             Message::SaleStored(stored) => self.stored(ground, slot, stored.sale),
             _ => Err(Answer::Refused(RefusalCode::Unexpected, "")),
         };
+        if !known && matches!(taken, Err(Answer::Refused(..))) {
+            // What is refused leaves nothing behind.
+            self.places.remove(&slot);
+        }
         match taken {
             Ok(effects) => effects,
             Err(Answer::Denied(denial)) => deny(ground, slot, &denial),
