@@ -9,7 +9,7 @@ use superscalar_factory::journal::Record;
 use superscalar_factory::message::{Attempt, Message};
 
 use crate::bugs::Bug;
-use crate::channel::Stage;
+use crate::channel::{Kind, Stage};
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::money;
 use crate::observer::{self, name};
@@ -298,10 +298,19 @@ impl World {
             .live
             .as_ref()
             .and_then(|live| live.watched.get(&place.0));
-        let txid = watched.map(|(txid, _)| *txid);
-        let height = txid.and_then(|txid| self.chain.height_of(&txid));
+        // What is bought or moved to comes with a message: a reorg may not have been seen by then.
+        let (height, tip) = match Kind::of(id) {
+            Kind::First => {
+                let height = watched.and_then(|(txid, _)| self.chain.height_of(txid));
+                (height, self.chain.tip())
+            }
+            _ => {
+                let seen = party.live.as_ref().map_or(0, |live| live.tip);
+                (watched.and_then(|(_, told)| *told), seen)
+            }
+        };
         let height = height.ok_or_else(|| premature("funding is not in the chain"))?;
-        let depth = self.chain.tip() + 1 - height;
+        let depth = (tip + 1).saturating_sub(height);
         if depth < u32::from(channel.agreed.timing.min_depth) {
             return Err(premature("funding is not buried"));
         }

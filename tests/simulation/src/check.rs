@@ -114,14 +114,14 @@ impl World {
             return Ok(());
         }
         self.keep_path(who, place)?;
-        let fresh = match self.party(who).is_live() {
+        let fresh = match self.party(who).is_live() && !self.has_news(who, &place) {
             true => None,
             false => self.stored_path(who, place)?,
         };
         let keys = self.signed_keys(who, &place);
         let party = self.party(who);
         let kept = party.live.as_ref().and_then(|live| live.kept.get(&place));
-        let Some(kept) = kept.or(fresh.as_ref()) else {
+        let Some(kept) = fresh.as_ref().or(kept) else {
             return Err(lost(number, attempt, "has no complete path on disk"));
         };
         let funding = kept.path.funding();

@@ -8,7 +8,7 @@ use superscalar_factory::effect::ChannelRef;
 use superscalar_factory::exit::stale::StaleSweep;
 use superscalar_factory::exit::{Action, Goal, Plan, Progress, plan};
 use superscalar_factory::journal::Record;
-use superscalar_factory::member::Member;
+use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::Attempt;
 use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::tree::Role as TxRole;
@@ -556,10 +556,14 @@ impl World {
             Who::Wallet(number) => {
                 let records = party.records(&place.0);
                 let replayed = Member::replay(&party.seed, records, self.chain.tip());
-                let (role, _) = replayed.map_err(|error| {
+                let (mut role, _) = replayed.map_err(|error| {
                     let what = format!("the journal of {who} cannot be replayed: {error}");
                     Violation::new(Invariant::CrashAnywhere, what)
                 })?;
+                // What it would see as soon as it looks.
+                for tx in self.states_seen(&role) {
+                    role.handle(member::Input::StateSeen(tx));
+                }
                 let to = self.payout(number);
                 let sweeps = role.stale_sweeps(&party.seed, &to, &SWEEP_FEERATES);
                 (role.signed_path(), sweeps)

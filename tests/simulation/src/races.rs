@@ -11,7 +11,7 @@ use superscalar_factory::coordinator::Coordinator;
 use superscalar_factory::exit::reclaim::Reclaim;
 use superscalar_factory::exit::stale;
 use superscalar_factory::journal::Record;
-use superscalar_factory::member;
+use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::Attempt;
 
 use crate::invariants::{Invariant, Violation, ensure};
@@ -215,10 +215,7 @@ impl World {
     }
 
     /// What only the LSP could complete, and is on chain or about to be.
-    pub(crate) fn tell_states(&mut self, who: Who, attempt: Attempt) {
-        let Some(Role::Member(role)) = self.party(who).role(&attempt) else {
-            return;
-        };
+    pub(crate) fn states_seen(&self, role: &Member) -> Vec<Transaction> {
         let mut seen: Vec<Transaction> = Vec::new();
         for tree in role.newer_trees() {
             for node in tree.topology().path(role.slot().slot) {
@@ -231,7 +228,27 @@ impl World {
                 }
             }
         }
-        for tx in seen {
+        seen
+    }
+
+    /// Whether something of that is not part of what a party has read from its disk.
+    pub(crate) fn has_news(&self, who: Who, place: &Place) -> bool {
+        let party = self.party(who);
+        let kept = party.live.as_ref().and_then(|live| live.kept.get(place));
+        let (Some(Role::Member(role)), Some(kept)) = (party.role(&place.0), kept) else {
+            return false;
+        };
+        let states = kept.path.nodes().iter().flat_map(|node| node.epochs.values());
+        let known: Vec<Txid> = states.map(|epoch| epoch.state.compute_txid()).collect();
+        let seen = self.states_seen(role);
+        seen.iter().any(|tx| !known.contains(&tx.compute_txid()))
+    }
+
+    pub(crate) fn tell_states(&mut self, who: Who, attempt: Attempt) {
+        let Some(Role::Member(role)) = self.party(who).role(&attempt) else {
+            return;
+        };
+        for tx in self.states_seen(role) {
             let Some(Role::Member(role)) = self.party_mut(who).role_mut(&attempt) else {
                 return;
             };
