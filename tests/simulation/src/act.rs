@@ -327,11 +327,13 @@ impl World {
         let name = name(&attempt);
         self.note(format_args!("{who} publishes the funding of {name}"));
         if self.lsp.is_honest() {
-            if !self.observer.is_published(&attempt) {
-                self.counts.published += 1;
-            }
+            let first = !self.observer.is_published(&attempt);
             self.observer.publishes(&self.lsp, &attempt, &tx)?;
-            self.check_all_complete(&attempt)?;
+            // From then on each is checked whenever it writes.
+            if first {
+                self.counts.published += 1;
+                self.check_all_complete(&attempt)?;
+            }
         }
         if let Some(live) = &mut self.party_mut(who).live
             && !live.publishing.contains(&tx)

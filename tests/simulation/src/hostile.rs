@@ -262,7 +262,7 @@ impl World {
             (0, _) => self.say_withheld(who),
             (1, _) => self.say_hearsay(who),
             (2, Who::Lsp) => self.publish_something()?,
-            (3 | 4, _) => self.publish_old(who),
+            (3 | 4, _) => self.publish_old(who)?,
             (5, Who::Lsp) => self.break_promise(),
             (_, Who::Lsp) => self.propose_nonsense(),
             (_, Who::Wallet(number)) => self.talk_nonsense(number),
@@ -332,11 +332,11 @@ impl World {
 
     /// Once a factory is open, whatever was ever signed for it, the oldest first. Opening one is
     /// left to a few.
-    fn publish_old(&mut self, who: Who) -> bool {
+    fn publish_old(&mut self, who: Who) -> Result<bool, Violation> {
         let roles = self.party(who).live.iter().flat_map(|live| &live.roles);
         let attempts: Vec<Attempt> = roles.map(|(attempt, _)| *attempt).collect();
         let Some(&attempt) = self.dice.pick(&attempts) else {
-            return false;
+            return Ok(false);
         };
         let funding = match self.party(who).role(&attempt) {
             Some(Role::Coordinator(role)) => role.built().map(|built| built.tree.funding),
@@ -344,7 +344,18 @@ impl World {
             None => None,
         };
         let open = funding.is_some_and(|funding| self.chain.spender(&funding).is_some());
-        (open || self.dice.per_mille(40)) && self.publish_all(who, &attempt)
+        if !open && !self.dice.per_mille(40) {
+            return Ok(false);
+        }
+        let mut any = self.publish_all(who, &attempt);
+        // While nobody looks.
+        if self.dice.per_mille(300) {
+            for _ in 0..self.dice.between(1, 12) {
+                self.block()?;
+                any |= self.publish_all(who, &attempt);
+            }
+        }
+        Ok(any)
     }
 
     /// Tells everybody that the epoch under way is over, and goes on with it.

@@ -32,6 +32,9 @@ const SWEEP_FEERATES: [FeeRate; 2] = [
     FeeRate::from_sat_per_vb_u32(10),
 ];
 
+/// After so many blocks nothing of an opened path is left to be done.
+const SETTLED_BLOCKS: u32 = 40;
+
 /// Blocks of the time in which a member may leave that it has seen.
 #[derive(Debug, Default)]
 pub(crate) struct Chances {
@@ -377,14 +380,11 @@ impl World {
         keys: &ChannelKeys,
         payout: &ScriptBuf,
     ) -> Option<Option<(TxOut, u32)>> {
-        let agreed = &channel.agreed;
         let number = self.wallet_in(&place_of(id))?;
         let live = self.wallets[usize::from(number)].live.as_ref()?;
         let feerate = recover::tree_feerate(&live.kept.get(&place_of(id))?.path);
         let homeward = self.homeward.entry(*id).or_insert_with(|| {
-            let delay = agreed.timing.member_to_self_delay;
-            let (outpoint, capacity) = (agreed.outpoint, agreed.capacity);
-            let commitment = money::commitment(keys, outpoint, capacity, delay, &channel.balances);
+            let commitment = money::commitment(keys, channel);
             let claim = |htlc: &Htlc| {
                 let known = channel.preimages.get(&htlc.hash);
                 commitment.claim(keys, &htlc.hash, known, payout, feerate)
@@ -392,7 +392,7 @@ impl World {
             Homeward {
                 claims: channel.balances.htlcs.iter().filter_map(claim).collect(),
                 sweep: commitment.sweep(keys, payout, feerate),
-                commitment: commitment.tx,
+                commitment: commitment.tx.clone(),
             }
         });
         let commitment = homeward.commitment.compute_txid();
@@ -488,9 +488,20 @@ impl World {
             // Below a leaf each place has sales of its own.
             opened.extend(role.places().map(|slot| (slot.attempt, slot.slot)));
         }
+        opened.retain(|place| !self.followed.contains(place));
         for place in opened {
             if self.lsp.is_honest() || self.dice.per_mille(300) {
-                self.follow(Who::Lsp, place, Goal::Defend)?;
+                let planned = self.follow(Who::Lsp, place, Goal::Defend)?;
+                let reached = planned.and_then(|planned| match planned.status.progress {
+                    Progress::LeafConfirmed { height, .. }
+                    | Progress::PaidOut { height, .. }
+                    | Progress::Superseded { height, .. } => Some(height),
+                    _ => None,
+                });
+                // The last of what there was to publish is buried for good.
+                if reached.is_some_and(|height| height + SETTLED_BLOCKS <= self.chain.tip()) {
+                    self.followed.insert(place);
+                }
             }
         }
         self.take_stock();

@@ -1,6 +1,8 @@
 //! Transactions that the model's parties sign outside the tree: funding, commitments, claims and
 //! sweeps. They are real ones; Bitcoin Core's script check judges them.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use bitcoin::absolute::LockTime;
 use bitcoin::hashes::Hash as _;
 use bitcoin::opcodes::all::{
@@ -14,11 +16,11 @@ use bitcoin::{
     Amount, CompressedPublicKey, FeeRate, OutPoint, PrivateKey, Script, ScriptBuf, Sequence,
     Transaction, TxIn, TxOut, Witness,
 };
-use superscalar_factory::effect::ChannelRef;
+use superscalar_factory::effect::{ChannelRef, SlotChannel};
 use superscalar_factory::exit::Worth;
 use superscalar_factory::scripts;
 
-use crate::channel::{Balances, Htlc, Toward};
+use crate::channel::{Balances, Channel, Htlc, Toward};
 use crate::dice::{SECP, secret_key};
 
 /// Outputs below this are left to the fee, in sat.
@@ -26,10 +28,12 @@ const DUST_SAT: u64 = 354;
 
 /// The keys of a slot's channel, both sides'. Made once for each slot: they cost more than all else
 /// that is done with them.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct ChannelKeys {
     member: Side,
     lsp: Side,
+    /// The newest commitment: signing one costs more than all else of it.
+    newest: Mutex<Option<(Balances, Arc<Commitment>)>>,
 }
 
 #[derive(Debug, Clone)]
@@ -61,6 +65,7 @@ impl ChannelKeys {
                 funding: pair("lsp funding"),
                 own: pair("lsp own"),
             },
+            newest: Mutex::default(),
         }
     }
 
@@ -96,16 +101,26 @@ pub(crate) struct Commitment {
     local: Option<u32>,
     htlcs: Vec<(u32, Htlc)>,
     delay: u16,
+    /// The last sweep that was made of it.
+    swept: Mutex<Option<Transaction>>,
 }
 
-/// The member's commitment to `balances`, signed by both.
-pub(crate) fn commitment(
-    keys: &ChannelKeys,
-    outpoint: OutPoint,
-    capacity: Amount,
-    delay: u16,
-    balances: &Balances,
-) -> Commitment {
+/// The member's commitment in a channel to its balances, signed by both.
+pub(crate) fn commitment(keys: &ChannelKeys, channel: &Channel) -> Arc<Commitment> {
+    let newest = keys.newest.lock();
+    let mut newest = newest.unwrap_or_else(PoisonError::into_inner);
+    let balances = &channel.balances;
+    if let Some((_, made)) = newest.as_ref().filter(|(known, _)| known == balances) {
+        return Arc::clone(made);
+    }
+    let made = Arc::new(signed(keys, &channel.agreed, balances));
+    *newest = Some((balances.clone(), Arc::clone(&made)));
+    made
+}
+
+fn signed(keys: &ChannelKeys, agreed: &SlotChannel, balances: &Balances) -> Commitment {
+    let (outpoint, capacity) = (agreed.outpoint, agreed.capacity);
+    let delay = agreed.timing.member_to_self_delay;
     let mut outputs = Vec::new();
     let mut local = None;
     if balances.member_msat / 1_000 >= DUST_SAT {
@@ -151,6 +166,7 @@ pub(crate) fn commitment(
         local,
         htlcs,
         delay,
+        swept: Mutex::default(),
     }
 }
 
@@ -175,12 +191,17 @@ impl Commitment {
             value: net,
             script_pubkey: payout.to_owned(),
         };
+        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = swept.as_ref().filter(|tx| tx.output[0] == paid) {
+            return Some(made.clone());
+        }
         let sequence = Sequence::from_height(self.delay);
         let mut tx = spend(Version::TWO, outpoint, sequence, vec![paid]);
         let script = local_script(keys, self.delay);
         let key = keys.member.own.0;
         let signature = segwit_signature(&tx, &script, output.value, &key);
         tx.input[0].witness = Witness::from_slice(&[signature.as_slice(), script.as_bytes()]);
+        *swept = Some(tx.clone());
         Some(tx)
     }
 

@@ -100,6 +100,10 @@ impl World {
     /// before its sales and epochs, too.
     pub(crate) fn take_stock(&mut self) {
         let Some(live) = &self.lsp.live else { return };
+        // It costs more than all else a look does, and is in no hurry.
+        if !self.chain.tip().is_multiple_of(8) {
+            return;
+        }
         let attempts: Vec<Attempt> = live.roles.keys().copied().collect();
         for attempt in attempts {
             let Some(Role::Coordinator(role)) = self.lsp.role(&attempt) else {
@@ -113,6 +117,7 @@ impl World {
             }
             self.reclaim_stock(&attempt, None);
             if !self.lsp.is_honest()
+                && self.dice.per_mille(250)
                 && let Some(old) = self.old_disk(&attempt)
             {
                 self.reclaim_stock(&attempt, Some(old));

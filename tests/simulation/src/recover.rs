@@ -195,14 +195,12 @@ pub(crate) fn alone(
         if !fork.has(&agreed.outpoint) {
             continue;
         }
-        let (outpoint, delay) = (agreed.outpoint, agreed.timing.member_to_self_delay);
-        let balances = &channel.balances;
-        let commitment = money::commitment(keys, outpoint, agreed.capacity, delay, balances);
+        let commitment = money::commitment(keys, channel);
         if fork.chain.height_of(&commitment.tx.compute_txid()).is_none() {
             fork.confirm(&commitment.tx)?;
         }
         recovered.settled_at = recovered.settled_at.max(fork.tip);
-        recovered.settled.insert(outpoint, fork.tip);
+        recovered.settled.insert(agreed.outpoint, fork.tip);
         there.push((*channel, &**keys, commitment));
     }
     for (channel, keys, commitment) in &there {

@@ -68,6 +68,8 @@ pub(crate) struct World {
     pub(crate) finished: BTreeSet<Place>,
     /// What must be spent by whom, because an honest party was there in time.
     pub(crate) races: BTreeMap<OutPoint, Txid>,
+    /// Places whose opened paths the LSP has followed to their end.
+    pub(crate) followed: BTreeSet<Place>,
     /// Sales whose stock the LSP has taken.
     pub(crate) slept: BTreeSet<Txid>,
     /// Places whose epochs are used up.
@@ -245,6 +247,7 @@ impl World {
             homeward: BTreeMap::new(),
             home: BTreeSet::new(),
             races: BTreeMap::new(),
+            followed: BTreeSet::new(),
             slept: BTreeSet::new(),
             used_up: BTreeSet::new(),
             finished: BTreeSet::new(),
