@@ -221,8 +221,9 @@ pub enum Effect {
     /// and nothing of it is published unless that leaf is on chain. LSP: close it.
     Retire(ChannelRef),
     /// Member: the new epoch may be completed by the LSP alone. The channels carry payments again,
-    /// but what is the member's in them, with what is pending towards it, never exceeds this: more
-    /// could be lost.
+    /// but what is the member's in them, with all that is pending, never exceeds this when something
+    /// new is accepted: more could be lost. What is pending towards the LSP counts as well, because
+    /// it may come back.
     Limbo {
         /// The place.
         slot: SlotRef,

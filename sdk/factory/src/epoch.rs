@@ -37,6 +37,8 @@
 //! What the caller owes:
 //! - *A frozen channel has no HTLC pending*, and nothing comes into it before it is thawed, retired
 //!   or in limbo; the new channel is opened with the balance it is agreed with.
+//! - *In limbo all that is pending counts*, towards the LSP as well: what was sent may come back after
+//!   its room was filled.
 //! - *Told again after a restart*: new channels that are held, and all that sales ask for. A channel
 //!   that is held and not agreed again is dropped.
 //! - *Prepared channels are kept* while their epoch may be completed, and looked for on chain

@@ -61,7 +61,7 @@ pub enum Bug {
     UnpaidUsed,
     /// A member does not publish what it bought.
     SalesStayOffChain,
-    /// A member leaves kickoffs unanswered.
+    /// A member that does not leave leaves kickoffs unanswered.
     KickoffsUnanswered,
 }
 
@@ -101,7 +101,9 @@ impl Bug {
                     *value += bitcoin::Amount::ONE_SAT;
                 }
             }
-            Bug::SaleLost => drop_from(records, |record| matches!(record, Record::MemberSaleSig(_))),
+            Bug::SaleLost => {
+                drop_from(records, |record| matches!(record, Record::MemberSaleSig(_)))
+            }
             Bug::EpochLost => drop_from(records, |record| matches!(record, Record::EpochSigned(_))),
             _ => {}
         }

@@ -80,6 +80,11 @@ impl Balances {
         self.member_msat + inbound.map(|htlc| htlc.amount_msat).sum::<u64>()
     }
 
+    /// The same, with what it has sent and may get back.
+    pub(crate) fn back_msat(&self) -> u64 {
+        self.total_msat() - self.lsp_msat
+    }
+
     /// The fee the LSP pays for this commitment, in sat.
     pub(crate) fn fee_sat(&self) -> u64 {
         fee_sat(self.htlcs.len())

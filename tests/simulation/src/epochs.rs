@@ -143,7 +143,11 @@ impl World {
         // After the final signature it is what that retires.
         let old: BTreeSet<_> = used.iter().filter(|id| id.version < version).collect();
         let channels = match old.is_empty() {
-            true => used.iter().filter(|id| id.version == version).copied().collect(),
+            true => used
+                .iter()
+                .filter(|id| id.version == version)
+                .copied()
+                .collect(),
             false => old.into_iter().copied().collect(),
         };
         if let Some(live) = &mut party.live {
@@ -173,9 +177,8 @@ impl World {
         let channels = frozen.channels.iter();
         let channels = channels.filter_map(|id| Some((*id, party.disk.channels.get(id)?)));
         let held: Vec<_> = channels.filter(|(_, it)| it.stage == Stage::Held).collect();
-        let rests = |channel: &Channel| {
-            channel.balances.htlcs.is_empty() && channel.proposed.is_none()
-        };
+        let rests =
+            |channel: &Channel| channel.balances.htlcs.is_empty() && channel.proposed.is_none();
         if !held.iter().all(|(_, channel)| rests(channel)) {
             return;
         }
@@ -218,7 +221,10 @@ impl World {
         let Some(limit) = limit.filter(|_| htlc.toward == Toward::Member) else {
             return true;
         };
-        let most = most_msat(party, &place_of(id)) + htlc.amount_msat;
+        // What was sent and is pending may come back.
+        let counted = party.counted(&place_of(id));
+        let most: u64 = counted.map(|(_, it)| it.balances.back_msat()).sum();
+        let most = most + htlc.amount_msat;
         most <= *limit || self.bug == Some(Bug::LimboIgnored)
     }
 
@@ -264,7 +270,7 @@ impl World {
         active.map(|(attempt, _)| *attempt).collect()
     }
 
-    fn begin_epoch(&mut self) -> Result<bool, Violation> {
+    pub(crate) fn begin_epoch(&mut self) -> Result<bool, Violation> {
         let moving = self.moving();
         let Some(&attempt) = self.dice.pick(&moving) else {
             return Ok(false);
@@ -286,10 +292,15 @@ impl World {
             let invite = invites.get(usize::from(slot));
             invite.map_or(Amount::ZERO, |it| it.capacity + it.stock)
         };
-        let entitled: Vec<Amount> = next.channels.iter().map(|id| entitled(id.slot.slot)).collect();
-        let carries = next.epoch.epochs.len() < role.newest_tree().map_or(0, |tree| {
-            tree.topology().path(slot).len()
-        });
+        let entitled: Vec<Amount> = next
+            .channels
+            .iter()
+            .map(|id| entitled(id.slot.slot))
+            .collect();
+        let carries = next.epoch.epochs.len()
+            < role
+                .newest_tree()
+                .map_or(0, |tree| tree.topology().path(slot).len());
         let mut places = Vec::new();
         for (id, entitled) in next.channels.iter().zip(entitled) {
             let wish = self.wish(&place_of(id), entitled);
@@ -300,7 +311,11 @@ impl World {
             true => vec![vec![slot]],
             false => Vec::new(),
         };
-        let mut plan = EpochPlan { slot, places, waves };
+        let mut plan = EpochPlan {
+            slot,
+            places,
+            waves,
+        };
         // A place whose member has left stays as it is.
         for _ in 0..=plan.places.len() {
             let randomness = self.randomness();
@@ -367,7 +382,9 @@ impl World {
         let any = !effects.is_empty();
         if any {
             let name = name(&attempt);
-            self.note(format_args!("the LSP loses patience with an epoch of {name}"));
+            self.note(format_args!(
+                "the LSP loses patience with an epoch of {name}"
+            ));
         }
         self.queue(Who::Lsp, attempt, effects);
         self.settle().map(|()| any)
@@ -410,8 +427,14 @@ impl World {
             return Ok(false);
         };
         let who = Who::Wallet(number);
-        self.note(format_args!("{who} has waited for an epoch of {}", name(&attempt)));
-        let effects = self.party_mut(who).role_mut(&attempt).map(Role::epoch_timed_out);
+        self.note(format_args!(
+            "{who} has waited for an epoch of {}",
+            name(&attempt)
+        ));
+        let effects = self
+            .party_mut(who)
+            .role_mut(&attempt)
+            .map(Role::epoch_timed_out);
         self.queue(who, attempt, effects.unwrap_or_default());
         self.settle().map(|()| true)
     }
@@ -472,7 +495,11 @@ impl World {
     }
 
     /// In a world at rest a member is in the epoch its LSP has for it, and waits for nothing.
-    pub(crate) fn check_epochs_rest(&self, number: u16, attempt: &Attempt) -> Result<(), Violation> {
+    pub(crate) fn check_epochs_rest(
+        &self,
+        number: u16,
+        attempt: &Attempt,
+    ) -> Result<(), Violation> {
         let wallet = self.party(Who::Wallet(number));
         let (Some(Role::Coordinator(ours)), Some(Role::Member(role))) =
             (self.lsp.role(attempt), wallet.role(attempt))
@@ -497,27 +524,37 @@ impl World {
         }
         let (here, there) = (role.version(), ours.version(slot.slot));
         if here != there {
-            return breach(format!("wallet {number} is in {here} of {name}, its LSP in {there}"));
+            return breach(format!(
+                "wallet {number} is in {here} of {name}, its LSP in {there}"
+            ));
         }
         for party in [&self.lsp, wallet] {
             let live = party.live.as_ref();
             let frozen = live.and_then(|live| live.frozen.get(&slot));
             let departed = role.cut() == Some(Cut::Departed);
             if let Some(frozen) = frozen.filter(|_| !departed) {
-                return breach(format!("wallet {number} stays frozen in {name}: {frozen:?}"));
+                return breach(format!(
+                    "wallet {number} stays frozen in {name}: {frozen:?}"
+                ));
             }
         }
         let same = ours.stock_chain(slot.slot).as_ref() == role.stock_chain();
         // A sale that is signed and cannot be delivered stays pending.
         if !same && role.sale_stage().is_none() {
-            return breach(format!("wallet {number} has other sales in {name} than its LSP"));
+            return breach(format!(
+                "wallet {number} has other sales in {name} than its LSP"
+            ));
         }
         let place = (*attempt, slot.slot);
-        let leaf = wallet.counted(&place).find(|(id, _)| Kind::of(id) != Kind::Bought);
+        let leaf = wallet
+            .counted(&place)
+            .find(|(id, _)| Kind::of(id) != Kind::Bought);
         let open = leaf.is_none_or(|(id, _)| wallet.is_open(id));
         match open {
             true => Ok(()),
-            false => breach(format!("the channel of wallet {number} in {name} is not used")),
+            false => breach(format!(
+                "the channel of wallet {number} in {name} is not used"
+            )),
         }
     }
 
@@ -553,5 +590,7 @@ fn role_slot(role: &Role) -> u16 {
 
 fn most_msat(party: &Party, place: &Place) -> u64 {
     let counted = party.counted(place);
-    counted.map(|(_, channel)| channel.balances.most_msat()).sum()
+    counted
+        .map(|(_, channel)| channel.balances.most_msat())
+        .sum()
 }

@@ -190,7 +190,10 @@ impl World {
                 _ => propose.cut = CutOffer::Departed,
             },
             Message::EpochReady(ready) => match choice {
-                0..3 => ready.balances.iter_mut().for_each(|(_, msat)| *msat += 1_000),
+                0..3 => ready
+                    .balances
+                    .iter_mut()
+                    .for_each(|(_, msat)| *msat += 1_000),
                 3 => ready.balances.clear(),
                 4 => drop(ready.nonces.pop()),
                 5 => ready.nonces.reverse(),
@@ -334,23 +337,24 @@ impl World {
     /// left to a few.
     fn publish_old(&mut self, who: Who) -> Result<bool, Violation> {
         let roles = self.party(who).live.iter().flat_map(|live| &live.roles);
-        let attempts: Vec<Attempt> = roles.map(|(attempt, _)| *attempt).collect();
-        let Some(&attempt) = self.dice.pick(&attempts) else {
+        let tree = |role: &Role| match role {
+            Role::Coordinator(role) => Some(role.newest_tree()?.funding),
+            Role::Member(role) => Some(role.newer_trees().next()?.funding),
+        };
+        let built = roles.filter_map(|(attempt, role)| Some((*attempt, tree(role)?)));
+        let built = built.filter(|(_, funding)| self.chain.height_of(&funding.txid).is_some());
+        let built: Vec<(Attempt, OutPoint)> = built.collect();
+        let Some(&(attempt, funding)) = self.dice.pick(&built) else {
             return Ok(false);
         };
-        let funding = match self.party(who).role(&attempt) {
-            Some(Role::Coordinator(role)) => role.built().map(|built| built.tree.funding),
-            Some(Role::Member(role)) => role.tree().map(|tree| tree.funding),
-            None => None,
-        };
-        let open = funding.is_some_and(|funding| self.chain.spender(&funding).is_some());
-        if !open && !self.dice.per_mille(40) {
+        let open = self.chain.spender(&funding).is_some();
+        if !open && !self.dice.per_mille(60) {
             return Ok(false);
         }
         let mut any = self.publish_all(who, &attempt);
         // While nobody looks.
-        if self.dice.per_mille(300) {
-            for _ in 0..self.dice.between(1, 12) {
+        if open && self.dice.per_mille(500) {
+            for _ in 0..self.dice.between(1, 16) {
                 self.block()?;
                 any |= self.publish_all(who, &attempt);
             }
@@ -373,7 +377,9 @@ impl World {
             epoch: said.epoch,
             code: RefusalCode::Silence,
         };
-        self.note(format_args!("the LSP promises wallet {number} what it will not keep"));
+        self.note(format_args!(
+            "the LSP promises wallet {number} what it will not keep"
+        ));
         self.put(Who::Lsp, number, &end.into(), Origin::Forged);
         true
     }
@@ -424,7 +430,7 @@ impl World {
             2 => Change::Settle(random),
             _ => Change::Cancel(cancel),
         };
-                let talk = Talk::Propose {
+        let talk = Talk::Propose {
             number: next,
             change,
         };
@@ -432,8 +438,7 @@ impl World {
             "the LSP proposes to wallet {number}: {talk:?}"
         ));
         let link = &mut self.links[usize::from(number)];
-        link.queue(End::Wallet)
-            .push_back(Packet::Channel(id, talk));
+        link.queue(End::Wallet).push_back(Packet::Channel(id, talk));
         true
     }
 
@@ -455,7 +460,7 @@ impl World {
                 hash: random,
             },
         };
-                self.note(format_args!("wallet {number} says {talk:?}"));
+        self.note(format_args!("wallet {number} says {talk:?}"));
         let link = &mut self.links[usize::from(number)];
         link.queue(End::Lsp).push_back(Packet::Channel(id, talk));
         true

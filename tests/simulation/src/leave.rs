@@ -252,7 +252,9 @@ impl World {
                 self.came_home(number, place, paid, height)
             }
             // An older epoch was first: what it holds is settled whether one wants to leave or not.
-            (None, Progress::LeafConfirmed { outpoint, .. }) if self.is_stale(who, &place, outpoint) => {
+            (None, Progress::LeafConfirmed { outpoint, .. })
+                if self.is_stale(who, &place, outpoint) =>
+            {
                 self.wind_up(number, place, outpoint)
             }
             _ => Ok(()),
@@ -310,7 +312,7 @@ impl World {
             )?;
             let kept_back = match what.role {
                 TxRole::Sale(_) => self.bug == Some(Bug::SalesStayOffChain),
-                TxRole::State => self.bug == Some(Bug::KickoffsUnanswered),
+                TxRole::State => self.bug == Some(Bug::KickoffsUnanswered) && !begun,
                 _ => false,
             };
             if kept_back && who != Who::Lsp {
@@ -347,7 +349,11 @@ impl World {
             let Some(channel) = self.party(who).disk.channels.get(&id).cloned() else {
                 continue;
             };
-            if self.chain.height_of(&channel.agreed.outpoint.txid).is_none() {
+            if self
+                .chain
+                .height_of(&channel.agreed.outpoint.txid)
+                .is_none()
+            {
                 continue;
             }
             let Some(height) = self.bring_home(&id, &channel, &keys, &payout) else {
@@ -458,7 +464,11 @@ impl World {
             self.note(format_args!("wallet {number} is out of {}", name(&place.0)));
         }
         let who = Who::Wallet(number);
-        let channels: Vec<ChannelRef> = self.party(who).channels(&place).map(|(id, _)| *id).collect();
+        let channels: Vec<ChannelRef> = self
+            .party(who)
+            .channels(&place)
+            .map(|(id, _)| *id)
+            .collect();
         if let Some(live) = &mut self.party_mut(who).live {
             channels.iter().for_each(|id| {
                 live.open.remove(id);

@@ -396,19 +396,28 @@ impl Party {
 
     /// Whether nothing new may come into a channel.
     pub(crate) fn is_frozen(&self, id: &ChannelRef) -> bool {
-        let frozen = self.live.as_ref().and_then(|live| live.frozen.get(&id.slot));
+        let frozen = self
+            .live
+            .as_ref()
+            .and_then(|live| live.frozen.get(&id.slot));
         frozen.is_some_and(|frozen| frozen.channels.contains(id))
     }
 
     /// The channels of a place.
-    pub(crate) fn channels(&self, place: &Place) -> impl Iterator<Item = (&ChannelRef, &Channel)> {
+    pub(crate) fn channels(
+        &self,
+        place: &Place,
+    ) -> impl Iterator<Item = (&ChannelRef, &Channel)> + use<'_> {
         let place = *place;
         let all = self.disk.channels.iter();
         all.filter(move |(id, _)| place_of(id) == place)
     }
 
     /// Member: the channels that its money is in.
-    pub(crate) fn counted(&self, place: &Place) -> impl Iterator<Item = (&ChannelRef, &Channel)> {
+    pub(crate) fn counted(
+        &self,
+        place: &Place,
+    ) -> impl Iterator<Item = (&ChannelRef, &Channel)> + use<'_> {
         let version = self.disk.versions.get(place).copied().unwrap_or(0);
         self.channels(place)
             .filter(move |(id, channel)| id.version == version && channel.stage == Stage::Held)

@@ -1,9 +1,9 @@
 //! The channel layer at work: opening, payments both ways, what is said again after a reconnect.
 
-use superscalar_factory::effect::ChannelRef;
+use superscalar_factory::effect::{ChannelRef, Effect};
 
 use crate::bugs::Bug;
-use crate::channel::{Balances, Change, Channel, Htlc, Stage, Talk, Toward, hash};
+use crate::channel::{Balances, Change, Channel, Htlc, Kind, Stage, Talk, Toward, hash};
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::network::{End, Packet};
 use crate::observer::name;
@@ -124,6 +124,11 @@ impl World {
     }
 
     pub(crate) fn held(&mut self, who: Who, id: ChannelRef) {
+        let unpaid = who == Who::Lsp && Kind::of(&id) == Kind::Bought;
+        if unpaid && self.bug == Some(Bug::UnpaidUsed) {
+            let used = vec![Effect::ActivateBought(id)];
+            self.queue(who, id.slot.attempt, used);
+        }
         let role = self.party_mut(who).role_mut(&id.slot.attempt);
         let effects = role.map(|role| role.channel_held(id));
         self.queue(who, id.slot.attempt, effects.unwrap_or_default());

@@ -54,7 +54,10 @@ impl World {
             }
         }
         for (outpoint, ours) in found {
-            let rival = self.chain.spender(&outpoint).is_some_and(|it| it.txid != ours);
+            let rival = self
+                .chain
+                .spender(&outpoint)
+                .is_some_and(|it| it.txid != ours);
             if !rival {
                 self.races.insert(outpoint, ours);
             }
@@ -91,7 +94,9 @@ impl World {
         for tx in due {
             if self.chain.submit(&tx).is_ok() {
                 self.counts.swept += 1;
-                self.note(format_args!("wallet {number} takes stock that was sold back"));
+                self.note(format_args!(
+                    "wallet {number} takes stock that was sold back"
+                ));
             }
         }
     }
@@ -128,9 +133,8 @@ impl World {
     /// The role as it was before anything was sold or moved.
     fn old_disk(&self, attempt: &Attempt) -> Option<Coordinator> {
         let records = self.lsp.records(attempt);
-        let later = |record: &Record| {
-            matches!(record, Record::LspSaleSigned(_) | Record::LspEpochBuilt(_))
-        };
+        let later =
+            |record: &Record| matches!(record, Record::LspSaleSigned(_) | Record::LspEpochBuilt(_));
         let before = records.iter().position(later)?;
         let replayed = Coordinator::replay(&self.lsp.seed, &records[..before], self.chain.tip());
         replayed.ok().map(|(role, _)| role)
@@ -151,9 +155,7 @@ impl World {
         let stock = |it: &Reclaim| !trees.contains(&it.outpoint) && it.is_due(&facts);
         let due = role.reclaims(&facts);
         let due = due.iter().filter(|it| stock(it));
-        let due: Vec<Transaction> = due
-            .filter_map(|it| it.spend(role.key(), feerate))
-            .collect();
+        let due: Vec<Transaction> = due.filter_map(|it| it.spend(role.key(), feerate)).collect();
         for tx in due {
             if self.chain.submit(&tx).is_ok() {
                 self.counts.reclaimed += 1;
@@ -183,8 +185,7 @@ impl World {
         }
     }
 
-    /// Hostile: every transaction of every epoch that is held, older ones first, and those that are
-    /// acceptable now.
+    /// Hostile: every transaction that is held of epochs that are not the newest, where there are such.
     pub(crate) fn publish_all(&mut self, who: Who, attempt: &Attempt) -> bool {
         let slots: Vec<u16> = match self.party(who).role(attempt) {
             Some(Role::Coordinator(role)) => role.places().map(|slot| slot.slot).collect(),
@@ -201,7 +202,9 @@ impl World {
             let Some(Ok(path)) = path else { continue };
             for node in path.nodes() {
                 txs.push(node.kickoff.clone());
-                txs.extend(node.epochs.values().map(|epoch| epoch.state.clone()));
+                let older = node.epochs.len().saturating_sub(1).max(1);
+                let states = node.epochs.values().take(older);
+                txs.extend(states.map(|epoch| epoch.state.clone()));
             }
             if self.dice.per_mille(500) {
                 let sold = path.sales().iter().flat_map(|chain| chain.links());
@@ -243,7 +246,11 @@ impl World {
         let (Some(Role::Member(role)), Some(kept)) = (party.role(&place.0), kept) else {
             return false;
         };
-        let states = kept.path.nodes().iter().flat_map(|node| node.epochs.values());
+        let states = kept
+            .path
+            .nodes()
+            .iter()
+            .flat_map(|node| node.epochs.values());
         let known: Vec<Txid> = states.map(|epoch| epoch.state.compute_txid()).collect();
         let seen = self.states_seen(role);
         seen.iter().any(|tx| !known.contains(&tx.compute_txid()))

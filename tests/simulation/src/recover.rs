@@ -196,7 +196,11 @@ pub(crate) fn alone(
             continue;
         }
         let commitment = money::commitment(keys, channel);
-        if fork.chain.height_of(&commitment.tx.compute_txid()).is_none() {
+        if fork
+            .chain
+            .height_of(&commitment.tx.compute_txid())
+            .is_none()
+        {
             fork.confirm(&commitment.tx)?;
         }
         recovered.settled_at = recovered.settled_at.max(fork.tip);

@@ -111,7 +111,10 @@ impl World {
         let Ok(effects) = role.ask(ask) else {
             return Ok(false);
         };
-        self.note(format_args!("{who} asks for {amount} in {}", name(&attempt)));
+        self.note(format_args!(
+            "{who} asks for {amount} in {}",
+            name(&attempt)
+        ));
         self.queue(who, attempt, effects);
         self.settle().map(|()| true)
     }
@@ -209,11 +212,16 @@ impl World {
         let party = self.party_mut(who);
         let first = party.disk.payments.insert(hash, bill.price_msat);
         let known = first.is_none_or(|paid| paid == bill.price_msat);
-        ensure(known || !party.is_honest(), Invariant::NoEquivocation, || {
-            format!("{who} pays a hash again in {}", name(&attempt))
-        })?;
+        ensure(
+            known || !party.is_honest(),
+            Invariant::NoEquivocation,
+            || format!("{who} pays a hash again in {}", name(&attempt)),
+        )?;
         self.counts.paid += u64::from(first.is_none());
-        self.note(format_args!("{who} pays for a channel in {}", name(&attempt)));
+        self.note(format_args!(
+            "{who} pays for a channel in {}",
+            name(&attempt)
+        ));
         self.burn(who)?;
         self.lsp.disk.payments.insert(hash, bill.price_msat);
         let lsp_first = secret(seed, "who hears first", u64::from(hash[0]))[0] < 128;

@@ -37,8 +37,24 @@ fn a_million_steps_break_no_promise() {
         ("exits", counts.exits),
         ("balances that came home", counts.home),
         ("checks of money", counts.recoveries),
+        ("channels that were bought", counts.sales),
+        ("sales that were paid for", counts.paid),
+        ("members that moved", counts.moves),
+        ("carries", counts.carries),
     ] {
         assert!(count > steps / 10_000, "only {count} {what}");
+    }
+    // What takes a whole history, and somebody who cheats at its end.
+    for (what, count) in [
+        ("epochs that were abandoned", counts.abandoned),
+        ("members in limbo", counts.limbo),
+        ("epochs that were learnt of on chain", counts.late),
+        ("places without another epoch", counts.used_up),
+        ("leaves of older epochs", counts.stale),
+        ("sweeps of older stock", counts.swept),
+        ("stock taken back", counts.reclaimed),
+    ] {
+        assert!(count > steps / 500_000, "only {count} {what}");
     }
 }
 

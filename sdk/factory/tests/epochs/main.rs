@@ -12,9 +12,9 @@ mod flow;
 mod limbo;
 mod refusals;
 mod stale;
-mod untimely;
 #[path = "../support/mod.rs"]
 mod support;
+mod untimely;
 #[path = "../world/mod.rs"]
 mod world;
 

@@ -15,9 +15,10 @@ const SLOT: u16 = 0;
 const OTHER: u16 = 1;
 
 fn refused(world: &World, wanted: (RefusalCode, &str)) -> Vec<Party> {
-    events(world, |event| {
-        matches!(event, Event::Refused { code, field, .. } if (*code, field.as_str()) == wanted)
-    })
+    events(
+        world,
+        |event| matches!(event, Event::Refused { code, field, .. } if (*code, field.as_str()) == wanted),
+    )
 }
 
 /// What is signed of a sale may still be delivered: it would be part of nothing.
@@ -115,9 +116,7 @@ fn a_member_signs_nothing_once_it_has_seen_the_tree() {
     let signed = log.filter(|(who, message)| *who == Party::Member(SLOT) && own(message));
     assert_eq!(signed.count(), 0);
     let journal = &world.journal[&Party::Member(SLOT)][before..];
-    let ends = |record: &Record| {
-        matches!(record, Record::EpochEnded(_))
-    };
+    let ends = |record: &Record| matches!(record, Record::EpochEnded(_));
     assert!(journal.iter().all(ends), "{journal:?}");
     assert_eq!(world.lsp.as_ref().unwrap().version(SLOT), 0);
 }
@@ -175,11 +174,40 @@ fn an_lsp_that_restarts_keeps_what_a_member_has_not_left() {
         other => Some(other),
     });
     world.merge(SLOT).unwrap();
-    assert_eq!(world.members[&SLOT].epoch_stage(), Some(EpochStage::Switching));
+    assert_eq!(
+        world.members[&SLOT].epoch_stage(),
+        Some(EpochStage::Switching)
+    );
     assert_eq!(agreed(&world, old), Some(before));
     world.tamper = Box::new(|_, message| Some(message));
     world.reconnect(SLOT);
     world.deliver();
     agree(&world, SLOT, 2);
     assert_eq!(agreed(&world, old), None, "it is retired");
+}
+
+/// An acknowledgement that is said again is one of what it names.
+#[test]
+fn an_acknowledgement_of_the_epoch_before_ends_no_switch() {
+    let mut world = active(4, 4);
+    endow(&mut world);
+    world.merge(SLOT).unwrap();
+    let first = crate::last(&world, |message| match message {
+        Message::SwitchAck(ack) => Some(ack.clone()),
+        _ => None,
+    });
+    world.tamper = Box::new(|_, message| match message {
+        Message::EpochReveal(_) => None,
+        other => Some(other),
+    });
+    world.merge(SLOT).unwrap();
+    let before = records(&world, Party::Lsp);
+    world.hand_over(Party::Member(SLOT), Party::Lsp, first.into());
+    assert_eq!(records(&world, Party::Lsp), before);
+    let old = ChannelRef::moved(world.slot_ref(SLOT), 1, 0);
+    assert!(!world.epochs.retired.contains(&(Party::Lsp, old)));
+    world.tamper = Box::new(|_, message| Some(message));
+    world.reconnect(SLOT);
+    world.deliver();
+    agree(&world, SLOT, 2);
 }

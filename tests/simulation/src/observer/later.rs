@@ -109,10 +109,8 @@ impl Observer {
                 let mut purpose = accept.sale.to_bytes();
                 purpose.extend(accept.quoted_nonce);
                 // Made and used at once; said again it is the same.
-                let life = self.offered.get(&accept.nonce).map(|it| it.life);
-                match life {
-                    None => self.offers(who, party, accept.nonce, purpose)?,
-                    Some(_) => {}
+                if !self.offered.contains_key(&accept.nonce) {
+                    self.offers(who, party, accept.nonce, purpose)?;
                 }
                 self.signed(who, accept.nonce, accept.partial)
             }
@@ -185,7 +183,10 @@ impl Observer {
     fn same_life(&self, who: Who, party: &Party, nonce: &NonceBytes) -> Result<(), Violation> {
         let life = self.offered.get(nonce).map(|offer| offer.life);
         ensure(life == Some(party.life), Invariant::Nonces, || {
-            format!("{who} signs with a nonce of life {life:?} in {}", party.life)
+            format!(
+                "{who} signs with a nonce of life {life:?} in {}",
+                party.life
+            )
         })
     }
 
@@ -335,8 +336,7 @@ pub(super) fn announced(records: &[Record], attempt: &Attempt, message: &Message
                     Record::MemberEpochCommitted(_) | Record::LspEpochAsked(_)
                 )
             });
-            !bound
-                || has(|record| matches!(record, Record::EpochEnded(_) | Record::EpochSigned(_)))
+            !bound || has(|record| matches!(record, Record::EpochEnded(_) | Record::EpochSigned(_)))
         }),
         _ => true,
     }
