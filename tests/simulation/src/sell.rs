@@ -63,7 +63,7 @@ impl World {
         };
         let bill = live.bills.values().find(|it| it.id.slot.attempt == attempt);
         if let Some(bill) = bill.cloned() {
-            return self.pay_bill(number, bill).map(|()| true);
+            return self.pay_bill(number, bill);
         }
         if let Some(sale) = live.quoted.get(&attempt).copied() {
             return self.accept_quote(number, attempt, sale);
@@ -201,12 +201,12 @@ impl World {
     }
 
     /// A member pays what it owes, one hash once. It may hear of it before the LSP or after.
-    fn pay_bill(&mut self, number: u16, bill: Bill) -> Result<(), Violation> {
+    fn pay_bill(&mut self, number: u16, bill: Bill) -> Result<bool, Violation> {
         let who = Who::Wallet(number);
         let (attempt, hash) = (bill.id.slot.attempt, bill.payment_hash);
         // Somebody who never pays gets no more.
         if !self.party(who).is_honest() && number.is_multiple_of(2) {
-            return Ok(());
+            return Ok(false);
         }
         let seed = self.seed;
         let party = self.party_mut(who);
@@ -240,7 +240,7 @@ impl World {
             }
             self.settle()?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn tell_payment(&mut self, attempt: Attempt, payment_hash: [u8; 32]) {
