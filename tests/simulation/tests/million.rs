@@ -54,7 +54,7 @@ fn a_million_steps_break_no_promise() {
         ("sweeps of older stock", counts.swept),
         ("stock taken back", counts.reclaimed),
     ] {
-        assert!(count > steps / 500_000, "only {count} {what}");
+        assert!(count >= steps / 200_000, "only {count} {what}");
     }
 }
 
