@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use bitcoin::Amount;
 use superscalar_regtest::wait_until;
-use superscalar_tests::demo::checker::{Payer, check};
+use superscalar_tests::demo::books::Party;
+use superscalar_tests::demo::checker::{Payer, check, check_outrun};
 use superscalar_tests::demo::progress::Progress;
 use superscalar_tests::demo::published::Published;
 use superscalar_tests::demo::table::thousands;
@@ -23,30 +24,48 @@ fn the_demo_tells_the_truth_to_the_satoshi() {
     // Under three minutes once the programs, which the first step finds, are built.
     let took: Duration = report.steps[1..].iter().map(|step| step.took).sum();
     assert!(took < Duration::from_secs(180), "{took:?}");
-    let audit = &report.audit;
+    let (audit, published) = (&report.home.audit, &report.home.published);
     assert_eq!(audit.transactions.len(), 7, "funding, path, close, sweep");
-    let coins = (audit.coins_before, report.published.staying_coins);
+    let coins = (audit.coins_before, published.staying_coins);
     assert_eq!(coins, (Amount::ZERO, Amount::ZERO), "of all four members");
     assert_eq!(audit.paid_by(Payer::Member), audit.sweep_fee);
     // Alice was paid 150,000 and 5,000 and paid 40,000.123 sat and a fee.
     let fee_msat = report.books.payments[1].fee_msat;
     let expected_msat = 155_000_000 - 40_000_123 - fee_msat;
-    assert_eq!(report.published.member_msat, expected_msat);
+    assert_eq!(published.member_msat, expected_msat);
     let home = Amount::from_sat(expected_msat / 1_000);
     assert_eq!(audit.arrived + audit.sweep_fee, home);
+
+    // Carol has all that she was paid less what she paid, although an LSP with a disk from before the
+    // last payment has begun to put the state of that time on chain.
+    let carol = &report.robbed;
+    let paid: i128 = report
+        .books
+        .payments
+        .iter()
+        .map(|it| it.flow(Party::Member(2)))
+        .sum();
+    assert_eq!(i128::from(carol.published.member_msat), paid);
+    let home = Amount::from_sat(carol.published.member_msat / 1_000);
+    assert_eq!(carol.audit.arrived + carol.audit.sweep_fee, home);
+    assert_eq!(
+        carol.audit.capacity,
+        Amount::from_sat(560_000),
+        "both channels in one"
+    );
 
     let folder = tempfile::tempdir().unwrap();
     let mut words = Vec::new();
     show(&report, folder.path(), &mut words).unwrap();
     let words = String::from_utf8(words).unwrap();
-    for it in &audit.transactions {
+    for it in audit.transactions.iter().chain(&carol.audit.transactions) {
         assert!(words.contains(&it.txid.to_string()), "{}: {words}", it.name);
     }
     assert!(words.contains(&thousands(audit.arrived.to_sat())));
     assert!(words.contains("trimmed HTLCs") && words.contains("reserve"));
     let drawn = std::fs::read_to_string(folder.path().join("factory.svg")).unwrap();
-    // The seven transactions of the way home, and the legend's.
-    assert_eq!(drawn.matches("class=\"tx on\"").count(), 7 + 1);
+    // The seven transactions of Alice's way home, the two of Carol's leaf, and the legend's.
+    assert_eq!(drawn.matches("class=\"tx on\"").count(), 7 + 2 + 1);
     assert!(drawn.contains("channel Alice") && drawn.contains("sweep to Alice"));
 
     type Change = fn(&mut Published);
@@ -68,11 +87,16 @@ fn the_demo_tells_the_truth_to_the_satoshi() {
         |it| it.to_self_delay -= 1,
     ];
     for (index, change) in changes.into_iter().enumerate() {
-        let mut published = report.published.clone();
+        let mut published = published.clone();
         change(&mut published);
         assert!(check(&network.chain, &published).is_err(), "change {index}");
     }
-    check(&network.chain, &report.published).unwrap();
+    check(&network.chain, &carol.published).unwrap();
+    let newest = carol.published.path.last().unwrap().txid;
+    let outrun = |old| check_outrun(&network.chain, old, &carol.published);
+    assert!(outrun(newest).is_err(), "the newest is not outrun");
+    let leaf = published.path.last().unwrap().txid;
+    assert!(outrun(leaf).is_err(), "what is in a block is not outrun");
 }
 
 #[test]

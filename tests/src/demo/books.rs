@@ -86,7 +86,8 @@ impl Books {
 }
 
 impl Paid {
-    fn flow(&self, party: Party) -> i128 {
+    /// What it adds to what this party has, in millisatoshi.
+    pub fn flow(&self, party: Party) -> i128 {
         let (amount, fee) = (i128::from(self.amount_msat), i128::from(self.fee_msat));
         let is = |other: Party| i128::from(party == other);
         is(self.to) * amount - is(self.from) * (amount + fee) + is(Party::Lsp) * fee

@@ -163,6 +163,31 @@ pub fn check(ledger: &impl Ledger, said: &Published) -> Result<Audit, CheckError
     })
 }
 
+/// An older state of the member's leaf was outrun: the newest has spent what it could spend, and it is
+/// in no block.
+///
+/// # Errors
+/// [`CheckError`] says which of the two is not so.
+pub fn check_outrun(ledger: &impl Ledger, old: Txid, said: &Published) -> Result<(), CheckError> {
+    let what = "the older state of the leaf";
+    let newest = said.path.last().ok_or_else(|| wrong(what, "no path"))?;
+    let (tx, _) = confirmed(ledger, newest.txid, &newest.name)?;
+    let kickoff = tx.input[0].previous_output;
+    let (spender, _) = spending(ledger, kickoff, &newest.name)?;
+    same(
+        "what spends the leaf's kickoff",
+        newest.txid,
+        spender.compute_txid(),
+    )?;
+    if old == newest.txid {
+        return Err(wrong(what, "is the newest"));
+    }
+    match ledger.transaction(old)? {
+        Some((_, height)) => Err(wrong(what, &format!("is in block {height}"))),
+        None => Ok(()),
+    }
+}
+
 /// What the rule keeps of the member's balance.
 fn reserve_msat(said: &Published) -> u64 {
     let rule = (said.capacity / 100).max(MIN_RESERVE);

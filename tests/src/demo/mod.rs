@@ -1,5 +1,6 @@
 //! The demo: separate processes on a real chain, from a factory's funding to a member that leaves
-//! alone after the LSP was killed; checked against bitcoind to the satoshi, and drawn.
+//! alone after the LSP was killed, and another whose LSP comes back with an old state and loses;
+//! checked against bitcoind to the satoshi, and drawn.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,6 +9,7 @@ use anyhow::Context;
 
 pub mod books;
 pub mod checker;
+mod epoch;
 pub mod ledger;
 pub mod outside;
 pub mod picture;
@@ -27,12 +29,16 @@ pub fn show(report: &steps::Report, folder: &Path, out: &mut impl Write) -> anyh
     let drawing = folder.join("factory.svg");
     let shown = || drawing.display().to_string();
     std::fs::write(&drawing, picture::svg(&report.picture)).with_context(shown)?;
-    let (audit, name) = (&report.audit, &report.names[0]);
     write!(out, "{}", table::steps(&report.steps))?;
     write!(out, "{}", table::balances(&report.books, &report.names))?;
-    write!(out, "{}", table::transactions(audit))?;
-    let home = table::way_home(audit, &report.published, name);
-    write!(out, "{home}")?;
+    for (home, name) in [
+        (&report.home, &report.names[0]),
+        (&report.robbed, &report.names[2]),
+    ] {
+        write!(out, "{}", table::transactions(&home.audit, name))?;
+        let way = table::way_home(&home.audit, &home.published, name);
+        write!(out, "{way}")?;
+    }
     writeln!(out, "\nThe factory is drawn in {}.", shown())?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use superscalar_sdk::{BuildRequest, ExitPlan, FactoryInfo, PaymentStatus, TreeNo
 
 use super::books::{Books, Held, Paid, Party};
 use super::checker::{self, Audit};
+use super::epoch::Merged;
 use super::outside::OutsideNode;
 use super::picture::Picture;
 use super::progress::{Done, Progress};
@@ -19,7 +20,7 @@ use super::table::thousands;
 use super::{tree, words};
 use crate::processes::{LspProcess, Programs, WalletProcess};
 
-const NAMES: [&str; 4] = ["Alice", "Bob", "Carol", "Dave"];
+pub(super) const NAMES: [&str; 4] = ["Alice", "Bob", "Carol", "Dave"];
 const LSP_COIN: Amount = Amount::from_sat(10_000_000);
 const OUTSIDE_COIN: Amount = Amount::from_sat(2_000_000);
 const CAPACITY_SAT: u64 = 500_000;
@@ -31,29 +32,37 @@ const OUTSIDE_CAPACITY_SAT: u64 = 1_000_000;
 const OUTSIDE_PUSH_MSAT: u64 = 200_000_000;
 const ALICE: Party = Party::Member(0);
 const BOB: Party = Party::Member(1);
-const CAROL: Party = Party::Member(2);
+pub(super) const CAROL: Party = Party::Member(2);
 const DAVE: Party = Party::Member(3);
 /// From, to, millisatoshi. Odd ones show what becomes of parts of a satoshi.
-const PAYMENTS: [(Party, Party, u64); 8] = [
+const PAYMENTS: [(Party, Party, u64); 9] = [
     (Party::Outside, ALICE, 150_000_000),
-    (ALICE, BOB, 40_000_123),
-    (Party::Outside, CAROL, 60_000_000),
-    (CAROL, DAVE, 20_000_000),
-    (BOB, Party::Outside, 15_000_000),
+    (ALICE, CAROL, 40_000_123),
+    (Party::Outside, BOB, 60_000_000),
+    (BOB, DAVE, 20_000_000),
+    (CAROL, Party::Outside, 15_000_000),
     (DAVE, ALICE, 5_000_000),
-    (Party::Outside, BOB, 440_000_000),
-    // More than is left in Bob's channel; he has bought another before.
-    (Party::Outside, BOB, 45_000_000),
+    (Party::Outside, CAROL, 440_000_000),
+    // More than is left in Carol's channel; she has bought another before.
+    (Party::Outside, CAROL, 45_000_000),
+    // Into the one channel that both have become.
+    (Party::Outside, CAROL, LATER_MSAT),
 ];
+/// Before which of them Carol buys.
+const BUY_BEFORE: usize = 7;
+/// Before which of them her channels are merged.
+const MERGE_BEFORE: usize = 8;
+/// What Carol is paid after that: what an LSP with the state before it would have back.
+pub(super) const LATER_MSAT: u64 = 30_000_000;
 /// More than any exit with regtest delays takes.
-const MAX_EXIT_BLOCKS: u32 = 400;
+pub(super) const MAX_EXIT_BLOCKS: u32 = 400;
 
 /// Everything that runs.
 pub struct Network {
     /// The chain.
     pub chain: RegtestNode,
-    lsp: LspProcess,
-    members: Vec<WalletProcess>,
+    pub(super) lsp: LspProcess,
+    pub(super) members: Vec<WalletProcess>,
     outside: OutsideNode,
 }
 
@@ -63,16 +72,24 @@ pub struct Report {
     pub steps: Vec<Done>,
     /// All payments.
     pub books: Books,
+    /// Alice's way home.
+    pub home: Home,
+    /// Carol's, through an older state that was brought on chain.
+    pub robbed: Home,
+    /// The members' names in slot order.
+    pub names: Vec<String>,
+    /// The factory.
+    pub picture: Picture,
+}
+
+/// A member's way home.
+pub struct Home {
     /// The programs' figures.
     pub published: Published,
     /// The chain's.
     pub audit: Audit,
     /// What the wallet foresaw.
     pub plan: ExitPlan,
-    /// The members' names in slot order.
-    pub names: Vec<String>,
-    /// The factory.
-    pub picture: Picture,
 }
 
 /// Does everything; the network is given back for whoever wants to look closer.
@@ -81,19 +98,30 @@ pub struct Report {
 /// What failed in which step, or the figure that does not agree with the chain.
 pub fn run(progress: &mut Progress) -> Result<(Network, Report)> {
     let mut network = start(progress)?;
-    let built = network.build(progress)?;
+    let mut built = network.build(progress)?;
     network.join_outside(progress)?;
-    let books = network.pay_all(progress, &built.info.factory)?;
-    let mut exit = network.leave(progress, &built)?;
-    let published = &mut exit.published;
-    published.member_coins_after = network.coins(0)?;
+    let (books, merged) = network.pay_all(progress, &mut built)?;
+    let (mut alices, mut carols) = (network.exit(&built, 0)?, network.exit(&built, 2)?);
+    network.kill_lsp(progress)?;
+    network.leave(progress, &built, 0)?;
+    alices.published.member_coins_after = network.coins(0)?;
     let audit = progress.step("recompute everything from bitcoind", |_| {
         books.check()?;
-        let audit = checker::check(&network.chain, published)?;
+        let audit = checker::check(&network.chain, &alices.published)?;
         let result = format!(
             "{} transactions agree to the satoshi",
             audit.transactions.len()
         );
+        Ok((audit, result, network.chain.height()?))
+    })?;
+    let old_leaf = network.cheat(progress, &built, &merged, &carols.published)?;
+    network.leave(progress, &built, 2)?;
+    carols.published.member_coins_after = network.coins(2)?;
+    let robbed = progress.step("recompute what the cheat has got", |_| {
+        checker::check_outrun(&network.chain, old_leaf, &carols.published)?;
+        let audit = checker::check(&network.chain, &carols.published)?;
+        let wanted = thousands(LATER_MSAT / 1_000);
+        let result = format!("nothing; Carol has the {wanted} sat it wanted back");
         Ok((audit, result, network.chain.height()?))
     })?;
     let names = built.names();
@@ -103,15 +131,14 @@ pub fn run(progress: &mut Progress) -> Result<(Network, Report)> {
         names: &names,
         slot: built.slots[0],
         audit: &audit,
-        funding_amount: exit.published.funding_amount,
-        to_self_delay: exit.published.to_self_delay,
+        funding_amount: alices.published.funding_amount,
+        to_self_delay: alices.published.to_self_delay,
     })?;
     let report = Report {
         steps: progress.steps().to_vec(),
         books,
-        published: exit.published,
-        audit,
-        plan: exit.plan,
+        home: alices.home(audit),
+        robbed: carols.home(robbed),
         names: NAMES.map(str::to_owned).to_vec(),
         picture,
     };
@@ -162,11 +189,11 @@ fn start(progress: &mut Progress) -> Result<Network> {
 }
 
 /// A factory as the LSP told it while it lived.
-struct Built {
-    info: FactoryInfo,
-    tree: Vec<TreeNodeInfo>,
+pub(super) struct Built {
+    pub(super) info: FactoryInfo,
+    pub(super) tree: Vec<TreeNodeInfo>,
     /// Slot of each member, in the order of [`NAMES`].
-    slots: Vec<u16>,
+    pub(super) slots: Vec<u16>,
     lsp_coins_before: Amount,
     lsp_coins_after: Amount,
 }
@@ -183,6 +210,16 @@ impl Built {
 struct Exit {
     published: Published,
     plan: ExitPlan,
+}
+
+impl Exit {
+    fn home(self, audit: Audit) -> Home {
+        Home {
+            published: self.published,
+            audit,
+            plan: self.plan,
+        }
+    }
 }
 
 impl Network {
@@ -270,14 +307,20 @@ impl Network {
         })
     }
 
-    fn pay_all(&mut self, progress: &mut Progress, factory: &str) -> Result<Books> {
+    fn pay_all(&mut self, progress: &mut Progress, built: &mut Built) -> Result<(Books, Merged)> {
         let parties = [ALICE, BOB, CAROL, DAVE, Party::Outside, Party::Lsp];
         self.settled(progress)?;
         let mut books = Books::default();
+        let mut merged = None;
         let before: Result<Vec<u64>> = parties.iter().map(|it| self.holds(*it)).collect();
         for (index, (from, to, amount_msat)) in PAYMENTS.into_iter().enumerate() {
-            if index == PAYMENTS.len() - 1 {
+            if index == BUY_BEFORE {
+                let factory = &built.info.factory;
                 books.payments.push(self.buy(progress, factory)?);
+            }
+            if index == MERGE_BEFORE {
+                self.settled(progress)?;
+                merged = Some(self.merge(progress, built)?);
             }
             let sat = thousands(amount_msat / 1_000);
             let what = format!("{} pays {} {sat} sat", name(from), name(to));
@@ -306,17 +349,17 @@ impl Network {
                 after_msat,
             });
         }
-        Ok(books)
+        Ok((books, merged.context("channels were merged")?))
     }
 
-    /// Bob buys a channel out of the stock beside his own; what he pays for it.
+    /// Carol buys a channel out of the stock beside her own; what she pays for it.
     fn buy(&mut self, progress: &mut Progress, factory: &str) -> Result<Paid> {
-        let (chain, bob) = (&self.chain, &self.members[1]);
+        let (chain, carol) = (&self.chain, &self.members[2]);
         let height = chain.height()?;
         let sat = thousands(BOUGHT_SAT);
-        let what = format!("Bob buys a channel of {sat} sat to receive on");
+        let what = format!("Carol buys a channel of {sat} sat to receive on");
         let price_msat = progress.step(&what, |_| {
-            let quote = bob.buy_inbound(factory, BOUGHT_SAT, MAX_PRICE_MSAT)?;
+            let quote = carol.buy_inbound(factory, BOUGHT_SAT, MAX_PRICE_MSAT)?;
             ensure!(chain.mempool()?.is_empty(), "a sale leaves the chain alone");
             ensure!(chain.height()? == height, "and waits for no block");
             let price = thousands(quote.price_msat);
@@ -324,7 +367,7 @@ impl Network {
             Ok((quote.price_msat, result, height))
         })?;
         Ok(Paid {
-            from: BOB,
+            from: CAROL,
             to: Party::Lsp,
             amount_msat: price_msat,
             fee_msat: 0,
@@ -364,7 +407,7 @@ impl Network {
     }
 
     /// Waits until no HTLC is pending and both sides of every factory channel agree.
-    fn settled(&mut self, progress: &Progress) -> Result<()> {
+    pub(super) fn settled(&mut self, progress: &Progress) -> Result<()> {
         progress.wait("all payments to be settled", || {
             let channels = self.lsp.channels()?;
             let pending = channels
@@ -380,7 +423,7 @@ impl Network {
         })
     }
 
-    fn holds(&mut self, party: Party) -> Result<u64> {
+    pub(super) fn holds(&mut self, party: Party) -> Result<u64> {
         Ok(match party {
             Party::Member(member) => {
                 let balance = self.members[member].balance()?;
@@ -391,70 +434,76 @@ impl Network {
         })
     }
 
-    /// The LSP dies, and Alice leaves.
-    fn leave(&mut self, progress: &mut Progress, built: &Built) -> Result<Exit> {
-        let factory = &built.info.factory;
-        let balance = self.members[0].balance()?;
-        let id = self.members[0].status()?.node_id;
+    /// What a member can foresee and show while the LSP lives.
+    fn exit(&mut self, built: &Built, member: usize) -> Result<Exit> {
+        let wallet = &self.members[member];
+        let balance = wallet.balance()?;
+        let id = wallet.status()?.node_id;
         let channels = self.lsp.channels()?;
         let channel = channels.iter().find(|it| it.peer == id);
-        let channel = channel.context("Alice has a channel")?;
-        let mut exit = Exit {
-            plan: self.members[0].exit_plan(factory)?,
-            published: self.published(built)?,
-        };
-        let published = &mut exit.published;
+        let channel = channel.context("the member has a channel")?;
+        let mut published = self.published(built, member)?;
         published.member_msat = balance.spendable_msat + balance.reserved_msat;
         published.reserve_msat = balance.reserved_msat;
         published.pending_htlcs = channel.inbound_htlcs + channel.outbound_htlcs;
-        published.member_coins_before = self.coins(0)?;
-        for member in 1..NAMES.len() {
-            published.staying_coins += self.coins(member)?;
+        published.member_coins_before = self.coins(member)?;
+        for other in staying(member) {
+            published.staying_coins += self.coins(other)?;
         }
         let coins = published.member_coins_before + published.staying_coins;
         ensure!(coins == Amount::ZERO, "members own {coins} on chain");
-        let lsp = &mut self.lsp;
-        let (chain, alice) = (&self.chain, &self.members[0]);
+        Ok(Exit {
+            plan: wallet.exit_plan(&built.info.factory)?,
+            published,
+        })
+    }
+
+    fn kill_lsp(&mut self, progress: &mut Progress) -> Result<()> {
+        let (chain, lsp) = (&self.chain, &mut self.lsp);
         progress.step("kill lsp-node (SIGKILL)", |_| {
             let id = lsp.program().id();
             lsp.kill();
             Ok(((), format!("process {id} is gone"), chain.height()?))
-        })?;
-        progress.step("Alice leaves alone", |progress| {
-            alice.exit_start(factory)?;
+        })
+    }
+
+    fn leave(&self, progress: &mut Progress, built: &Built, member: usize) -> Result<()> {
+        let factory = &built.info.factory;
+        let (chain, wallet) = (&self.chain, &self.members[member]);
+        let what = format!("{} leaves alone", NAMES[member]);
+        progress.step(&what, |progress| {
+            wallet.exit_start(factory)?;
             let begun = chain.height()?;
             loop {
-                let status = alice.exit_status(factory)?;
+                let status = wallet.exit_status(factory)?;
                 let mined = chain.height()? - begun;
                 if status.stage == "done" {
-                    let sat = thousands(self.coins(0)?.to_sat());
+                    let sat = thousands(self.coins(member)?.to_sat());
                     let result = format!("{sat} sat are hers on chain after {mined} blocks");
                     return Ok(((), result, chain.height()?));
                 }
                 ensure!(mined < MAX_EXIT_BLOCKS, "{mined} blocks and {status:?}");
                 progress.go_on()?;
-                progress.now(format!(
-                    "Alice leaves alone: block {mined}, {}",
-                    status.waiting
-                ));
+                progress.now(format!("{what}: block {mined}, {}", status.waiting));
                 chain.mine(1)?;
-                alice.sync()?;
+                wallet.sync()?;
             }
-        })?;
-        Ok(exit)
+        })
     }
 
     /// The programs' figures, while the LSP lives; the member's own are filled in later.
-    fn published(&self, built: &Built) -> Result<Published> {
+    fn published(&self, built: &Built, member: usize) -> Result<Published> {
         let info = &built.info;
-        let slot = built.slots[0];
+        let slot = built.slots[member];
         let seat = info.seats.iter().find(|seat| seat.slot == slot);
-        let seat = seat.context("Alice has a seat")?;
+        let seat = seat.context("the member has a seat")?;
         let words_in = |folder: &std::path::Path| -> Result<Vec<ScriptBuf>> {
             words::scripts(&std::fs::read_to_string(folder.join("mnemonic"))?)
         };
-        let staying = self.members[1..].iter().map(|it| words_in(it.directory()));
-        let staying: Vec<Vec<ScriptBuf>> = staying.collect::<Result<_>>()?;
+        let others = staying(member);
+        let others = others.map(|it| words_in(self.members[it].directory()));
+        let others: Vec<Vec<ScriptBuf>> = others.collect::<Result<_>>()?;
+        let wallet = &self.members[member];
         Ok(Published {
             funding: info.funding.as_ref().context("a funding")?.parse()?,
             funding_amount: Amount::from_sat(info.funding_sat.context("its amount")?),
@@ -469,11 +518,11 @@ impl Network {
             reserve_msat: 0,
             pending_htlcs: 0,
             commitment_feerate: COMMITMENT_FEERATE_SAT_PER_KW.into(),
-            to_self_delay: self.members[0].exit_plan(&info.factory)?.then_blocks - 1,
-            member_scripts: words_in(self.members[0].directory())?,
+            to_self_delay: wallet.exit_plan(&info.factory)?.then_blocks - 1,
+            member_scripts: words_in(wallet.directory())?,
             member_coins_before: Amount::ZERO,
             member_coins_after: Amount::ZERO,
-            staying_scripts: staying.into_iter().flatten().collect(),
+            staying_scripts: others.into_iter().flatten().collect(),
             staying_coins: Amount::ZERO,
         })
     }
@@ -484,6 +533,11 @@ impl Network {
         let all = coins.spendable_sat + coins.reserved_sat + coins.pending_sat;
         Ok(Amount::from_sat(all))
     }
+}
+
+/// Who has not left when this member has: Alice leaves first.
+fn staying(member: usize) -> impl Iterator<Item = usize> {
+    (1..NAMES.len()).filter(move |it| *it != member)
 }
 
 fn lsp_coins(lsp: &LspProcess) -> Result<Amount> {

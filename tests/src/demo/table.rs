@@ -57,8 +57,8 @@ pub fn balances(books: &Books, names: &[String]) -> String {
     format!("{all}\n{held}\n")
 }
 
-/// The transactions of the way home.
-pub fn transactions(audit: &Audit) -> String {
+/// The transactions of a member's way home.
+pub fn transactions(audit: &Audit, name: &str) -> String {
     let titles = [
         "transaction",
         "block",
@@ -86,7 +86,10 @@ pub fn transactions(audit: &Audit) -> String {
     let sizes: u64 = audit.transactions.iter().skip(1).map(|it| it.vsize).sum();
     format!(
         "{}Fees and anchors: {lsp}, {member}. The way home: {} vbytes in {} blocks.\n",
-        titled("Transactions (recomputed from bitcoind)", &table),
+        titled(
+            &format!("{name}'s way home (recomputed from bitcoind)"),
+            &table
+        ),
         thousands(sizes),
         thousands(audit.blocks().into()),
     )
