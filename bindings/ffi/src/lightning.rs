@@ -171,7 +171,7 @@ impl Lightning {
     /// collects it.
     pub async fn close_channel(&self, channel: String, how: Closing) -> Result<(), WalletError> {
         let lightning = self.wallet.lightning();
-        runtime::compute(move || Ok(lightning.close_channel(&channel, how.into())?)).await
+        runtime::compute(move || lightning.close_channel(&channel, how.into())).await
     }
 
     /// Reads an invoice. `amount_msat` is for invoices without an amount.

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bitcoin::Txid;
-use superscalar_sdk::{Event, ExitMode, Lsp, LspBuilder, Mnemonic, SeatInfo, TreeNodeInfo};
+use superscalar_sdk::{
+    EpochRequest, Event, ExitMode, Lsp, LspBuilder, Mnemonic, SeatInfo, TreeNodeInfo,
+};
 use tempfile::TempDir;
 
 use super::progress::Progress;
@@ -37,7 +39,11 @@ impl Network {
         let slot = built.slots[2];
         let (lsp, carol, dave) = (&self.lsp, &self.members[2], &self.members[3]);
         progress.step("Carol's two channels become one", |progress| {
-            lsp.begin_epoch(&factory, slot)?;
+            let request = EpochRequest {
+                slot,
+                ..EpochRequest::default()
+            };
+            lsp.begin_epoch(&factory, &request)?;
             progress.wait("everybody to be in the new epoch", || {
                 let events = lsp.events(0, 0)?.events.into_iter();
                 let mut ended = events.filter(|it| matches!(it.event, Event::EpochEnded { .. }));

@@ -135,12 +135,6 @@ impl LspProcess {
         self.typed(&format!("/v1/factories/{name}/tree"))
     }
 
-    /// Begins a new epoch of the leaf with this place, in which every channel below is merged.
-    pub fn begin_epoch(&self, factory: &str, slot: u16) -> Result<String> {
-        let path = format!("/v1/factories/{factory}/epoch");
-        text(&self.post(&path, &json!({ "slot": slot }))?, "epoch")
-    }
-
     /// What the server holds.
     pub fn balance(&self) -> Result<Balance> {
         self.typed("/v1/balance")

@@ -80,7 +80,7 @@ pub enum HtlcRefusal {
     /// The place's channels may hold only so much while a new epoch is undecided.
     #[error("{held_msat} msat would be held, {most_msat} may be")]
     Capped {
-        /// What is ours, with all that is pending towards us.
+        /// What is ours, with all that is pending in either direction.
         held_msat: u64,
         /// What may be.
         most_msat: u64,

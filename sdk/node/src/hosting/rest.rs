@@ -56,8 +56,8 @@ impl Host {
         self.rests().set(slot, Some(Rest::Resting));
     }
 
-    /// The place's channels carry payments, but what is ours in them, with what is pending towards
-    /// us, never exceeds this.
+    /// The place's channels carry payments, but what is ours in them, with what is pending in either
+    /// direction, never exceeds this.
     pub fn cap(&self, slot: &SlotId, most_msat: u64) {
         self.rests().set(slot, Some(Rest::Capped { most_msat }));
     }
@@ -127,9 +127,13 @@ impl Host {
             return Ok(());
         };
         let held = channels.iter().filter(|it| self.carries(it, slot));
+        // What we sent and is pending may come back after this was claimed.
         let held = held.map(|channel| {
             let received = channel.pending_inbound_htlcs.iter();
-            balance_msat(channel) + received.map(|htlc| htlc.amount_msat).sum::<u64>()
+            let received_msat: u64 = received.map(|htlc| htlc.amount_msat).sum();
+            let sent = channel.pending_outbound_htlcs.iter();
+            let sent_msat: u64 = sent.map(|htlc| htlc.amount_msat).sum();
+            balance_msat(channel) + received_msat + sent_msat
         });
         let held_msat = held.sum();
         match held_msat > most_msat {
