@@ -277,12 +277,19 @@ impl Network {
             let seat = info.seats.iter().find(|seat| seat.peer == id);
             Ok(seat.context("a member has a seat")?.slot)
         };
-        let slots: Result<_> = members.iter().map(slot_of).collect();
+        let slots: Vec<u16> = members.iter().map(slot_of).collect::<Result<_>>()?;
+        let (tree, lsp_coins_after) = (lsp.tree(&factory)?, lsp_coins(lsp)?);
+        // Names go by places: Alice and Bob share a leaf, Carol and Dave the other.
+        let members = std::mem::take(&mut self.members);
+        let mut placed: Vec<_> = slots.into_iter().zip(members).collect();
+        placed.sort_unstable_by_key(|(slot, _)| *slot);
+        let (slots, members) = placed.into_iter().unzip();
+        self.members = members;
         Ok(Built {
-            tree: lsp.tree(&factory)?,
-            slots: slots?,
+            tree,
+            slots,
             lsp_coins_before,
-            lsp_coins_after: lsp_coins(lsp)?,
+            lsp_coins_after,
             info,
         })
     }
