@@ -9,6 +9,7 @@ pub mod demo;
 pub mod ends;
 pub mod network;
 pub mod ordinary;
+pub mod places;
 pub mod processes;
 pub mod remote;
 pub mod scale;

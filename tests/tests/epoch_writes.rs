@@ -2,16 +2,10 @@
 //! ends, and comes back. The epoch goes on or ends cleanly, and what it has is what it had.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use superscalar_sdk::{BackupState, BuildRequest, EpochRequest, Event, SeatInfo};
+use superscalar_sdk::{BackupState, BuildRequest, EpochRequest, Event};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 
 const PAID_MSAT: u64 = 100_000_007;
-
-async fn seat(network: &TestNetwork, factory: &str) -> SeatInfo {
-    let infos = network.wallet(0).factories().list().await.unwrap();
-    let info = infos.into_iter().find(|it| it.factory == factory).unwrap();
-    info.seats.into_iter().next().unwrap()
-}
 
 /// How often the LSP says that both have moved, and that an epoch has come to nothing.
 fn told(network: &TestNetwork) -> (usize, usize) {
@@ -47,7 +41,7 @@ async fn ends_after(writes: usize) -> bool {
         .wait("the disk to be full, or the switch", async || {
             let backup = network.wallet(0).status().backup.unwrap();
             full = matches!(backup.state, BackupState::Unreachable { .. });
-            full || (told(&network) == (2, 0) && seat(&network, &factory).await.version == 1)
+            full || (told(&network) == (2, 0) && network.seat(0, &factory).await.version == 1)
         })
         .await;
     network.wallet(0).stop().await;
@@ -67,7 +61,7 @@ async fn ends_after(writes: usize) -> bool {
     }
     network
         .wait("both to be in the new epoch", async || {
-            let seat = seat(&network, &factory).await;
+            let seat = network.seat(0, &factory).await;
             told(&network).0 == 2 && seat.version == 1 && seat.moving.is_none()
         })
         .await;

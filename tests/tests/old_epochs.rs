@@ -37,7 +37,7 @@ impl Moved {
         let factory = network.build(request).await;
         network.lsp_pays(0, BEFORE_MSAT).await;
         network.settle().await;
-        let old = seat(&network, &factory).await;
+        let old = network.seat(0, &factory).await;
         let copy = network.save_lsp().await;
         network.reconnected().await;
         let request = EpochRequest::default();
@@ -53,7 +53,7 @@ impl Moved {
         network.lsp_pays(0, LATER_MSAT).await;
         network.settle().await;
         assert_eq!(network.balance_msat(0), BEFORE_MSAT + LATER_MSAT);
-        let new = seat(&network, &factory).await;
+        let new = network.seat(0, &factory).await;
         network.lose_lsp().await;
         network.wallet(1).stop().await;
         let cheat = network.lsp_beside(&copy).await;
@@ -100,12 +100,6 @@ impl Moved {
         }
         panic!("{:?}", self.network.exit(0).await);
     }
-}
-
-async fn seat(network: &TestNetwork, factory: &str) -> SeatInfo {
-    let infos = network.wallet(0).factories().list().await.unwrap();
-    let info = infos.into_iter().find(|it| it.factory == factory).unwrap();
-    info.seats.into_iter().next().unwrap()
 }
 
 #[derive(Clone, Copy)]
@@ -160,6 +154,8 @@ async fn who_slept_takes_the_retired_stock_and_what_the_old_channel_held() {
     let kept_sat = (BEFORE_MSAT + LATER_MSAT) / 1_000 - own[0].1;
     let lost_sat = network.value_sat(stock);
     assert!(kept_sat < lost_sat, "{kept_sat} {lost_sat}");
+    // And the member has more than it had before.
+    assert!(coins.spendable_sat > (BEFORE_MSAT + LATER_MSAT) / 1_000);
     assert_eq!(network.balance_msat(0), 0);
     moved.cheat.stop().await;
 }

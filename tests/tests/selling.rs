@@ -2,7 +2,7 @@
 //! neighbours may sleep, nothing is on chain for it, and the way out brings all of it home.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use superscalar_sdk::{BuildRequest, ChannelInfo, Event, ExitMode, InboundQuote, SeatInfo, Wallet};
+use superscalar_sdk::{BuildRequest, Event, ExitMode, InboundQuote};
 use superscalar_tests::network::{TestNetwork, regtest_factory, sale_policy};
 
 /// More than any price here.
@@ -25,63 +25,21 @@ async fn quote(network: &TestNetwork, member: usize, factory: &str, sat: u64) ->
 async fn buy(network: &TestNetwork, member: usize, factory: &str, sat: u64) -> u64 {
     let quote = quote(network, member, factory, sat).await;
     let wallet = network.wallet(member);
-    let before = paid_for(&events(wallet));
-    let sold = paid_for(&lsp_events(network));
+    let before = paid_for(&network.member_events(member));
+    let sold = paid_for(&network.lsp_events());
     wallet.factories().buy_inbound(&quote).await.unwrap();
     network
         .wait("the channel to be paid for", async || {
-            paid_for(&events(wallet)) > before && paid_for(&lsp_events(network)) > sold
+            paid_for(&network.member_events(member)) > before
+                && paid_for(&network.lsp_events()) > sold
         })
         .await;
     quote.price_msat
 }
 
-fn events(wallet: &Wallet) -> Vec<Event> {
-    let page = wallet.events(0, 1_000).unwrap();
-    page.events.into_iter().map(|it| it.event).collect()
-}
-
-fn lsp_events(network: &TestNetwork) -> Vec<Event> {
-    let page = network.lsp().events(0, 1_000).unwrap();
-    page.events.into_iter().map(|it| it.event).collect()
-}
-
 fn paid_for(events: &[Event]) -> usize {
     let paid = |event: &&Event| matches!(event, Event::InboundPaid { .. });
     events.iter().filter(paid).count()
-}
-
-async fn seat(network: &TestNetwork, member: usize, factory: &str) -> SeatInfo {
-    let infos = network.wallet(member).factories().list().await.unwrap();
-    let info = infos.into_iter().find(|it| it.factory == factory).unwrap();
-    info.seats.into_iter().next().unwrap()
-}
-
-/// The LSP's side of all channels of a member.
-fn channels(network: &TestNetwork, member: usize) -> Vec<ChannelInfo> {
-    let peer = network.wallet(member).node_id();
-    let mut all = network.lsp().channels();
-    all.retain(|channel| channel.peer == peer);
-    all
-}
-
-/// Waits until no payment is on its way; what the member and the LSP have then, in msat.
-async fn at_rest(network: &TestNetwork, member: usize) -> (u64, u64) {
-    let mut sums = (0, 0);
-    network
-        .wait("the channels to be at rest", async || {
-            let channels = channels(network, member);
-            let pending: u32 = channels
-                .iter()
-                .map(|it| it.inbound_htlcs + it.outbound_htlcs)
-                .sum();
-            let theirs: u64 = channels.iter().map(|it| it.balance_msat).sum();
-            let whole: u64 = channels.iter().map(|it| it.capacity_sat * 1_000).sum();
-            sums = (network.balance_msat(member), theirs);
-            pending == 0 && sums.0 + sums.1 == whole
-        })
-        .await;
-    sums
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,7 +48,7 @@ async fn a_member_buys_channels_and_receives_more_than_any_of_them_holds() {
     let network = TestNetwork::start(2).await;
     let factory = network.build(with_stock(2, 300_000)).await;
     network.lsp_pays(0, 100_000_000).await;
-    let before = seat(&network, 0, &factory).await;
+    let before = network.seat(0, &factory).await;
     assert_eq!((before.stock_sat, before.sold.len()), (300_000, 0));
 
     // The neighbour sleeps.
@@ -101,15 +59,15 @@ async fn a_member_buys_channels_and_receives_more_than_any_of_them_holds() {
     let amount = bitcoin::Amount::from_sat(first_sat);
     let priced = sale_policy().price_msat(amount, life_blocks);
     assert_eq!(Some(first_msat), priced);
-    let (ours, _) = at_rest(&network, 0).await;
+    let (ours, _) = network.at_rest(0).await;
     assert_eq!(ours, 100_000_000 - first_msat);
 
     // Everything that is left, so that no stock remains.
-    let left = seat(&network, 0, &factory).await;
+    let left = network.seat(0, &factory).await;
     assert_eq!(left.sold.len(), 1);
     assert_eq!(left.sold[0].capacity_sat, first_sat);
     let second_msat = buy(&network, 0, &factory, left.sellable_whole_sat).await;
-    let after = seat(&network, 0, &factory).await;
+    let after = network.seat(0, &factory).await;
     assert_eq!((after.sold.len(), after.stock_left_sat), (2, 0));
     // Nothing is lost but the fees and anchors of the two sales.
     let sold: u64 = after.sold.iter().map(|it| it.capacity_sat).sum();
@@ -129,11 +87,11 @@ async fn a_member_buys_channels_and_receives_more_than_any_of_them_holds() {
     assert_eq!(used_up.unwrap_err().code(), "nothing_to_buy");
 
     // More than any one channel can carry.
-    let (ours, _) = at_rest(&network, 0).await;
+    let (ours, _) = network.at_rest(0).await;
     assert_eq!(ours, 100_000_000 - first_msat - second_msat);
     let payment_msat = 560_000_000;
     network.lsp_pays(0, payment_msat).await;
-    let (ours, theirs) = at_rest(&network, 0).await;
+    let (ours, theirs) = network.at_rest(0).await;
     assert_eq!(ours, 100_000_000 - first_msat - second_msat + payment_msat);
     let capacity_sat = 500_000 + sold;
     assert_eq!(ours + theirs, capacity_sat * 1_000);
@@ -178,9 +136,9 @@ async fn what_cannot_be_bought_is_answered_with_the_reason() {
     network.mine(7).await;
     let late = factories.buy_inbound(&quoted).await.unwrap_err();
     assert_eq!(late.code(), "quote_expired");
-    assert_eq!(channels(&network, 0).len(), 1);
+    assert_eq!(network.channels_with(0).len(), 1);
     buy(&network, 0, &factory, 50_000).await;
-    assert_eq!(channels(&network, 0).len(), 2);
+    assert_eq!(network.channels_with(0).len(), 2);
     network.stop().await;
 }
 
@@ -191,7 +149,7 @@ async fn nothing_is_sold_in_a_factory_that_somebody_opens() {
     let network = TestNetwork::start(2).await;
     let factory = network.build(with_stock(2, 300_000)).await;
     network.lsp_pays(0, 100_000_000).await;
-    at_rest(&network, 0).await;
+    network.at_rest(0).await;
     let quoted = quote(&network, 0, &factory, 60_000).await;
     let neighbour = network.wallet(1).exit();
     neighbour.start(&factory, ExitMode::Leave).await.unwrap();
@@ -207,8 +165,8 @@ async fn nothing_is_sold_in_a_factory_that_somebody_opens() {
         .quote_inbound(&factory, 60_000, ANY_PRICE_MSAT)
         .await;
     assert_eq!(asked.unwrap_err().code(), "factory_opened");
-    assert_eq!(channels(&network, 0).len(), 1);
-    assert!(seat(&network, 0, &factory).await.sold.is_empty());
+    assert_eq!(network.channels_with(0).len(), 1);
+    assert!(network.seat(0, &factory).await.sold.is_empty());
     network.stop().await;
 }
 
@@ -235,7 +193,7 @@ async fn a_sale_goes_on_when_both_restart_after(silent: Silent) {
     let factories = network.wallet(0).factories();
     factories.buy_inbound(&quoted).await.unwrap();
     held.until_held(1).await;
-    let under_way = seat(&network, 0, &factory).await.sale;
+    let under_way = network.seat(0, &factory).await.sale;
     assert_eq!(under_way.as_deref(), Some("pending"));
     network.lose_lsp().await;
     let wire = &network.members[0].wire;
@@ -245,11 +203,11 @@ async fn a_sale_goes_on_when_both_restart_after(silent: Silent) {
     network.restart_lsp().await;
     network
         .wait("the channel to be paid for", async || {
-            let paid = events(network.wallet(0));
-            paid_for(&paid) == 1 && paid_for(&lsp_events(&network)) == 1
+            let paid = network.member_events(0);
+            paid_for(&paid) == 1 && paid_for(&network.lsp_events()) == 1
         })
         .await;
-    let (ours, _) = at_rest(&network, 0).await;
+    let (ours, _) = network.at_rest(0).await;
     assert_eq!(ours, 100_000_000 - quoted.price_msat);
 
     // It works after both were away, and is paid once.
@@ -263,9 +221,9 @@ async fn a_sale_goes_on_when_both_restart_after(silent: Silent) {
         })
         .await;
     network.lsp_pays(0, 430_000_000).await;
-    let (ours, _) = at_rest(&network, 0).await;
+    let (ours, _) = network.at_rest(0).await;
     assert_eq!(ours, 100_000_000 - quoted.price_msat + 430_000_000);
-    let seat = seat(&network, 0, &factory).await;
+    let seat = network.seat(0, &factory).await;
     assert_eq!((seat.sold.len(), seat.sale), (1, None));
     network.stop().await;
 }
@@ -290,13 +248,13 @@ async fn a_bought_channel_is_left_with_the_leaf_and_brings_its_balance_home() {
     buy(&network, 0, &factory, 120_000).await;
     // Fills the bought channel as well.
     network.lsp_pays(0, 440_000_000).await;
-    let (ours, _) = at_rest(&network, 0).await;
-    let seat = seat(&network, 0, &factory).await;
+    let (ours, _) = network.at_rest(0).await;
+    let seat = network.seat(0, &factory).await;
     let outpoints = [
         (seat.channel.unwrap(), seat.capacity_sat),
         (seat.sold[0].channel.clone(), seat.sold[0].capacity_sat),
     ];
-    let theirs = channels(&network, 0);
+    let theirs = network.channels_with(0);
     let own = outpoints.map(|(outpoint, capacity_sat)| {
         let channel = theirs.iter().find(|it| it.capacity_sat == capacity_sat);
         let own_msat = capacity_sat * 1_000 - channel.unwrap().balance_msat;

@@ -2,19 +2,13 @@
 //! knows of none, and takes what it may take alone. Whose wallet runs loses nothing.
 
 use bitcoin::{OutPoint, Transaction, Txid};
-use superscalar_sdk::{BuildRequest, Event, ExitMode, Lsp, SeatInfo};
+use superscalar_sdk::{BuildRequest, Event, ExitMode, Lsp};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 
 /// Delay on the LSP's way to stock, in the regtest preset.
 const STOCK_CSV_BLOCKS: u32 = 144;
 const STOCK_SAT: u64 = 300_000;
 const BOUGHT_SAT: u64 = 120_000;
-
-async fn seat(network: &TestNetwork, factory: &str) -> SeatInfo {
-    let infos = network.wallet(0).factories().list().await.unwrap();
-    let info = infos.into_iter().find(|it| it.factory == factory).unwrap();
-    info.seats.into_iter().next().unwrap()
-}
 
 /// A member with money in a bought channel, whose neighbour leaves, and whose LSP has only the disk
 /// it had before the sale.
@@ -78,7 +72,7 @@ impl Sold {
         });
         network.lose_lsp().await;
         let cheat = network.lsp_beside(&before).await;
-        let seat = seat(&network, &factory).await;
+        let seat = network.seat(0, &factory).await;
         let bought: OutPoint = seat.sold[0].channel.parse().unwrap();
         let channel: OutPoint = seat.channel.unwrap().parse().unwrap();
         network

@@ -3,7 +3,7 @@
 use superscalar_sdk::{BuildRequest, EpochRequest, Event, PaymentStatus};
 use superscalar_tests::network::TestNetwork;
 
-use super::{at_rest, events, lsp_events, seat, with_stock};
+use super::with_stock;
 
 /// Three members, two of them in one leaf; the second of these falls silent when the first has
 /// signed. Gives both.
@@ -11,8 +11,8 @@ async fn hanging(network: &TestNetwork, factory: &str) -> (usize, usize) {
     let mut leaf = Vec::new();
     for member in 0..3 {
         network.lsp_pays(member, 60_000_000).await;
-        at_rest(network, member).await;
-        if seat(network, member, factory).await.slot < 2 {
+        network.at_rest(member).await;
+        if network.seat(member, factory).await.slot < 2 {
             leaf.push(member);
         }
     }
@@ -24,7 +24,7 @@ async fn hanging(network: &TestNetwork, factory: &str) -> (usize, usize) {
     network
         .wait("both to have signed", async || {
             let there = async |member| {
-                let seat = seat(network, member, factory).await;
+                let seat = network.seat(member, factory).await;
                 seat.moving.as_deref() == Some("committed")
             };
             let there = there(signs).await && there(silent).await;
@@ -37,7 +37,7 @@ async fn hanging(network: &TestNetwork, factory: &str) -> (usize, usize) {
     network
         .wait("the LSP to wait", async || {
             let hangs = |event: &Event| matches!(event, Event::EpochHangs { silent, .. } if silent.len() == 1);
-            lsp_events(network).iter().any(hangs)
+            network.lsp_events().iter().any(hangs)
         })
         .await;
     network
@@ -45,7 +45,7 @@ async fn hanging(network: &TestNetwork, factory: &str) -> (usize, usize) {
             let limbo = |event: &Event| {
                 matches!(event, Event::EpochLimbo { most_msat, .. } if *most_msat == 60_000_000)
             };
-            events(network.wallet(signs)).iter().any(limbo)
+            network.member_events(signs).iter().any(limbo)
         })
         .await;
     (signs, silent)
@@ -65,7 +65,7 @@ async fn a_silent_member_that_comes_back_completes_the_epoch() {
     let (signs, silent) = hanging(&network, &factory).await;
     // A restart forgets neither that it has signed nor what it may hold.
     network.restart(signs).await;
-    let under_way = seat(&network, signs, &factory).await;
+    let under_way = network.seat(signs, &factory).await;
     assert_eq!(under_way.moving.as_deref(), Some("committed"));
     assert_eq!(under_way.most_msat, Some(60_000_000));
     network.members[silent].wire.to_lsp.pass();
@@ -73,14 +73,14 @@ async fn a_silent_member_that_comes_back_completes_the_epoch() {
         .wait("both to move", async || {
             let mut versions = 0;
             for member in [signs, silent] {
-                let seat = seat(&network, member, &factory).await;
+                let seat = network.seat(member, &factory).await;
                 versions += seat.version * u32::from(seat.moving.is_none());
             }
             versions == 2
         })
         .await;
     for member in [signs, silent] {
-        assert_eq!(at_rest(&network, member).await, 60_000_000);
+        assert_eq!(network.at_rest(member).await.0, 60_000_000);
     }
     network.reconnected().await;
     network.pay(signs, silent, 10_000_000).await;
@@ -101,7 +101,7 @@ async fn an_abandoned_epoch_leaves_limbo_which_the_next_one_ends() {
     network.members[silent].wire.to_lsp.pass();
     network
         .wait("the epoch to be over", async || {
-            let seat = seat(&network, signs, &factory).await;
+            let seat = network.seat(signs, &factory).await;
             seat.moving.is_none()
         })
         .await;
@@ -115,7 +115,7 @@ async fn an_abandoned_epoch_leaves_limbo_which_the_next_one_ends() {
         })
         .await;
     network.pay(signs, third, 20_000_000).await;
-    at_rest(&network, signs).await;
+    network.at_rest(signs).await;
     let spent_msat = 60_000_000 - network.balance_msat(signs);
     let balance = network.wallet(signs).balance().unwrap();
     assert_eq!(balance.inbound_msat, spent_msat);
@@ -129,12 +129,12 @@ async fn an_abandoned_epoch_leaves_limbo_which_the_next_one_ends() {
         })
         .await;
     network.lsp_pays(signs, spent_msat).await;
-    assert_eq!(at_rest(&network, signs).await, 60_000_000);
+    assert_eq!(network.at_rest(signs).await.0, 60_000_000);
 
     // The number is used up: the next is an epoch of the root, with everybody.
     network
         .wait("the silent one to be over it as well", async || {
-            seat(&network, silent, &factory).await.moving.is_none()
+            network.seat(silent, &factory).await.moving.is_none()
         })
         .await;
     let name = lsp.begin_epoch(&factory, EpochRequest::default()).await;
@@ -143,14 +143,14 @@ async fn an_abandoned_epoch_leaves_limbo_which_the_next_one_ends() {
         .wait("all to move", async || {
             let mut free = 0;
             for member in 0..3 {
-                let seat = seat(&network, member, &factory).await;
+                let seat = network.seat(member, &factory).await;
                 let moved = seat.version == 2 && seat.moving.is_none();
                 free += u32::from(moved && seat.most_msat.is_none());
             }
             free == 3
         })
         .await;
-    assert_eq!(at_rest(&network, signs).await, 60_000_000);
+    assert_eq!(network.at_rest(signs).await.0, 60_000_000);
     network.lsp_pays(signs, 100_000_000).await;
     network.pay(signs, silent, 10_000_000).await;
     network.stop().await;

@@ -5,8 +5,8 @@
 mod limbo;
 
 use superscalar_sdk::{
-    BuildRequest, ChannelInfo, Departure, EpochConsent, EpochRequest, Event, ExitMode,
-    PaymentStatus, PlaceRequest, PlaceWish, SeatInfo, Wallet,
+    BuildRequest, Departure, EpochConsent, EpochRequest, Event, ExitMode, PaymentStatus,
+    PlaceRequest, PlaceWish,
 };
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 
@@ -20,16 +20,6 @@ fn with_stock(members: u16, stock_sat: u64) -> BuildRequest {
     }
 }
 
-fn events(wallet: &Wallet) -> Vec<Event> {
-    let page = wallet.events(0, 1_000).unwrap();
-    page.events.into_iter().map(|it| it.event).collect()
-}
-
-fn lsp_events(network: &TestNetwork) -> Vec<Event> {
-    let page = network.lsp().events(0, 1_000).unwrap();
-    page.events.into_iter().map(|it| it.event).collect()
-}
-
 fn moved(events: &[Event], slot: u16) -> usize {
     let is_it = |event: &&Event| matches!(event, Event::EpochMoved { slot: at, .. } if *at == slot);
     events.iter().filter(is_it).count()
@@ -40,61 +30,32 @@ fn paid_for(events: &[Event]) -> usize {
     events.iter().filter(paid).count()
 }
 
-async fn seat(network: &TestNetwork, member: usize, factory: &str) -> SeatInfo {
-    let infos = network.wallet(member).factories().list().await.unwrap();
-    let info = infos.into_iter().find(|it| it.factory == factory).unwrap();
-    info.seats.into_iter().next().unwrap()
-}
-
 /// Buys a channel and waits until both sides say that it is paid for.
 async fn buy(network: &TestNetwork, member: usize, factory: &str, sat: u64) {
     let wallet = network.wallet(member);
     let factories = wallet.factories();
     let quoted = factories.quote_inbound(factory, sat, ANY_PRICE_MSAT).await;
-    let (bought, sold) = (paid_for(&events(wallet)), paid_for(&lsp_events(network)));
+    let (bought, sold) = (
+        paid_for(&network.member_events(member)),
+        paid_for(&network.lsp_events()),
+    );
     factories.buy_inbound(&quoted.unwrap()).await.unwrap();
     network
         .wait("the channel to be paid for", async || {
-            paid_for(&events(wallet)) > bought && paid_for(&lsp_events(network)) > sold
+            paid_for(&network.member_events(member)) > bought
+                && paid_for(&network.lsp_events()) > sold
         })
         .await;
-}
-
-/// The LSP's side of all channels of a member.
-fn channels(network: &TestNetwork, member: usize) -> Vec<ChannelInfo> {
-    let peer = network.wallet(member).node_id();
-    let mut all = network.lsp().channels();
-    all.retain(|channel| channel.peer == peer);
-    all
-}
-
-/// Waits until no payment is on its way; what the member has then, in msat.
-async fn at_rest(network: &TestNetwork, member: usize) -> u64 {
-    let mut ours = 0;
-    network
-        .wait("the channels to be at rest", async || {
-            let channels = channels(network, member);
-            let pending = channels
-                .iter()
-                .map(|it| it.inbound_htlcs + it.outbound_htlcs);
-            let theirs: u64 = channels.iter().map(|it| it.balance_msat).sum();
-            let whole: u64 = channels.iter().map(|it| it.capacity_sat * 1_000).sum();
-            ours = network.balance_msat(member);
-            pending.sum::<u32>() == 0 && ours + theirs == whole
-        })
-        .await;
-    ours
 }
 
 /// Waits until these members have moved so often, by their own word and the LSP's.
 async fn until_moved(network: &TestNetwork, members: &[usize], factory: &str, times: usize) {
     for member in members {
-        let slot = seat(network, *member, factory).await.slot;
-        let wallet = network.wallet(*member);
+        let slot = network.seat(*member, factory).await.slot;
         network
             .wait("a member to move", async || {
-                let ours = events(wallet);
-                let theirs = lsp_events(network);
+                let ours = network.member_events(*member);
+                let theirs = network.lsp_events();
                 let mut all = ours.iter().chain(&theirs);
                 let ended = all.find(|it| {
                     matches!(it, Event::EpochEnded { .. } | Event::FactoryRefused { .. })
@@ -115,8 +76,8 @@ async fn all_channels_of_the_members_of_a_leaf_become_one_each() {
     buy(&network, 0, &factory, 60_000).await;
     buy(&network, 0, &factory, 40_000).await;
     network.lsp_pays(1, 50_000_321).await;
-    let before = [at_rest(&network, 0).await, at_rest(&network, 1).await];
-    let old = seat(&network, 0, &factory).await;
+    let before = [network.at_rest(0).await.0, network.at_rest(1).await.0];
+    let old = network.seat(0, &factory).await;
     assert_eq!((old.sold.len(), old.version), (2, 0));
 
     let request = EpochRequest::default();
@@ -124,15 +85,15 @@ async fn all_channels_of_the_members_of_a_leaf_become_one_each() {
     let name = network.lsp().begin_epoch(&factory, request).await.unwrap();
     assert!(name.starts_with("epoch 1 of node"), "{name} for {slot}");
     until_moved(&network, &[0, 1], &factory, 1).await;
-    let after = [at_rest(&network, 0).await, at_rest(&network, 1).await];
+    let after = [network.at_rest(0).await.0, network.at_rest(1).await.0];
     assert_eq!(after, before, "to the millisatoshi");
-    let new = seat(&network, 0, &factory).await;
+    let new = network.seat(0, &factory).await;
     assert_eq!(new.capacity_sat, 600_000);
     assert_eq!((new.version, new.sold.len()), (1, 0));
     assert_eq!(new.capacity_sat + new.stock_sat, 800_000);
     assert_ne!(new.channel, old.channel);
-    assert_eq!(channels(&network, 0).len(), 1);
-    assert_eq!(channels(&network, 1).len(), 1);
+    assert_eq!(network.channels_with(0).len(), 1);
+    assert_eq!(network.channels_with(1).len(), 1);
 
     // Payments go on in both directions, and more than any of the old channels held fits in.
     network.lsp_pays(0, 430_000_000).await;
@@ -141,7 +102,7 @@ async fn all_channels_of_the_members_of_a_leaf_become_one_each() {
     assert!(network.chain.mempool().unwrap().is_empty());
     // What was bought from can be bought from again.
     buy(&network, 0, &factory, 50_000).await;
-    assert_eq!(channels(&network, 0).len(), 2);
+    assert_eq!(network.channels_with(0).len(), 2);
     network.stop().await;
 }
 
@@ -158,7 +119,7 @@ async fn channels_are_resized_both_ways_until_the_epochs_are_used_up() {
     let by_slot = members_by_slot(&network, &factory).await;
     let mut before = Vec::new();
     for member in by_slot {
-        before.push(at_rest(&network, member).await);
+        before.push(network.at_rest(member).await.0);
     }
     let resized = |capacity_sat: u64| EpochRequest {
         slot: 0,
@@ -202,18 +163,18 @@ async fn channels_are_resized_both_ways_until_the_epochs_are_used_up() {
             .await
             .unwrap();
         for member in members {
-            let times = match seat(&network, *member, &factory).await.slot {
+            let times = match network.seat(*member, &factory).await.slot {
                 0 | 1 => round + 1,
                 _ => 1,
             };
             until_moved(&network, &[*member], &factory, times).await;
-            assert_eq!(seat(&network, *member, &factory).await.version, version);
+            assert_eq!(network.seat(*member, &factory).await.version, version);
         }
-        let seat = seat(&network, by_slot[0], &factory).await;
+        let seat = network.seat(by_slot[0], &factory).await;
         assert_eq!(seat.capacity_sat, capacity_sat);
         assert_eq!(seat.stock_sat, 700_000 - capacity_sat);
         for (member, before) in by_slot.iter().zip(&before) {
-            assert_eq!(at_rest(&network, *member).await, *before);
+            assert_eq!(network.at_rest(*member).await.0, *before);
         }
     }
     let used_up = lsp.begin_epoch(&factory, resized(500_000)).await;
@@ -228,7 +189,7 @@ async fn channels_are_resized_both_ways_until_the_epochs_are_used_up() {
 async fn members_by_slot(network: &TestNetwork, factory: &str) -> [usize; 4] {
     let mut by_slot = [usize::MAX; 4];
     for member in 0..4 {
-        let slot = seat(network, member, factory).await.slot;
+        let slot = network.seat(member, factory).await.slot;
         by_slot[usize::from(slot)] = member;
     }
     by_slot
@@ -241,7 +202,7 @@ async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
     let factory = network.build(with_stock(3, 100_000)).await;
     let mut leaf = Vec::new();
     for member in 0..3 {
-        let seat = seat(&network, member, &factory).await;
+        let seat = network.seat(member, &factory).await;
         if seat.slot < 2 {
             leaf.push((member, seat.slot));
         }
@@ -250,7 +211,7 @@ async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
         panic!("two members in the first leaf");
     };
     network.lsp_pays(stays, 70_000_001).await;
-    let before = at_rest(&network, stays).await;
+    let before = network.at_rest(stays).await.0;
     let request = EpochRequest {
         slot,
         places: vec![PlaceRequest {
@@ -267,7 +228,7 @@ async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
     };
     network
         .wait("the epoch to end", async || {
-            ended(&lsp_events(&network)) == 1
+            ended(&network.lsp_events()) == 1
         })
         .await;
     network
@@ -290,18 +251,18 @@ async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
     lsp.begin_epoch(&factory, request).await.unwrap();
     network
         .wait("both to move", async || {
-            let of = |slot| moved(&lsp_events(&network), slot) == 1;
+            let of = |slot| moved(&network.lsp_events(), slot) == 1;
             of(slot) && of(other)
         })
         .await;
-    let gone = seat(&network, leaves, &factory).await;
+    let gone = network.seat(leaves, &factory).await;
     assert_eq!(
         (gone.capacity_sat, gone.stock_sat, gone.channel),
         (0, 0, None)
     );
     assert_eq!(network.balance_msat(leaves), 0);
-    assert!(channels(&network, leaves).is_empty());
-    assert_eq!(at_rest(&network, stays).await, before);
+    assert!(network.channels_with(leaves).is_empty());
+    assert_eq!(network.at_rest(stays).await.0, before);
     network.pay(stays, 3 - leaves - stays, 20_000_000).await;
     network.stop().await;
 }
@@ -314,7 +275,7 @@ async fn held_at(network: &TestNetwork, factory: &str, moving: Option<&str>, ver
     network.lsp().begin_epoch(factory, request).await.unwrap();
     network
         .wait("the member to be there", async || {
-            let seat = seat(network, 0, factory).await;
+            let seat = network.seat(0, factory).await;
             let there = seat.moving.as_deref() == moving && seat.version == version;
             if !there && wire.held_bytes() > 0 {
                 wire.release();
@@ -337,7 +298,7 @@ async fn an_epoch_goes_on_after_a_restart(at: (Option<&str>, u32), who: Restarts
     let factory = network.build(with_stock(2, 300_000)).await;
     network.lsp_pays(0, 100_000_007).await;
     buy(&network, 0, &factory, 60_000).await;
-    let before = [at_rest(&network, 0).await, at_rest(&network, 1).await];
+    let before = [network.at_rest(0).await.0, network.at_rest(1).await.0];
     held_at(&network, &factory, at.0, at.1).await;
     if who != Restarts::Member {
         network.lose_lsp().await;
@@ -356,21 +317,21 @@ async fn an_epoch_goes_on_after_a_restart(at: (Option<&str>, u32), who: Restarts
         .wait("both to move", async || {
             let ended = |event: &&Event| matches!(event, Event::EpochEnded { .. });
             // A channel that was half open when somebody stopped takes another try.
-            if lsp_events(&network).iter().filter(ended).count() == begun {
+            if network.lsp_events().iter().filter(ended).count() == begun {
                 let request = EpochRequest::default();
                 let again = network.lsp().begin_epoch(&factory, request).await;
                 begun += usize::from(again.is_ok());
             }
             let mut there = 0;
             for member in [0, 1] {
-                let seat = seat(&network, member, &factory).await;
-                let moved = moved(&lsp_events(&network), seat.slot) == 1;
+                let seat = network.seat(member, &factory).await;
+                let moved = moved(&network.lsp_events(), seat.slot) == 1;
                 there += u32::from(moved && seat.version == 1 && seat.moving.is_none());
             }
             there == 2
         })
         .await;
-    let after = [at_rest(&network, 0).await, at_rest(&network, 1).await];
+    let after = [network.at_rest(0).await.0, network.at_rest(1).await.0];
     assert_eq!(after, before, "{at:?} {who:?}");
     network.reconnected().await;
     network.pay(0, 1, 20_000_000).await;
@@ -380,8 +341,8 @@ async fn an_epoch_goes_on_after_a_restart(at: (Option<&str>, u32), who: Restarts
     network.restart(0).await;
     network.restart_lsp().await;
     network.reconnected().await;
-    assert_eq!(seat(&network, 0, &factory).await.capacity_sat, 560_000);
-    assert_eq!(channels(&network, 0).len(), 1);
+    assert_eq!(network.seat(0, &factory).await.capacity_sat, 560_000);
+    assert_eq!(network.channels_with(0).len(), 1);
     network.pay(0, 1, 1_000_000).await;
     network.stop().await;
 }
@@ -413,7 +374,7 @@ async fn payments_under_way_are_settled_and_none_begins_meanwhile() {
     let network = TestNetwork::start(2).await;
     let factory = network.build(with_stock(2, 100_000)).await;
     network.lsp_pays(0, 100_000_000).await;
-    at_rest(&network, 0).await;
+    network.at_rest(0).await;
     let lightning = network.wallet(0).lightning();
     let invoice = lightning.receive(Some(30_000_000), "", 600).await.unwrap();
     let later = lightning.receive(Some(1_000_000), "", 600).await.unwrap();
@@ -435,12 +396,12 @@ async fn payments_under_way_are_settled_and_none_begins_meanwhile() {
             there && wire.held_bytes() > 0
         })
         .await;
-    assert_eq!(channels(&network, 0)[0].outbound_htlcs, 1);
+    assert_eq!(network.channels_with(0)[0].outbound_htlcs, 1);
     let request = EpochRequest::default();
     network.lsp().begin_epoch(&factory, request).await.unwrap();
     network
         .wait("everything to be prepared", async || {
-            let seat = seat(&network, 0, &factory).await;
+            let seat = network.seat(0, &factory).await;
             let there = seat.moving.as_deref() == Some("stored");
             if !there && wire.held_bytes() > 0 {
                 wire.release();
@@ -460,7 +421,7 @@ async fn payments_under_way_are_settled_and_none_begins_meanwhile() {
     assert_eq!(network.balance_msat(0), 130_000_000);
     wire.pass();
     until_moved(&network, &[0, 1], &factory, 1).await;
-    assert_eq!(at_rest(&network, 0).await, 130_000_000);
+    assert_eq!(network.at_rest(0).await.0, 130_000_000);
     // Its invoice names a channel that is no more.
     let hash = lightning.send(&others, None).await.unwrap();
     network.settled(network.wallet(0), &hash).await;
@@ -489,14 +450,14 @@ async fn after_a_switch_the_new_channel_brings_everything_home() {
     let factory = network.build(with_stock(2, 300_000)).await;
     network.lsp_pays(0, 100_000_000).await;
     buy(&network, 0, &factory, 120_000).await;
-    at_rest(&network, 0).await;
+    network.at_rest(0).await;
     let request = EpochRequest::default();
     network.lsp().begin_epoch(&factory, request).await.unwrap();
     until_moved(&network, &[0, 1], &factory, 1).await;
     network.lsp_pays(0, 300_000_000).await;
-    let ours = at_rest(&network, 0).await;
+    let ours = network.at_rest(0).await.0;
     network.lose_lsp().await;
-    let seat = seat(&network, 0, &factory).await;
+    let seat = network.seat(0, &factory).await;
     let own = [(seat.channel.unwrap().parse().unwrap(), ours / 1_000)];
     let exit = network.wallet(0).exit();
     assert_eq!(exit.plan(&factory).await.unwrap().balance_sat, own[0].1);
@@ -516,8 +477,8 @@ async fn before_a_switch_the_old_channel_brings_everything_home() {
         let mut network = TestNetwork::start(2).await;
         let factory = network.build(with_stock(2, 300_000)).await;
         network.lsp_pays(0, 100_000_000).await;
-        let ours = at_rest(&network, 0).await;
-        let seat = seat(&network, 0, &factory).await;
+        let ours = network.at_rest(0).await.0;
+        let seat = network.seat(0, &factory).await;
         held_at(&network, &factory, Some(moving), 0).await;
         network.lose_lsp().await;
         let own = [(seat.channel.unwrap().parse().unwrap(), ours / 1_000)];

@@ -1,0 +1,52 @@
+//! What tests ask about a member's place: its seat, its channels, and what it was told.
+
+use superscalar_sdk::{ChannelInfo, Event, SeatInfo};
+
+use crate::network::TestNetwork;
+
+impl TestNetwork {
+    /// A member's place in a factory, by its own word.
+    pub async fn seat(&self, member: usize, factory: &str) -> SeatInfo {
+        let infos = self.wallet(member).factories().list().await.unwrap();
+        let info = infos.into_iter().find(|it| it.factory == factory).unwrap();
+        info.seats.into_iter().next().unwrap()
+    }
+
+    /// All that a member was told since it began.
+    pub fn member_events(&self, member: usize) -> Vec<Event> {
+        let page = self.wallet(member).events(0, 1_000).unwrap();
+        page.events.into_iter().map(|it| it.event).collect()
+    }
+
+    /// All that the LSP was told since it began.
+    pub fn lsp_events(&self) -> Vec<Event> {
+        let page = self.lsp().events(0, 1_000).unwrap();
+        page.events.into_iter().map(|it| it.event).collect()
+    }
+
+    /// The LSP's side of all channels of a member.
+    pub fn channels_with(&self, member: usize) -> Vec<ChannelInfo> {
+        let peer = self.wallet(member).node_id();
+        let mut all = self.lsp().channels();
+        all.retain(|channel| channel.peer == peer);
+        all
+    }
+
+    /// Waits until no payment is on its way in a member's channels; what the member and the LSP have
+    /// in them then, in msat.
+    pub async fn at_rest(&self, member: usize) -> (u64, u64) {
+        let mut sums = (0, 0);
+        self.wait("the channels to be at rest", async || {
+            let channels = self.channels_with(member);
+            let pending = channels
+                .iter()
+                .map(|it| it.inbound_htlcs + it.outbound_htlcs);
+            let theirs = channels.iter().map(|it| it.balance_msat).sum();
+            let whole: u64 = channels.iter().map(|it| it.capacity_sat * 1_000).sum();
+            sums = (self.balance_msat(member), theirs);
+            pending.sum::<u32>() == 0 && sums.0 + sums.1 == whole
+        })
+        .await;
+        sums
+    }
+}
