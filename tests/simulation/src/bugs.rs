@@ -66,6 +66,20 @@ pub enum Bug {
 }
 
 impl Bug {
+    /// Whether it can show only while an epoch is on its way: in a world where that is most of the
+    /// time it does so in a few seeds.
+    pub(crate) fn shows_in_epochs(self) -> bool {
+        matches!(
+            self,
+            Bug::StateNotWritten
+                | Bug::EpochNotWritten
+                | Bug::PreimagesNotWritten
+                | Bug::EpochLost
+                | Bug::FrozenIgnored
+                | Bug::LimboIgnored
+        )
+    }
+
     /// What reaches the disk instead of `record`.
     pub(crate) fn written(self, record: Record) -> Option<Record> {
         match (self, record) {

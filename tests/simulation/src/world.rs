@@ -180,7 +180,10 @@ impl Counts {
 impl World {
     pub(crate) fn new(seed: u64, echo: Echo, bug: Option<Bug>) -> World {
         let mut dice = Dice::new(seed);
-        let profile = Profile::of(seed, &mut dice);
+        let mut profile = Profile::of(seed, &mut dice);
+        if bug.is_some_and(Bug::shows_in_epochs) {
+            profile.weights.epoch *= 10;
+        }
         World::with(seed, dice, profile, echo, bug)
     }
 

@@ -9,7 +9,7 @@
 use superscalar_simulation::{Bug, Invariant, Run, run};
 
 /// A bug must show in one of so many seeds.
-const SEEDS: u64 = 48;
+const SEEDS: u64 = 200;
 const STEPS: u64 = 3_000;
 
 /// The first seed in which the bug shows must show it as one of these.
@@ -59,7 +59,7 @@ planted! {
     a_refusal_that_changes_state: RefusalChangesState => BadInput,
     an_exit_one_block_too_early: ExitTooEarly => Exit,
     an_exit_that_is_not_written_down: ExitNotWritten => DurableFirst,
-    a_wallet_that_stays_until_the_lsp_takes_all: StaysToTheEnd => Recoverability,
+    a_wallet_that_stays_until_the_lsp_takes_all: StaysToTheEnd => Recoverability | Exit,
     the_same_randomness_for_every_sale: SameSaleRandomness => Nonces,
     a_sale_that_is_not_written_down: SaleNotWritten => DurableFirst,
     a_state_that_is_signed_before_that_is_written_down: StateNotWritten => DurableFirst,
