@@ -6,7 +6,7 @@ CARGO ?= cargo
 # Where the programs stand when the whole workspace is built in one go, which resolves every
 # dependency's features once: tests and demo then need no second build of them.
 BIN_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
-PROGRAMS = -p lsp-node -p wallet-cli -p exit-runner -p outside-node -p superscalar-regtest
+PROGRAMS = -p lsp-node -p wallet-cli -p exit-runner -p watchtower -p outside-node -p superscalar-regtest
 export SUPERSCALAR_BIN_DIR = $(BIN_DIR)
 
 .PHONY: help demo test soak mutants bindings lint bench setup tools bitcoind

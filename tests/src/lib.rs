@@ -16,6 +16,7 @@ pub mod scale;
 pub mod stage;
 pub mod tap;
 pub mod trail;
+pub mod watching;
 pub mod wire;
 
 pub use superscalar_regtest as regtest;

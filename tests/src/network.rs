@@ -34,6 +34,8 @@ pub struct Member {
     pub wire: Wire,
     /// Where its backup is, if it has one.
     pub remote: Option<Remote>,
+    /// Who looks after it.
+    pub towers: Vec<LspUri>,
     pub(crate) mnemonic: String,
     pub(crate) directory: TempDir,
     pub(crate) uri: LspUri,
@@ -153,6 +155,7 @@ impl TestNetwork {
             wallet,
             wire,
             remote: None,
+            towers: Vec::new(),
             mnemonic,
             directory,
             uri,
@@ -585,6 +588,8 @@ impl Member {
             directory,
             poll_interval,
         );
+        let towers = self.towers.iter().cloned();
+        let builder = towers.fold(builder, WalletBuilder::tower);
         match &self.remote {
             Some(remote) => builder.backup(remote.store(), begin),
             None => builder,

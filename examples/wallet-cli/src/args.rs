@@ -124,6 +124,13 @@ pub(crate) enum Command {
     Exit(Exit),
     /// A fresh on-chain address.
     Address,
+    /// How each watchtower is: what it keeps, what it was not given yet, how far it has looked.
+    Towers,
+    /// Who this wallet is to a watchtower: what the tower's operator has to admit.
+    TowerId {
+        /// The tower, node_id@host:port.
+        tower: LspUri,
+    },
     /// Coins on chain.
     Coins,
     /// Send coins.
@@ -265,6 +272,10 @@ pub(crate) struct RunArgs {
     /// What to do where this wallet's directory and the backup are not the same.
     #[arg(long, value_enum, default_value = "continue", requires = "backup_dir")]
     pub(crate) begin: BeginWith,
+    /// A watchtower, node_id@host:port, which should not be the LSP's; may be given several times.
+    /// Its operator has to admit what `tower-id` shows.
+    #[arg(long = "tower", value_name = "URI")]
+    pub(crate) towers: Vec<LspUri>,
     #[command(flatten)]
     fee_caps: FeeCapArgs,
 }

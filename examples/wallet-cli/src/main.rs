@@ -248,6 +248,11 @@ async fn converse(client: &mut Client, command: Command) -> Result<(Kind, Value)
         Command::Factories => (Kind::Factories, Request::Factories {}),
         Command::Tree { factory } => (Kind::Tree, Request::Tree { factory }),
         Command::Address => (Kind::Object, Request::Address {}),
+        Command::Towers => (Kind::Towers, Request::Towers {}),
+        Command::TowerId { tower } => {
+            let tower = tower.to_string();
+            (Kind::Object, Request::TowerId { tower })
+        }
         Command::Coins => (Kind::Object, Request::Coins {}),
         Command::SendCoins {
             address,

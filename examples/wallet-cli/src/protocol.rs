@@ -78,6 +78,10 @@ pub(crate) enum Request {
         passphrase: Passphrase,
     },
     Address {},
+    Towers {},
+    TowerId {
+        tower: String,
+    },
     Coins {},
     SendCoins {
         address: String,

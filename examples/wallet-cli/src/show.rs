@@ -18,6 +18,16 @@ const FACTORIES: Columns = &[
     ("why it ended", "/ended"),
     ("damage", "/damage"),
 ];
+const TOWERS: Columns = &[
+    ("tower", "/uri"),
+    ("state", "/state"),
+    ("height", "/height"),
+    ("kept", "/kept"),
+    ("not given yet", "/backlog"),
+    ("coins sat", "/coins_sat"),
+    ("refused", "/refused"),
+    ("our id there", "/client_id"),
+];
 const PAYMENTS: Columns = &[
     ("payment hash", "/payment_hash"),
     ("direction", "/direction"),
@@ -39,6 +49,7 @@ pub(crate) enum Kind {
     /// One thing with its properties.
     Object,
     Factories,
+    Towers,
     Payments,
     Channels,
     Tree,
@@ -50,6 +61,7 @@ pub(crate) fn table(kind: Kind, answer: &Value) -> String {
     let table = match kind {
         Kind::Object => object(answer),
         Kind::Factories => list(FACTORIES, answer),
+        Kind::Towers => list(TOWERS, answer),
         Kind::Payments => list(PAYMENTS, answer),
         Kind::Channels => list(CHANNELS, answer),
         Kind::Tree => tree(answer),

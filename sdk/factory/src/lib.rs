@@ -25,5 +25,6 @@ pub mod signing;
 pub mod stock;
 pub mod terms;
 pub mod timing;
+pub mod tower;
 pub mod tree;
 pub mod wire;

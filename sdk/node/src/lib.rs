@@ -41,6 +41,9 @@ pub mod onchain;
 pub mod package;
 mod payments;
 pub mod store;
+#[cfg(feature = "tower")]
+pub mod tower;
+mod towers;
 mod wallet;
 
 pub use backup::{BackupError, BackupState, BackupStatus, Begin};
@@ -61,6 +64,7 @@ pub use superscalar_factory::exit::bump::FeeCaps;
 #[cfg(feature = "lsp")]
 pub use superscalar_factory::sale::SalePolicy;
 pub use superscalar_factory::timing::DEFAULT_PAYER_CLTV_BLOCKS as DEFAULT_ROUTE_LIMIT_BLOCKS;
+pub use towers::{TowerHealth, TowerState};
 pub use wallet::{
     Action, Backup, Balance, ChainConfig, Closing, Exit, Factories, JitInvoice, JoinRequest,
     Lightning, LspUri, Onchain, OnchainChannel, OnchainCoins, SendQuote, Status, UriError, Wallet,

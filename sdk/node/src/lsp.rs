@@ -133,6 +133,7 @@ impl LspBuilder {
             fee_caps: self.fee_caps,
             backing,
             sales: self.sales,
+            towers: Vec::new(),
         })
         .await?;
         let handle = NodeHandle::default();

@@ -1,4 +1,4 @@
-//! `lsp-node` and `wallet-cli` as processes of their own, driven the way users drive them: the
+//! `lsp-node`, `wallet-cli` and `watchtower` as processes of their own, driven the way users drive them: the
 //! server over its REST API, a wallet over its command line.
 //!
 //! What always holds: every process has its own directory and free ports, is killed when its value
@@ -9,10 +9,12 @@ mod lsp;
 mod program;
 mod programs;
 mod runner;
+mod tower;
 mod wallet;
 
 pub use lsp::{Answer, LspProcess};
 pub use program::Program;
 pub use programs::Programs;
 pub use runner::ExitRunner;
+pub use tower::TowerProcess;
 pub use wallet::{CliFailure, WalletProcess};

@@ -19,6 +19,8 @@ pub struct Programs {
     pub wallet_cli: PathBuf,
     /// What brings an exit package on chain.
     pub exit_runner: PathBuf,
+    /// What looks after other people's factories.
+    pub watchtower: PathBuf,
     /// An ordinary Lightning node.
     pub outside_node: PathBuf,
 }
@@ -53,6 +55,7 @@ fn locate() -> Result<Programs> {
         lsp_node: program("lsp-node")?,
         wallet_cli: program("wallet-cli")?,
         exit_runner: program("exit-runner")?,
+        watchtower: program("watchtower")?,
         outside_node: program("outside-node")?,
     })
 }
@@ -75,7 +78,7 @@ fn build() -> Result<PathBuf> {
         .current_dir(workspace())
         .args(["build", "--quiet", "-p", "lsp-node", "-p", "wallet-cli"])
         .args(["-p", "exit-runner", "-p", "outside-node"])
-        .args(["-p", "superscalar-regtest"])
+        .args(["-p", "superscalar-regtest", "-p", "watchtower"])
         .args([
             "--profile",
             if profile == "debug" { "dev" } else { profile },

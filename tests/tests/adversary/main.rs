@@ -9,5 +9,6 @@ mod preimage;
 mod revocation;
 mod revoked;
 mod sale;
+mod tower;
 mod unreadable;
 mod withheld;

@@ -4,29 +4,43 @@
 use bitcoin::{OutPoint, Transaction, Txid};
 use superscalar_sdk::{BuildRequest, Event, ExitMode, Lsp};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
+use superscalar_tests::processes::TowerProcess;
+use superscalar_tests::regtest::RegtestNode;
 
 /// Delay on the LSP's way to stock, in the regtest preset.
-const STOCK_CSV_BLOCKS: u32 = 144;
+pub(crate) const STOCK_CSV_BLOCKS: u32 = 144;
 const STOCK_SAT: u64 = 300_000;
-const BOUGHT_SAT: u64 = 120_000;
+pub(crate) const BOUGHT_SAT: u64 = 120_000;
 
 /// A member with money in a bought channel, whose neighbour leaves, and whose LSP has only the disk
 /// it had before the sale.
-struct Sold {
-    network: TestNetwork,
+pub(crate) struct Sold {
+    pub(crate) network: TestNetwork,
     cheat: std::sync::Arc<Lsp>,
-    factory: String,
-    channel: OutPoint,
-    bought: OutPoint,
+    /// Who looks after the member beside itself.
+    pub(crate) tower: Option<TowerProcess>,
+    pub(crate) factory: String,
+    pub(crate) channel: OutPoint,
+    pub(crate) bought: OutPoint,
     /// What is ours in the leaf's own channel and in the bought one, in satoshi.
-    own_sat: [u64; 2],
+    pub(crate) own_sat: [u64; 2],
     leaf: Txid,
 }
 
 impl Sold {
     async fn and_the_leaf_is_opened() -> Sold {
+        Sold::watched_and_the_leaf_is_opened(RegtestNode::new().unwrap(), None).await
+    }
+
+    pub(crate) async fn watched_and_the_leaf_is_opened(
+        chain: RegtestNode,
+        tower: Option<TowerProcess>,
+    ) -> Sold {
         superscalar_tests::log_to_stderr();
-        let mut network = TestNetwork::start(2).await;
+        let mut network = TestNetwork::start_on(chain, 2).await;
+        if let Some(tower) = &tower {
+            network.watch_over(0, &[tower]).await;
+        }
         let request = BuildRequest {
             stock_sat: STOCK_SAT,
             ..regtest_factory(2)
@@ -70,6 +84,9 @@ impl Sold {
             let channel = ours.find(|it| it.capacity_sat == capacity_sat).unwrap();
             (capacity_sat * 1_000 - channel.balance_msat) / 1_000
         });
+        if tower.is_some() {
+            network.guarded(0).await;
+        }
         network.lose_lsp().await;
         let cheat = network.lsp_beside(&before).await;
         let seat = network.seat(0, &factory).await;
@@ -85,6 +102,7 @@ impl Sold {
         Sold {
             network,
             cheat,
+            tower,
             factory,
             channel,
             bought,
@@ -93,18 +111,26 @@ impl Sold {
         }
     }
 
-    /// Mines a block; the neighbour, the LSP and perhaps our wallet look at it.
-    async fn block(&self, we: We) {
+    pub(crate) fn tower(&self) -> &TowerProcess {
+        self.tower.as_ref().expect("there is one")
+    }
+
+    /// Mines a block; the neighbour, the LSP, a tower if there is one and perhaps our wallet look at
+    /// it.
+    pub(crate) async fn block(&self, we: We) {
         self.network.chain.mine(1).unwrap();
         self.cheat.sync().await.unwrap();
         self.network.wallet(1).sync().await.unwrap();
+        if let Some(tower) = &self.tower {
+            tokio::task::block_in_place(|| tower.follow(&self.network.chain));
+        }
         if let We::Run = we {
             self.network.wallet(0).sync().await.unwrap();
         }
     }
 
     /// Brings the leaf on chain; its height.
-    async fn until_the_leaf_is_there(&self, we: We) -> u32 {
+    pub(crate) async fn until_the_leaf_is_there(&self, we: We) -> u32 {
         for _ in 0..100 {
             if let Some(height) = self.network.chain.confirmed_at(self.leaf).unwrap() {
                 return height;
@@ -119,7 +145,7 @@ impl Sold {
     }
 
     /// The stock outputs of the leaf: ours, from which was sold, and the neighbour's.
-    fn stock(&self) -> Vec<OutPoint> {
+    pub(crate) fn stock(&self) -> Vec<OutPoint> {
         let outputs = self.tx(self.leaf).output;
         let stock = (0..)
             .zip(&outputs)
@@ -132,7 +158,7 @@ impl Sold {
 
 /// Whether our wallet runs.
 #[derive(Clone, Copy)]
-enum We {
+pub(crate) enum We {
     Run,
     Sleep,
 }

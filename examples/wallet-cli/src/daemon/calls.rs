@@ -76,6 +76,12 @@ async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
         }
         Request::Payments {} => done(&wallet.lightning().payments()?),
         Request::Balance {} => done(&wallet.balance()?),
+        Request::Towers {} => done(&wallet.towers()?),
+        Request::TowerId { tower } => {
+            let tower = tower.parse();
+            let tower = tower.map_err(|error| Failure::new("bad_uri", error))?;
+            Ok(json!({ "tower_client_id": wallet.tower_client_id(&tower)? }))
+        }
         Request::Factories {} => done(&wallet.factories().list().await?),
         Request::Tree { factory } => done(&wallet.factories().tree(&factory).await?),
         Request::InboundQuote {

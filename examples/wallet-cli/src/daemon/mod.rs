@@ -34,6 +34,9 @@ pub(crate) async fn run(dir: &Path, args: RunArgs) -> Result<(), Failure> {
         .fee_caps(args.fee_caps())
         .lsp(args.lsp)
         .poll_interval(Duration::from_millis(args.poll_interval_ms));
+    for tower in args.towers {
+        builder = builder.tower(tower);
+    }
     if let Some(directory) = args.backup_dir {
         builder = builder.backup(Arc::new(Directory::new(directory)), args.begin.into());
     }

@@ -31,6 +31,11 @@ impl Member {
         self.buyer.stage()
     }
 
+    /// Whether a sale is signed and counts only when a watchtower has acknowledged it.
+    pub fn awaits_tower(&self) -> bool {
+        self.buyer.awaits_tower()
+    }
+
     /// What was quoted under this name, as long as it can be accepted.
     pub fn quoted(&self, sale: SaleId) -> Option<&SaleTerms> {
         self.buyer.quoted_as(&self.attempt(), sale)

@@ -195,6 +195,13 @@ impl Buyer {
         })
     }
 
+    /// Whether a tower's acknowledgement is what the newest sale waits for, or among it.
+    pub(crate) fn awaits_tower(&self) -> bool {
+        let signed = self.sale.iter().filter(|it| it.signature.is_some());
+        let mut unguarded = signed.filter(|it| !it.guarded);
+        unguarded.any(|it| it.guard == Guard::Watchtower)
+    }
+
     /// The channel the next sale makes.
     pub(crate) fn next_channel(&self, slot: SlotRef, version: u32) -> Option<ChannelRef> {
         let stock = self.chain.as_ref()?.newest()?;

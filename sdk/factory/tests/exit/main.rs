@@ -9,6 +9,7 @@ mod sales;
 mod stored;
 #[path = "../support/mod.rs"]
 mod support;
+mod tower;
 
 use bitcoin::hashes::Hash as _;
 use bitcoin::{Amount, FeeRate, OutPoint, Txid};

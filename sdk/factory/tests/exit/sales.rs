@@ -20,16 +20,16 @@ use crate::{EXPIRY, LEAF, ROOT, START, follow_to_the_end, name, published, signe
 
 const SALES: [u64; 3] = [10_000, 5_000, 8_000];
 
-struct Sold {
+pub(crate) struct Sold {
     terms: Terms,
-    tree: Tree,
-    path: SignedPath,
-    links: Vec<Transaction>,
+    pub(crate) tree: Tree,
+    pub(crate) path: SignedPath,
+    pub(crate) links: Vec<Transaction>,
 }
 
 impl Sold {
     /// A factory of four; the first has bought three channels.
-    fn new(policy: TimeoutPolicy) -> Sold {
+    pub(crate) fn new(policy: TimeoutPolicy) -> Sold {
         let parties = Parties::new(4);
         let terms = terms(&parties, Shape::two_layers(4), policy, EXPIRY);
         let tree = Blueprint::whole(&terms).unwrap().tree(funding()).unwrap();

@@ -72,9 +72,13 @@ impl SimulatedChain {
     }
 
     pub fn facts(&self, path: &SignedPath) -> ChainFacts {
-        let spends = path.watched().into_iter().filter_map(|outpoint| {
-            let (txid, height) = self.spender(outpoint)?;
-            Some((outpoint, Spend { txid, height }))
+        self.facts_of(&path.watched())
+    }
+
+    pub fn facts_of(&self, watched: &[OutPoint]) -> ChainFacts {
+        let spends = watched.iter().filter_map(|outpoint| {
+            let (txid, height) = self.spender(*outpoint)?;
+            Some((*outpoint, Spend { txid, height }))
         });
         ChainFacts {
             tip: self.tip,

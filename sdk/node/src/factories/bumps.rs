@@ -7,32 +7,44 @@ use std::collections::BTreeSet;
 
 use bitcoin::{Amount, FeeRate, Transaction, Txid};
 use superscalar_factory::exit::bump::{
-    Bump, BumpFacts, LEAST_CHANGE, MAX_CHILD_VSIZE_VB, Shortfall, Sibling, decide,
+    Bump, BumpFacts, FeeCaps, LEAST_CHANGE, MAX_CHILD_VSIZE_VB, Shortfall, Sibling, decide,
 };
 use superscalar_factory::exit::{Goal, Progress, SignedPath, Waiting};
 
 use super::engine::Engine;
 use super::error::EngineError;
 use super::info::{SpeedUp, SpeedUpLimit};
-use crate::onchain::AnchorChild;
+use crate::chain::Chain;
+use crate::onchain::{AnchorChild, OnchainWallet};
 
 /// A transaction of an exit should confirm within so many blocks: the terms budget twelve.
-pub(super) const TARGET_BLOCKS: u16 = 12;
+pub(crate) const TARGET_BLOCKS: u16 = 12;
 
 /// What an exit may do with own coins.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Purse<'a> {
+pub(crate) struct Purse<'a> {
     /// Whose coins: the exit's name.
-    pub(super) exit: &'a str,
+    pub(crate) exit: &'a str,
     /// The amount leaving, of which the caps are shares.
-    pub(super) leaving: Amount,
+    pub(crate) leaving: Amount,
     /// The feerate asked for, if one was.
-    pub(super) feerate: Option<FeeRate>,
+    pub(crate) feerate: Option<FeeRate>,
 }
 
-impl Engine {
+/// What speeds transactions of a tree up: the chain they go to, the coins, and how much of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Payer<'a> {
+    /// Where they are published.
+    pub(crate) chain: &'a Chain,
+    /// Whose coins.
+    pub(crate) onchain: &'a OnchainWallet,
+    /// How much of them.
+    pub(crate) caps: FeeCaps,
+}
+
+impl Payer<'_> {
     /// Publishes a transaction that is due, with a child where one is wanted and can be had.
-    pub(super) async fn publish_due(
+    pub(crate) async fn publish_due(
         &self,
         purse: Purse<'_>,
         path: &SignedPath,
@@ -44,7 +56,7 @@ impl Engine {
             Bump::Make(plan, short) => {
                 let anchor = SignedPath::anchor(tx);
                 let anchor = anchor.ok_or_else(|| EngineError::Exit("no anchor".to_owned()))?;
-                let onchain = &self.parts.onchain;
+                let onchain = self.onchain;
                 let child = onchain.build_anchor_child(purse.exit, anchor, &plan)?;
                 let cost = own_cost(plan.fee);
                 let told = own_child(&child, cost, short);
@@ -76,7 +88,7 @@ impl Engine {
         Ok(told)
     }
 
-    pub(super) async fn publish_alone(&self, tx: &Transaction) {
+    pub(crate) async fn publish_alone(&self, tx: &Transaction) {
         self.hand_over(tx, None).await;
     }
 
@@ -88,7 +100,7 @@ impl Engine {
         path: &SignedPath,
         tx: &Transaction,
     ) -> Result<(Bump, Option<AnchorChild>, Option<Txid>), EngineError> {
-        let (chain, onchain) = (&self.parts.chain, &self.parts.onchain);
+        let (chain, onchain) = (self.chain, self.onchain);
         let source = chain.source();
         if let Err(error) = chain.fees().refresh(&**source).await {
             tracing::debug!(%error, "feerates were not refreshed");
@@ -128,14 +140,14 @@ impl Engine {
                 vsize_vb: entry.vsize.min(MAX_CHILD_VSIZE_VB),
             }),
             coins: &coins,
-            allowance: self.parts.fee_caps.allowance(purse.leaving, spent),
+            allowance: self.caps.allowance(purse.leaving, spent),
         });
         Ok((bump, own, rival))
     }
 
     /// The feerate a due transaction should have: the market's, or more where that was asked for.
     fn target(&self, asked: Option<FeeRate>) -> FeeRate {
-        let market = self.parts.chain.fees().known_within(TARGET_BLOCKS);
+        let market = self.chain.fees().known_within(TARGET_BLOCKS);
         asked.map_or(market, |asked| asked.max(market))
     }
 
@@ -143,15 +155,51 @@ impl Engine {
     /// whose parent confirmed without it, and that nobody has any more, blocks no coins.
     async fn busy(&self, exit: &str, parent: Txid) -> Result<(Vec<Txid>, Amount), EngineError> {
         let mut busy = (Vec::new(), Amount::ZERO);
-        for child in self.parts.onchain.anchor_children(exit)? {
+        for child in self.onchain.anchor_children(exit)? {
             let txid = child.tx.compute_txid();
-            let source = self.parts.chain.source();
+            let source = self.chain.source();
             if child.parent != parent && source.mempool_entry(txid).await?.is_some() {
                 busy.0.push(txid);
                 busy.1 += child.cost;
             }
         }
         Ok(busy)
+    }
+
+    /// After a reorg: a child that is neither in a block nor in the mempool takes no coins. Its
+    /// anchor may have gone to somebody else's for good; if not it is published again.
+    pub(crate) async fn forget_displaced(&self, exit: &str) -> Result<(), EngineError> {
+        let onchain = self.onchain;
+        for txid in onchain.displaced_children(exit)? {
+            let entry = self.chain.source().mempool_entry(txid).await?;
+            if entry.is_none() {
+                onchain.forget(txid)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn hand_over(&self, tx: &Transaction, child: Option<Transaction>) {
+        let source = self.chain.source();
+        let txid = tx.compute_txid();
+        let handed = match child {
+            None => source.broadcast(tx).await,
+            Some(child) => source.broadcast_package(&[tx.clone(), child]).await,
+        };
+        match handed {
+            Ok(_) => tracing::info!(%txid, "published"),
+            Err(error) => tracing::info!(%txid, %error, "not published yet"),
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn payer(&self) -> Payer<'_> {
+        Payer {
+            chain: &self.parts.chain,
+            onchain: &self.parts.onchain,
+            caps: self.parts.fee_caps,
+        }
     }
 
     /// Gets an exit's coins ready. Whatever keeps them from helping is told and goes no further: the
@@ -162,35 +210,9 @@ impl Engine {
         path: &SignedPath,
         progress: &Progress,
     ) {
-        let displaced = self.forget_displaced(purse.exit).await;
+        let displaced = self.payer().forget_displaced(purse.exit).await;
         if let Err(error) = displaced.and_then(|()| self.keep_coins(purse, path, progress)) {
             tracing::warn!(exit = purse.exit, %error, "coins are not ready for an exit");
-        }
-    }
-
-    /// After a reorg: a child that is neither in a block nor in the mempool takes no coins. Its
-    /// anchor may have gone to somebody else's for good; if not it is published again.
-    async fn forget_displaced(&self, exit: &str) -> Result<(), EngineError> {
-        let onchain = &self.parts.onchain;
-        for txid in onchain.displaced_children(exit)? {
-            let entry = self.parts.chain.source().mempool_entry(txid).await?;
-            if entry.is_none() {
-                onchain.forget(txid)?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn hand_over(&self, tx: &Transaction, child: Option<Transaction>) {
-        let source = self.parts.chain.source();
-        let txid = tx.compute_txid();
-        let handed = match child {
-            None => source.broadcast(tx).await,
-            Some(child) => source.broadcast_package(&[tx.clone(), child]).await,
-        };
-        match handed {
-            Ok(_) => tracing::info!(%txid, "published"),
-            Err(error) => tracing::info!(%txid, %error, "not published yet"),
         }
     }
 
@@ -235,7 +257,7 @@ impl Engine {
 
     /// What own coins have paid for an exit: confirmed children, and those on their way.
     pub(super) async fn paid(&self, exit: &str, path: &SignedPath) -> Result<Amount, EngineError> {
-        let (_, pending) = self.busy(exit, path.funding().txid).await?;
+        let (_, pending) = self.payer().busy(exit, path.funding().txid).await?;
         Ok(self.parts.onchain.paid_through(&path.anchors()) + pending)
     }
 

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::epochs::{EpochCommand, Epochs};
 use super::error::EngineError;
 use super::exits::Exits;
+use super::guarding::Guarding;
 use super::info::{BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo};
 use super::patience::Patience;
 use super::sales::{PriceAnswer, Sales};
@@ -32,6 +33,7 @@ use crate::keys::Secret32;
 use crate::onchain::{OnchainError, OnchainWallet};
 use crate::payments::Payments;
 use crate::store::Store;
+use crate::towers::Towers;
 
 /// How long the store is left alone after it could not write.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -50,6 +52,8 @@ pub(crate) struct EngineParts {
     pub(crate) payments: Arc<Payments>,
     /// What an LSP sells stock for; `None` if it does not.
     pub(crate) sales: Option<SalePolicy>,
+    /// Who looks after a member's factories beside itself; `None` where nobody does.
+    pub(crate) towers: Option<Arc<Towers>>,
 }
 
 /// What the application asks for.
@@ -190,6 +194,7 @@ pub(crate) struct Engine {
     pub(super) exits: Exits,
     pub(super) sales: Sales,
     pub(super) epochs: Epochs,
+    pub(super) guarding: Guarding,
     /// Factories whose journal cannot be read, and what is wrong with it.
     pub(super) damaged: BTreeMap<Attempt, String>,
     pub(super) tip: u32,
@@ -226,6 +231,7 @@ impl Engine {
             exits,
             sales: Sales::default(),
             epochs,
+            guarding: Guarding::default(),
             damaged: BTreeMap::new(),
             tip: tip.height,
         };
@@ -239,6 +245,7 @@ impl Engine {
         engine.resume_sales().await;
         engine.settle().await;
         engine.suspend_unburied();
+        engine.see_towers().await;
         let (commands, orders) = mpsc::unbounded_channel();
         let (done, settled) = watch::channel(tip.height);
         let task = tokio::spawn(engine.run(inbox, orders, tips, done));
@@ -252,6 +259,10 @@ impl Engine {
         mut tips: watch::Receiver<Tip>,
         done: watch::Sender<u32>,
     ) {
+        let towers = self.parts.towers.as_ref();
+        // Without towers there is nothing to be told of.
+        let (_quiet, nothing) = watch::channel(0);
+        let mut acknowledged = towers.map_or(nothing, |towers| towers.acknowledged());
         loop {
             let mut next_round = self.rounds.values().map(|(_, until)| *until).min();
             next_round = next_round.into_iter().chain(self.epochs.next_look()).min();
@@ -282,10 +293,13 @@ impl Engine {
                     self.block(tip).await;
                     done.send_replace(tip.height);
                 }
+                // Who does not know yet what is kept asks below.
+                _ = acknowledged.changed() => {}
                 () = tokio::time::sleep_until(next_round.unwrap_or(idle)) => {
                     self.rounds_over().await;
                 }
             }
+            self.see_towers().await;
         }
     }
 }

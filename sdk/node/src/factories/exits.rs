@@ -333,12 +333,12 @@ impl Engine {
             else {
                 continue;
             };
-            match self.publish_due(purse, path, transaction).await {
+            match self.payer().publish_due(purse, path, transaction).await {
                 Ok(told) => sped = told,
                 Err(error) => {
                     // Whatever keeps coins from helping does not keep the transaction from going.
                     tracing::warn!(%name, %error, "published alone");
-                    self.publish_alone(transaction).await;
+                    self.payer().publish_alone(transaction).await;
                 }
             }
         }

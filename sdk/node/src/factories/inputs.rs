@@ -221,6 +221,7 @@ impl Engine {
         self.release_coins(&running);
         self.reclaim().await;
         self.close_what_is_over().await;
+        self.release_towers();
         self.settle().await;
     }
 

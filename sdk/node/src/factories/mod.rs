@@ -13,6 +13,7 @@ mod engine;
 mod epochs;
 mod error;
 mod exits;
+mod guarding;
 mod info;
 mod inputs;
 mod jit;
@@ -28,6 +29,8 @@ mod stale;
 mod tests;
 mod wishes;
 
+#[cfg(feature = "tower")]
+pub(crate) use bumps::{Payer, Purse, TARGET_BLOCKS};
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
 pub(crate) use epochs::EpochCommand;
 pub use error::EngineError;
@@ -35,5 +38,7 @@ pub use info::{
     BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, Policy, Preset, SeatInfo, SoldInfo,
     SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };
+#[cfg(feature = "tower")]
+pub(crate) use paths::chain_facts;
 pub use sales::InboundQuote;
 pub use wishes::{Departure, EpochConsent, EpochRequest, PlaceRequest, PlaceWish};

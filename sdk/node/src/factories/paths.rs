@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use bitcoin::{OutPoint, Txid};
 use superscalar_factory::effect::SlotRef;
 use superscalar_factory::exit::package::PackagedPath;
 use superscalar_factory::exit::{ChainFacts, SignedPath, Spend};
@@ -10,7 +11,7 @@ use superscalar_factory::exit::{ChainFacts, SignedPath, Spend};
 use super::bridge;
 use super::engine::Engine;
 use super::error::EngineError;
-use crate::chain::OutPointStatus;
+use crate::chain::{Chain, ChainError, OutPointStatus};
 use crate::hosting::SlotId;
 
 impl Engine {
@@ -93,24 +94,34 @@ impl Engine {
 
     /// What the chain says about a path, mempool included.
     pub(super) async fn facts(&self, path: &SignedPath) -> Result<ChainFacts, EngineError> {
-        let chain = &self.parts.chain;
-        let funding = chain.watcher().confirmation(&path.funding().txid);
-        let mut facts = ChainFacts {
-            tip: chain.watcher().tip()?.height,
-            funding_height: funding.map(|at| at.height),
-            spends: BTreeMap::new(),
-        };
-        for outpoint in path.watched() {
-            let spend = match chain.outpoint_status(outpoint).await? {
-                OutPointStatus::Spent(spend) => Spend {
-                    txid: spend.spender.compute_txid(),
-                    height: Some(spend.confirmation.height),
-                },
-                OutPointStatus::SpentInMempool(txid) => Spend { txid, height: None },
-                OutPointStatus::Unspent => continue,
-            };
-            facts.spends.insert(outpoint, spend);
-        }
-        Ok(facts)
+        let funding = path.funding().txid;
+        let facts = chain_facts(&self.parts.chain, funding, &path.watched()).await;
+        Ok(facts?)
     }
+}
+
+/// What the chain says about these outpoints, mempool included, and about the factory's funding.
+pub(crate) async fn chain_facts(
+    chain: &Chain,
+    funding: Txid,
+    watched: &[OutPoint],
+) -> Result<ChainFacts, ChainError> {
+    let funding = chain.watcher().confirmation(&funding);
+    let mut facts = ChainFacts {
+        tip: chain.watcher().tip()?.height,
+        funding_height: funding.map(|at| at.height),
+        spends: BTreeMap::new(),
+    };
+    for outpoint in watched {
+        let spend = match chain.outpoint_status(*outpoint).await? {
+            OutPointStatus::Spent(spend) => Spend {
+                txid: spend.spender.compute_txid(),
+                height: Some(spend.confirmation.height),
+            },
+            OutPointStatus::SpentInMempool(txid) => Spend { txid, height: None },
+            OutPointStatus::Unspent => continue,
+        };
+        facts.spends.insert(*outpoint, spend);
+    }
+    Ok(facts)
 }

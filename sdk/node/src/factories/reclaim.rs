@@ -133,7 +133,7 @@ impl Engine {
             // What is too dear now waits for other times.
             let caps = &self.parts.fee_caps;
             if let Some(tx) = reclaim.spend_within(role.key(), feerate, caps) {
-                self.publish_alone(&tx).await;
+                self.payer().publish_alone(&tx).await;
             }
         }
         Ok(())

@@ -14,7 +14,6 @@ use superscalar_factory::coordinator::{self, Coordinator};
 use superscalar_factory::effect::{
     Bill, BoughtChannel, ChannelRef, Effect, Event as CoreEvent, QuoteBacking, QuoteWanted, SlotRef,
 };
-use superscalar_factory::journal::Guard;
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::{Attempt, NoSaleReason, RefusalCode, SaleId, SaleTerms};
 use superscalar_factory::sale::Ask;
@@ -112,7 +111,7 @@ impl Engine {
             amount,
             max_price_msat,
             funding_key: self.parts.host.funding_pubkey(&bridge::channel_id(&id)),
-            guard: Guard::Member,
+            guard: self.guard(),
         };
         self.look_whether_opened(attempt).await;
         let role = self.members.get_mut(&attempt).ok_or(EngineError::Stopped)?;

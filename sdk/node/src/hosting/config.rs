@@ -19,6 +19,7 @@ use super::fees::{
     COMMITMENT_FEERATE_SAT_PER_KW, COMMITMENT_HTLC_WEIGHT, DUST_LIMIT_SAT, FeeSource, MAX_HTLCS,
 };
 use super::jit::JitPolicy;
+use super::revoked::Guards;
 use super::slot::SlotChannel;
 
 /// Where coins from closed channels go.
@@ -106,6 +107,8 @@ pub struct HostConfig {
     pub destination: Destination,
     /// Takes events.
     pub events: Arc<dyn EventSink>,
+    /// Takes what peers could cheat with; `None` where nobody does.
+    pub guards: Option<Arc<dyn Guards>>,
 }
 
 /// The `UserConfig` every channel starts from.

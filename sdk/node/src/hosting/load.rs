@@ -39,6 +39,7 @@ use super::liquidity::{CustomMessages, client_config, service_config};
 use super::messages::Messages;
 use super::old_state::OldState;
 use super::persist::Persister;
+use super::revoked::Revocable;
 use super::router::FactoryRouter;
 use super::signer::FactoryKeys;
 use super::slots::{SharedSlots, SlotError, Slots};
@@ -99,7 +100,10 @@ impl LoadedHost {
         let writer = ground.monitor_writer();
         let stored = writer.read_all_channel_monitors_with_updates()?;
         let failed = watch::Sender::new(false);
-        let persister = Persister::new(writer, failed.clone());
+        let guards = config.guards.as_ref();
+        let revocable =
+            guards.map(|guards| Revocable::new(Arc::clone(&ground.store), Arc::clone(guards)));
+        let persister = Persister::new(writer, revocable, failed.clone());
         let monitors = Arc::new(ground.monitors(Arc::new(persister)));
         let (router, scorer) = ground.router(config.network);
         let (manager_block, channels) = ground.channels(&config, &monitors, router, &stored)?;

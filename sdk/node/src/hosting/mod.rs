@@ -41,6 +41,7 @@ mod pending;
 mod persist;
 mod record;
 mod rest;
+mod revoked;
 mod router;
 mod signer;
 mod slot;
@@ -66,6 +67,7 @@ pub use messages::{
 };
 pub use opens::OpenRefusal;
 pub use payments::{InvoiceError, PayError};
+pub use revoked::Guards;
 pub(crate) use signer::node_id;
 pub use slot::{SlotChannel, SlotId, SlotRole};
 pub use slots::{Slot, SlotError, SlotPhase};

@@ -11,19 +11,29 @@ use lightning::util::persist::MonitorName;
 use tokio::sync::watch;
 
 use super::ldk::{Monitor, MonitorWriter};
+use super::revoked::Revocable;
 use super::signer::FactorySigner;
 
 /// LDK's writer of monitors, standing still where that gives up.
 pub(super) struct Persister {
     writer: MonitorWriter,
+    revocable: Option<Revocable>,
     gate: Gate,
 }
 
 impl Persister {
     /// `failed` turns true with the first update that could not be written.
-    pub(super) fn new(writer: MonitorWriter, failed: watch::Sender<bool>) -> Persister {
+    pub(super) fn new(
+        writer: MonitorWriter,
+        revocable: Option<Revocable>,
+        failed: watch::Sender<bool>,
+    ) -> Persister {
         let gate = Gate { failed };
-        Persister { writer, gate }
+        Persister {
+            writer,
+            revocable,
+            gate,
+        }
     }
 }
 
@@ -57,7 +67,12 @@ impl Persist<FactorySigner> for Persister {
         name: MonitorName,
         monitor: &Monitor,
     ) -> ChannelMonitorUpdateStatus {
-        let write = || self.writer.persist_new_channel(name, monitor);
+        let write = || {
+            if let Some(revocable) = &self.revocable {
+                revocable.begin(&name, monitor);
+            }
+            self.writer.persist_new_channel(name, monitor)
+        };
         self.gate.or_stand_still(write)
     }
 
@@ -67,7 +82,13 @@ impl Persist<FactorySigner> for Persister {
         update: Option<&ChannelMonitorUpdate>,
         monitor: &Monitor,
     ) -> ChannelMonitorUpdateStatus {
-        let write = || self.writer.update_persisted_channel(name, update, monitor);
+        // First: an update that was not written is told again, one that was is not.
+        let write = || {
+            if let Some(revocable) = &self.revocable {
+                revocable.update(&name, update, monitor);
+            }
+            self.writer.update_persisted_channel(name, update, monitor)
+        };
         self.gate.or_stand_still(write)
     }
 

@@ -2,20 +2,23 @@
 
 use std::sync::Arc;
 
-use bitcoin::{ScriptBuf, Transaction};
+use bitcoin::{OutPoint, ScriptBuf, Transaction};
 use lightning::chain::chaininterface::{
     BroadcasterInterface, ConfirmationTarget, FEERATE_FLOOR_SATS_PER_KW, FeeEstimator,
     TransactionType,
 };
 use lightning::sign::ChangeDestinationSourceSync;
+use superscalar_factory::tower::{Appointment, Claim};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::chain::{ChainSource, FeeRates};
 use crate::event::EventLog;
-use crate::hosting::{EventRefused, EventSink, HostEvent};
-use crate::onchain::OnchainWallet;
+use crate::hosting::{EventRefused, EventSink, Guards, HostEvent};
+use crate::onchain::{OnchainError, OnchainWallet};
 use crate::payments::Payments;
+use crate::store::Store;
+use crate::towers::Towers;
 
 /// Live feerates, by LDK's targets.
 pub(super) struct Fees(pub(super) Arc<FeeRates>);
@@ -88,6 +91,43 @@ impl ChangeDestinationSourceSync for SweepAddress {
                 Err(())
             }
         }
+    }
+}
+
+/// Where towers' claims pay to: one address for ever, because its claims are signed in advance.
+pub(super) fn claim_script(
+    store: &Store,
+    onchain: &OnchainWallet,
+) -> Result<ScriptBuf, OnchainError> {
+    const SETTING: &str = "claim_script";
+    if let Some(known) = store.setting(SETTING)? {
+        return Ok(ScriptBuf::from_bytes(known));
+    }
+    let script = onchain.address()?.script_pubkey();
+    store.set_setting(SETTING, script.as_bytes())?;
+    Ok(script)
+}
+
+/// What peers could cheat with goes to the towers.
+pub(super) struct TowerGuards {
+    pub(super) towers: Arc<Towers>,
+    pub(super) to: ScriptBuf,
+}
+
+impl Guards for TowerGuards {
+    fn destination(&self) -> ScriptBuf {
+        self.to.clone()
+    }
+
+    fn revoked(
+        &self,
+        channel: OutPoint,
+        from_height: u32,
+        claim: Claim,
+    ) -> Result<(), lightning::io::Error> {
+        let appointment = Appointment::Revoked { channel, claim };
+        let kept = self.towers.keep(from_height, &appointment);
+        kept.map_err(|error| lightning::io::Error::other(error.to_string()))
     }
 }
 

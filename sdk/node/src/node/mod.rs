@@ -22,13 +22,14 @@ use crate::backup::{BackupError, BackupStatus};
 use crate::chain::{BitcoindConfig, BitcoindSource, Chain, ChainError, ChainSource, Follower, Tip};
 use crate::event::EventLog;
 use crate::factories::{Engine, EngineHandle, EngineParts};
-use crate::hosting::{Host, HostConfig, LoadError, LoadedHost, Role};
+use crate::hosting::{Guards, Host, HostConfig, LoadError, LoadedHost, Role};
 use crate::keys::{KeysError, WalletKeys};
 use crate::onchain::{OnchainError, OnchainWallet};
 use crate::payments::Payments;
 use crate::store::{Backing, Identity, Store, StoreError};
+use crate::towers::{TowerAddress, Towers};
 
-use adapters::{Fees, Publisher, Sink, SweepAddress};
+use adapters::{Fees, Publisher, Sink, SweepAddress, TowerGuards, claim_script};
 
 /// What feerate to assume where the chain source cannot estimate one: 10 sat/vB.
 const FALLBACK_FEERATE: FeeRate = FeeRate::from_sat_per_kwu(2_500);
@@ -44,6 +45,7 @@ pub(crate) struct NodeConfig {
     pub(crate) fee_caps: FeeCaps,
     pub(crate) backing: Option<Backing>,
     pub(crate) sales: Option<SalePolicy>,
+    pub(crate) towers: Vec<TowerAddress>,
 }
 
 /// Why a node did not start.
@@ -76,6 +78,7 @@ pub(crate) struct Node {
     pub(crate) engine: EngineHandle,
     pub(crate) events: Arc<EventLog>,
     pub(crate) payments: Arc<Payments>,
+    pub(crate) towers: Option<Arc<Towers>>,
     store: Arc<Store>,
     runtime: Handle,
     follower: tokio::sync::Mutex<Option<Follower>>,
@@ -121,6 +124,16 @@ impl Node {
         let (publisher, publishing) = Publisher::start(Arc::clone(&source), Arc::clone(&onchain));
         let (sink, inbox) = Sink::new(Arc::clone(&events), Arc::clone(&payments));
         let is_lsp = matches!(config.role, Role::Lsp(_));
+        let seed = keys.lightning_seed()?;
+        let towers = match config.towers.as_slice() {
+            [] => None,
+            some => Some(Towers::open(Arc::clone(&store), seed.expose(), some)?),
+        };
+        let guards = towers.as_ref().map(|towers| {
+            let towers = Arc::clone(towers);
+            let to = claim_script(&store, &onchain)?;
+            Ok::<_, StartError>(Arc::new(TowerGuards { towers, to }) as Arc<dyn Guards>)
+        });
         let loaded = LoadedHost::load(HostConfig {
             network,
             role: config.role,
@@ -132,6 +145,7 @@ impl Node {
             broadcaster: Arc::new(publisher),
             destination: Arc::new(SweepAddress(Arc::clone(&onchain))),
             events: Arc::new(sink),
+            guards: guards.transpose()?,
         })?;
         let synchronized = {
             let mut listeners = loaded.listeners();
@@ -148,6 +162,9 @@ impl Node {
             Arc::clone(&onchain) as crate::chain::Listener,
         ];
         let follower = chain.follow(synchronized, listeners, config.poll_interval);
+        if let Some(towers) = &towers {
+            towers.speak(seed.expose());
+        }
         let engine = Engine::start(
             EngineParts {
                 network,
@@ -161,6 +178,7 @@ impl Node {
                 fee_caps: config.fee_caps,
                 payments: Arc::clone(&payments),
                 sales: config.sales,
+                towers: towers.clone(),
             },
             inbox,
         )
@@ -179,6 +197,9 @@ impl Node {
         let (engine, running) = match served {
             Ok(started) => started,
             Err(error) => {
+                if let Some(towers) = towers {
+                    towers.stop().await;
+                }
                 follower.stop().await;
                 host.stop().await;
                 return Err(error);
@@ -192,6 +213,7 @@ impl Node {
             engine,
             events,
             payments,
+            towers,
             store,
             runtime: Handle::current(),
             follower: tokio::sync::Mutex::new(Some(follower)),
@@ -220,6 +242,9 @@ impl Node {
             return;
         };
         follower.stop().await;
+        if let Some(towers) = &self.towers {
+            towers.stop().await;
+        }
         self.host.stop().await;
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         for task in tasks {

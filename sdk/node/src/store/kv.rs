@@ -66,6 +66,16 @@ impl Store {
         })
     }
 
+    /// All secondary namespaces of a primary one that hold something.
+    #[cfg(feature = "tower")]
+    pub(crate) fn namespaces(&self, primary: &str) -> Result<Vec<String>, StoreError> {
+        let connection = self.connection()?;
+        let mut select = connection
+            .prepare_cached("SELECT DISTINCT secondary_ns FROM kv WHERE primary_ns = ?1")?;
+        let found = select.query_map(params![primary], |row| row.get(0))?;
+        Ok(found.collect::<Result<_, _>>()?)
+    }
+
     /// All keys of a namespace.
     pub(crate) fn keys(&self, primary: &str, secondary: &str) -> Result<Vec<String>, StoreError> {
         let connection = self.connection()?;

@@ -29,6 +29,7 @@ use crate::hosting::{ChannelState, ConnectError, Role, SlotPhase};
 use crate::keys::{Mnemonic, WalletKeys};
 use crate::node::{Node, NodeConfig, StartError};
 use crate::store::{Backing, StoreError};
+use crate::towers::TowerHealth;
 
 pub use error::{Action, WalletError};
 pub(crate) use handle::NodeHandle;
@@ -73,6 +74,7 @@ pub struct WalletBuilder {
     poll_interval: Duration,
     fee_caps: FeeCaps,
     backup: Option<BackupConfig>,
+    towers: Vec<LspUri>,
 }
 
 /// Where a wallet's or server's backup is, and how to begin.
@@ -104,6 +106,7 @@ impl WalletBuilder {
             poll_interval: POLL_INTERVAL,
             fee_caps: FeeCaps::default(),
             backup: None,
+            towers: Vec::new(),
         }
     }
 
@@ -151,6 +154,15 @@ impl WalletBuilder {
         self
     }
 
+    /// One more watchtower, which should be run by somebody else than the LSP. It has to admit
+    /// [`Wallet::tower_client_id`]. What is bought counts when one of all towers has acknowledged it;
+    /// payments wait for none.
+    #[must_use]
+    pub fn tower(mut self, tower: LspUri) -> WalletBuilder {
+        self.towers.push(tower);
+        self
+    }
+
     /// Puts the wallet together without starting it: nothing is opened and nothing runs yet.
     /// Deriving the keys takes some milliseconds of computing.
     ///
@@ -172,6 +184,7 @@ impl WalletBuilder {
             poll_interval: self.poll_interval,
             fee_caps: self.fee_caps,
             backup: self.backup,
+            towers: self.towers,
             node: NodeHandle::default(),
             connection: tokio::sync::Mutex::new(None),
         }))
@@ -195,6 +208,7 @@ pub struct Wallet {
     poll_interval: Duration,
     fee_caps: FeeCaps,
     backup: Option<BackupConfig>,
+    towers: Vec<LspUri>,
     node: NodeHandle,
     /// The task that stays connected to the LSP, while running. Held by whoever starts or stops.
     connection: tokio::sync::Mutex<Option<JoinHandle<()>>>,
@@ -233,6 +247,7 @@ impl Wallet {
             fee_caps: self.fee_caps,
             backing,
             sales: None,
+            towers: self.towers.iter().map(LspUri::tower).collect(),
         })
         .await?;
         self.node.set(Arc::clone(&node));
@@ -268,6 +283,26 @@ impl Wallet {
     /// This wallet's Lightning node id, hex.
     pub fn node_id(&self) -> String {
         self.node_id.clone()
+    }
+
+    /// Who this wallet is to a tower, hex: what the tower's operator has to admit. Each tower knows
+    /// it under another name, none of which says anything about [`node_id`](Self::node_id).
+    ///
+    /// # Errors
+    /// The seed's.
+    pub fn tower_client_id(&self, tower: &LspUri) -> Result<String, WalletError> {
+        let seed = self.keys.lightning_seed().map_err(StartError::from)?;
+        Ok(crate::towers::identity(seed.expose(), &tower.node_id).to_string())
+    }
+
+    /// How each tower is, in the order in which they were configured.
+    ///
+    /// # Errors
+    /// [`WalletError::Stopped`].
+    pub fn towers(&self) -> Result<Vec<TowerHealth>, WalletError> {
+        let node = self.node.get()?;
+        let towers = node.towers.as_ref();
+        Ok(towers.map_or_else(Vec::new, |towers| towers.health()))
     }
 
     /// Looks for new blocks now; returns the height when everything has reacted to them.

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use bitcoin::secp256k1::PublicKey;
 
+use crate::towers::TowerAddress;
+
 /// `node_id@host:port`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LspUri {
@@ -36,6 +38,13 @@ impl LspUri {
     /// Host and port.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    pub(crate) fn tower(&self) -> TowerAddress {
+        TowerAddress {
+            node_id: self.node_id,
+            address: self.address.clone(),
+        }
     }
 }
 

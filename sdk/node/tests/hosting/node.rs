@@ -103,6 +103,7 @@ impl Node {
             broadcaster: Arc::new(published.clone()),
             destination: Arc::new(Wallet),
             events: sink,
+            guards: None,
         })
         .unwrap();
         chain.catch_up(&loaded);

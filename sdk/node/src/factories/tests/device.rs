@@ -212,6 +212,7 @@ impl Rooms {
             broadcaster: Arc::new(Outside),
             destination: Arc::new(Outside),
             events: sink,
+            guards: None,
         });
         let loaded = loaded.unwrap();
         catch_up(net, &chain, &onchain, &loaded);
@@ -262,6 +263,7 @@ impl Rooms {
                 fee_caps: FeeCaps::default(),
                 payments: Arc::new(Payments::new(Arc::clone(&self.store))),
                 sales: None,
+                towers: None,
             },
             members: BTreeMap::new(),
             coordinators: BTreeMap::new(),
@@ -279,6 +281,7 @@ impl Rooms {
             exits,
             sales: Sales::default(),
             epochs: Epochs::default(),
+            guarding: Default::default(),
             damaged: BTreeMap::new(),
             tip: tip.height,
         };

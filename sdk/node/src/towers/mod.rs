@@ -1,0 +1,653 @@
+//! A wallet's towers: what they are to look after, what they have acknowledged, how they are.
+//!
+//! What always holds: what is to be looked after is on disk before anybody is asked to; an
+//! acknowledgement counts for exactly the content it names and is on disk before it is told; a tower
+//! that is away holds nobody up but whoever waits for it. Each tower is spoken to under an identity
+//! of its own, so that two of them cannot tell that they have the same client.
+
+pub(crate) mod link;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bitcoin::hashes::{Hash as _, HashEngine as _, Hmac, HmacEngine, sha256};
+use bitcoin::secp256k1::PublicKey;
+use serde::{Deserialize, Serialize};
+use superscalar_factory::codec::{Decode as _, Encode as _};
+use superscalar_factory::tower::{
+    Answer, Appointment, AppointmentKey, Ask, Digest, Report, Request,
+};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::store::{Store, StoreError};
+
+use link::{Heard, Link};
+
+/// Namespace of what is to be looked after.
+const WANTED: &str = "towers";
+/// Namespace of what was acknowledged, one below it for each tower.
+const KEPT: &str = "towers_kept";
+/// How often a tower is asked how it is.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// How long a tower may take to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait before a tower is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Where a tower is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TowerAddress {
+    pub(crate) node_id: PublicKey,
+    /// Host and port.
+    pub(crate) address: String,
+}
+
+impl std::fmt::Display for TowerAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}@{}", self.node_id, self.address)
+    }
+}
+
+/// Whether a tower can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TowerState {
+    /// It answers.
+    Connected,
+    /// It cannot be reached, or does not admit this wallet.
+    Away,
+    /// It answers, and refuses what it should look after.
+    Refusing,
+}
+
+/// How one tower is, as far as this wallet knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TowerHealth {
+    /// The tower, `node_id@host:port`.
+    pub uri: String,
+    /// Who this wallet is to it, hex: what its operator admits.
+    pub client_id: String,
+    /// Whether it can be reached.
+    pub state: TowerState,
+    /// The last block it had looked at when it last answered.
+    pub height: Option<u32>,
+    /// When it last answered, in seconds since 1970.
+    pub last_contact_secs: Option<u64>,
+    /// What it has acknowledged.
+    pub kept: u32,
+    /// What it has not acknowledged yet.
+    pub backlog: u32,
+    /// Coins it has to pay fees with, in satoshi.
+    pub coins_sat: Option<u64>,
+    /// What it last refused, and why.
+    pub refused: Option<String>,
+}
+
+/// The key of a wallet's identity towards one tower.
+fn identity_seed(lightning_seed: &[u8; 32], tower: &PublicKey) -> [u8; 32] {
+    let mut engine = HmacEngine::<sha256::Hash>::new(lightning_seed);
+    engine.input(b"superscalar/tower client");
+    engine.input(&tower.serialize());
+    Hmac::from_engine(engine).to_byte_array()
+}
+
+/// Who a wallet is to a tower.
+pub(crate) fn identity(lightning_seed: &[u8; 32], tower: &PublicKey) -> PublicKey {
+    crate::hosting::node_id(&identity_seed(lightning_seed, tower))
+}
+
+/// See the module's first lines.
+pub(crate) struct Towers {
+    store: Arc<Store>,
+    state: Mutex<State>,
+    /// Counts acknowledgements.
+    acknowledged: watch::Sender<u64>,
+    work: Notify,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct State {
+    wanted: BTreeMap<AppointmentKey, Wanted>,
+    /// In the order in which they were configured.
+    towers: Vec<Known>,
+}
+
+#[derive(Clone, Copy)]
+struct Wanted {
+    digest: Digest,
+    urgency: Urgency,
+}
+
+/// What somebody waits for goes first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Urgency {
+    Awaited,
+    Background,
+}
+
+impl Urgency {
+    fn of(appointment: &Appointment) -> Urgency {
+        match appointment {
+            Appointment::Path { .. } => Urgency::Awaited,
+            _ => Urgency::Background,
+        }
+    }
+}
+
+/// What is known of one tower.
+struct Known {
+    uri: TowerAddress,
+    client: PublicKey,
+    kept: HashMap<AppointmentKey, Digest>,
+    due: BTreeSet<(Urgency, AppointmentKey)>,
+    report: Option<Report>,
+    last_contact_secs: Option<u64>,
+    is_connected: bool,
+    refused: Option<String>,
+}
+
+impl Known {
+    fn namespace(&self) -> String {
+        self.uri.node_id.to_string()
+    }
+
+    fn sum(&self) -> Digest {
+        let mut sum = Digest::default();
+        self.kept.values().for_each(|digest| sum.toggle(*digest));
+        sum
+    }
+
+    fn settled(&mut self, key: AppointmentKey) {
+        for urgency in [Urgency::Awaited, Urgency::Background] {
+            self.due.remove(&(urgency, key));
+        }
+    }
+
+    /// Everything that differs from what it has acknowledged.
+    fn look_what_is_due(&mut self, wanted: &BTreeMap<AppointmentKey, Wanted>) {
+        let missing = wanted
+            .iter()
+            .filter(|(key, it)| self.kept.get(key) != Some(&it.digest));
+        let missing = missing.map(|(key, it)| (it.urgency, *key));
+        let stale = self.kept.keys().filter(|key| !wanted.contains_key(key));
+        let stale = stale.map(|key| (Urgency::Background, *key));
+        self.due = missing.chain(stale).collect();
+    }
+
+    fn health(&self, wanted: &BTreeMap<AppointmentKey, Wanted>) -> TowerHealth {
+        let is_missing =
+            |(key, it): &(&AppointmentKey, &Wanted)| self.kept.get(key) != Some(&it.digest);
+        let report = self.report.as_ref();
+        TowerHealth {
+            uri: self.uri.to_string(),
+            client_id: self.client.to_string(),
+            state: match (self.is_connected, &self.refused) {
+                (true, None) => TowerState::Connected,
+                (true, Some(_)) => TowerState::Refusing,
+                (false, _) => TowerState::Away,
+            },
+            height: report.map(|it| it.height),
+            last_contact_secs: self.last_contact_secs,
+            kept: self.kept.len() as u32,
+            backlog: wanted.iter().filter(is_missing).count() as u32,
+            coins_sat: report.map(|it| it.coins_sat),
+            refused: self.refused.clone(),
+        }
+    }
+}
+
+impl Towers {
+    /// Reads what is on disk; nobody is spoken to before [`speak`](Self::speak).
+    pub(crate) fn open(
+        store: Arc<Store>,
+        lightning_seed: &[u8; 32],
+        uris: &[TowerAddress],
+    ) -> Result<Arc<Towers>, StoreError> {
+        Ok(Arc::new(Towers {
+            state: Mutex::new(read(&store, lightning_seed, uris)?),
+            store,
+            acknowledged: watch::Sender::new(0),
+            work: Notify::new(),
+            tasks: Mutex::default(),
+        }))
+    }
+
+    /// Begins to speak to all of them. Must be called within a tokio runtime.
+    pub(crate) fn speak(self: &Arc<Self>, lightning_seed: &[u8; 32]) {
+        let state = lock(&self.state);
+        let uris = state.towers.iter().map(|tower| tower.uri.clone());
+        for (index, uri) in uris.enumerate() {
+            let only = uri.node_id;
+            let seed = identity_seed(lightning_seed, &only);
+            let (link, heard) = Link::new(&seed, Box::new(move |peer| *peer == only));
+            let conversation = Conversation {
+                towers: Arc::clone(self),
+                index,
+                uri,
+                link,
+                heard,
+                number: 0,
+            };
+            lock(&self.tasks).push(tokio::spawn(conversation.run()));
+        }
+    }
+
+    /// Ends all conversations.
+    pub(crate) async fn stop(&self) {
+        let tasks = std::mem::take(&mut *lock(&self.tasks));
+        for task in tasks {
+            task.abort();
+            // Ended by the abort, as it should be.
+            let _ = task.await;
+        }
+    }
+
+    /// Has this looked after, in place of what had the same key; nothing of it is on chain below
+    /// `from_height`. It is on disk when this returns.
+    pub(crate) fn keep(
+        &self,
+        from_height: u32,
+        appointment: &Appointment,
+    ) -> Result<(), StoreError> {
+        let (key, digest) = (appointment.key(), appointment.digest());
+        let mut state = lock(&self.state);
+        if state.wanted.get(&key).is_some_and(|it| it.digest == digest) {
+            return Ok(());
+        }
+        let mut value = from_height.to_bytes();
+        value.extend(appointment.to_bytes());
+        self.store
+            .set_value(WANTED, "", &hex::encode(key.0), &value)?;
+        let urgency = Urgency::of(appointment);
+        state.wanted.insert(key, Wanted { digest, urgency });
+        for tower in &mut state.towers {
+            match tower.kept.get(&key) == Some(&digest) {
+                true => tower.due.remove(&(urgency, key)),
+                false => tower.due.insert((urgency, key)),
+            };
+        }
+        drop(state);
+        self.work.notify_waiters();
+        Ok(())
+    }
+
+    /// Has this looked after no longer.
+    pub(crate) fn forget(&self, key: AppointmentKey) -> Result<(), StoreError> {
+        let mut state = lock(&self.state);
+        if !state.wanted.contains_key(&key) {
+            return Ok(());
+        }
+        self.store.remove_value(WANTED, "", &hex::encode(key.0))?;
+        state.wanted.remove(&key);
+        for tower in &mut state.towers {
+            tower.settled(key);
+            if tower.kept.contains_key(&key) {
+                tower.due.insert((Urgency::Background, key));
+            }
+        }
+        drop(state);
+        self.work.notify_waiters();
+        Ok(())
+    }
+
+    /// Whether a tower has acknowledged exactly this content.
+    pub(crate) fn is_kept(&self, key: AppointmentKey, digest: Digest) -> bool {
+        let state = lock(&self.state);
+        let mut towers = state.towers.iter();
+        towers.any(|tower| tower.kept.get(&key) == Some(&digest))
+    }
+
+    /// Changes with every acknowledgement.
+    pub(crate) fn acknowledged(&self) -> watch::Receiver<u64> {
+        self.acknowledged.subscribe()
+    }
+
+    /// How each of them is.
+    pub(crate) fn health(&self) -> Vec<TowerHealth> {
+        let state = lock(&self.state);
+        let health = state.towers.iter().map(|it| it.health(&state.wanted));
+        health.collect()
+    }
+
+    /// What to ask a tower for next.
+    fn next(&self, index: usize) -> Result<Option<(AppointmentKey, Ask)>, StoreError> {
+        loop {
+            let mut state = lock(&self.state);
+            let State { wanted, towers } = &mut *state;
+            let Some(tower) = towers.get_mut(index) else {
+                return Ok(None);
+            };
+            let Some((urgency, key)) = tower.due.first().copied() else {
+                return Ok(None);
+            };
+            if !wanted.contains_key(&key) {
+                return Ok(Some((key, Ask::Forget(key))));
+            }
+            let stored = self.store.value(WANTED, "", &hex::encode(key.0))?;
+            match stored.as_deref().and_then(wanted_of) {
+                Some((from_height, appointment)) => {
+                    let ask = Ask::Keep {
+                        from_height,
+                        appointment,
+                    };
+                    return Ok(Some((key, ask)));
+                }
+                None => {
+                    tracing::error!(key = hex::encode(key.0), "cannot be read for a tower");
+                    tower.due.remove(&(urgency, key));
+                }
+            }
+        }
+    }
+
+    /// Takes what a tower has acknowledged, or has forgotten.
+    fn took(
+        &self,
+        index: usize,
+        key: AppointmentKey,
+        digest: Option<Digest>,
+    ) -> Result<(), StoreError> {
+        let mut state = lock(&self.state);
+        let State { wanted, towers } = &mut *state;
+        let Some(tower) = towers.get_mut(index) else {
+            return Ok(());
+        };
+        let (name, row) = (tower.namespace(), hex::encode(key.0));
+        match digest {
+            Some(digest) => {
+                self.store.set_value(KEPT, &name, &row, &digest.0)?;
+                tower.kept.insert(key, digest);
+            }
+            None => {
+                self.store.remove_value(KEPT, &name, &row)?;
+                tower.kept.remove(&key);
+            }
+        }
+        let now = wanted.get(&key);
+        tower.settled(key);
+        match now {
+            // Replaced meanwhile.
+            Some(now) if digest != Some(now.digest) => {
+                tower.due.insert((now.urgency, key));
+            }
+            None if digest.is_some() => {
+                tower.due.insert((Urgency::Background, key));
+            }
+            _ => {}
+        }
+        drop(state);
+        self.acknowledged.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// What a tower says of itself. One that keeps something else than it has acknowledged is given
+    /// everything again.
+    fn reported(&self, index: usize, report: Report) -> Result<(), StoreError> {
+        let mut state = lock(&self.state);
+        let State { wanted, towers } = &mut *state;
+        let Some(tower) = towers.get_mut(index) else {
+            return Ok(());
+        };
+        tower.report = Some(report);
+        if report.sum == tower.sum() && report.kept as usize == tower.kept.len() {
+            return Ok(());
+        }
+        tracing::warn!(uri = %tower.uri, "the tower has lost something: it is given all again");
+        let name = tower.namespace();
+        self.store.transaction(|tx| {
+            tx.execute(
+                "DELETE FROM kv WHERE primary_ns = ?1 AND secondary_ns = ?2",
+                rusqlite::params![KEPT, name],
+            )?;
+            Ok::<_, StoreError>(())
+        })?;
+        tower.kept.clear();
+        tower.look_what_is_due(wanted);
+        Ok(())
+    }
+
+    fn known(&self, index: usize, change: impl FnOnce(&mut Known)) {
+        if let Some(tower) = lock(&self.state).towers.get_mut(index) {
+            change(tower);
+        }
+    }
+}
+
+/// Reads what is on disk.
+fn read(
+    store: &Store,
+    lightning_seed: &[u8; 32],
+    uris: &[TowerAddress],
+) -> Result<State, StoreError> {
+    let mut state = State::default();
+    for key in store.keys(WANTED, "")? {
+        let stored = store.value(WANTED, "", &key)?;
+        let Some((_, appointment)) = stored.as_deref().and_then(wanted_of) else {
+            tracing::error!(key, "cannot be read for the towers");
+            continue;
+        };
+        let wanted = Wanted {
+            digest: appointment.digest(),
+            urgency: Urgency::of(&appointment),
+        };
+        state.wanted.insert(appointment.key(), wanted);
+    }
+    for uri in uris {
+        let name = uri.node_id.to_string();
+        let mut kept = HashMap::new();
+        for key in store.keys(KEPT, &name)? {
+            let digest = store.value(KEPT, &name, &key)?;
+            let digest = digest.and_then(|it| it.try_into().ok()).map(Digest);
+            let bytes = hex::decode(&key).ok();
+            let key = bytes.and_then(|it| it.try_into().ok());
+            kept.extend(key.map(AppointmentKey).zip(digest));
+        }
+        let mut tower = Known {
+            uri: uri.clone(),
+            client: identity(lightning_seed, &uri.node_id),
+            kept,
+            due: BTreeSet::new(),
+            report: None,
+            last_contact_secs: None,
+            is_connected: false,
+            refused: None,
+        };
+        tower.look_what_is_due(&state.wanted);
+        state.towers.push(tower);
+    }
+    Ok(state)
+}
+
+/// What is stored of something to be looked after.
+fn wanted_of(bytes: &[u8]) -> Option<(u32, Appointment)> {
+    let (height, appointment) = bytes.split_first_chunk::<4>()?;
+    let appointment = Appointment::from_bytes(appointment, "appointment").ok()?;
+    Some((u32::from_be_bytes(*height), appointment))
+}
+
+/// One tower, spoken to.
+struct Conversation {
+    towers: Arc<Towers>,
+    index: usize,
+    uri: TowerAddress,
+    link: Arc<Link>,
+    heard: mpsc::UnboundedReceiver<(PublicKey, Heard)>,
+    number: u32,
+}
+
+/// Why a conversation was broken off; it begins anew.
+enum BrokenOff {
+    Unreachable,
+    Answer(String),
+    Store(StoreError),
+}
+
+impl From<StoreError> for BrokenOff {
+    fn from(error: StoreError) -> BrokenOff {
+        BrokenOff::Store(error)
+    }
+}
+
+impl Conversation {
+    async fn run(mut self) {
+        loop {
+            let why = match self.converse().await {
+                Ok(never) => match never {},
+                Err(why) => why,
+            };
+            self.towers.known(self.index, |it| it.is_connected = false);
+            self.link.disconnect(&self.uri.node_id);
+            match why {
+                BrokenOff::Unreachable => tracing::debug!(uri = %self.uri, "no tower there"),
+                BrokenOff::Answer(what) => {
+                    tracing::warn!(uri = %self.uri, what, "not what a tower says");
+                    self.towers.known(self.index, |it| it.refused = Some(what));
+                }
+                BrokenOff::Store(error) => tracing::warn!(%error, "what a tower said is not kept"),
+            }
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+    }
+
+    async fn converse(&mut self) -> Result<std::convert::Infallible, BrokenOff> {
+        let address = tokio::net::lookup_host(&self.uri.address).await;
+        let address = address.ok().and_then(|mut found| found.next());
+        let address = address.ok_or(BrokenOff::Unreachable)?;
+        if !self.link.connect(self.uri.node_id, address).await {
+            return Err(BrokenOff::Unreachable);
+        }
+        let towers = Arc::clone(&self.towers);
+        self.report().await?;
+        towers.known(self.index, |it| {
+            it.is_connected = true;
+            it.refused = None;
+        });
+        // What was refused now is not asked for again in this conversation.
+        let mut refused: HashMap<AppointmentKey, Option<Digest>> = HashMap::new();
+        loop {
+            let work = towers.work.notified();
+            let next = towers.next(self.index)?;
+            match next {
+                Some((key, ask)) => self.settle(key, ask, &mut refused).await?,
+                None => match tokio::time::timeout(REPORT_EVERY, work).await {
+                    Ok(()) => {}
+                    Err(_) => {
+                        self.report().await?;
+                        if !refused.is_empty() {
+                            // Perhaps there is room now.
+                            refused.clear();
+                            towers.known(self.index, |it| it.refused = None);
+                            let mut state = lock(&towers.state);
+                            let State { wanted, towers } = &mut *state;
+                            if let Some(tower) = towers.get_mut(self.index) {
+                                tower.look_what_is_due(wanted);
+                            }
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    async fn report(&mut self) -> Result<(), BrokenOff> {
+        match self.ask(Ask::Report).await? {
+            Answer::Report(report) => Ok(self.towers.reported(self.index, report)?),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn settle(
+        &mut self,
+        key: AppointmentKey,
+        ask: Ask,
+        refused: &mut HashMap<AppointmentKey, Option<Digest>>,
+    ) -> Result<(), BrokenOff> {
+        let digest = match &ask {
+            Ask::Keep { appointment, .. } => Some(appointment.digest()),
+            _ => None,
+        };
+        if refused.get(&key) == Some(&digest) {
+            self.towers.known(self.index, |it| it.settled(key));
+            return Ok(());
+        }
+        match self.ask(ask).await? {
+            Answer::Kept(kept) if Some(kept) == digest => {
+                self.towers.took(self.index, key, digest)?;
+            }
+            Answer::Forgotten if digest.is_none() => self.towers.took(self.index, key, None)?,
+            Answer::Refused { code, detail } => {
+                if digest.is_none() && !code.is_temporary() {
+                    // Nothing is there: as wished.
+                    return Ok(self.towers.took(self.index, key, None)?);
+                }
+                let said = format!("{code:?}: {detail}");
+                self.towers
+                    .known(self.index, |it| it.refused = Some(said.clone()));
+                tracing::warn!(uri = %self.uri, said, "a tower refuses");
+                match code.is_temporary() {
+                    true => tokio::time::sleep(RETRY_AFTER).await,
+                    false => {
+                        refused.insert(key, digest);
+                    }
+                }
+            }
+            other => return Err(unexpected(&other)),
+        }
+        Ok(())
+    }
+
+    /// One request and its answer.
+    async fn ask(&mut self, ask: Ask) -> Result<Answer, BrokenOff> {
+        self.number = self.number.wrapping_add(1);
+        let number = self.number;
+        let request = Request { number, ask };
+        if !self.link.send(self.uri.node_id, &request.write()) {
+            return Err(BrokenOff::Unreachable);
+        }
+        let answered = tokio::time::timeout(PATIENCE, self.hear(number)).await;
+        let answer = answered.map_err(|_| BrokenOff::Answer("no answer".to_owned()))??;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default().as_secs();
+        self.towers
+            .known(self.index, |it| it.last_contact_secs = Some(now));
+        Ok(answer)
+    }
+
+    async fn hear(&mut self, wanted: u32) -> Result<Answer, BrokenOff> {
+        loop {
+            let (_, heard) = self.heard.recv().await.ok_or(BrokenOff::Unreachable)?;
+            let Heard::Message(bytes, _place) = heard else {
+                // The end of an earlier connection is no end of this one.
+                if !self.link.is_connected(&self.uri.node_id) {
+                    return Err(BrokenOff::Unreachable);
+                }
+                continue;
+            };
+            let read = Answer::read(&bytes);
+            let (number, answer) = read.map_err(|error| BrokenOff::Answer(error.to_string()))?;
+            // An older one is of a request that was given up.
+            if number == wanted {
+                return Ok(answer);
+            }
+        }
+    }
+}
+
+fn unexpected(answer: &Answer) -> BrokenOff {
+    let what = match answer {
+        Answer::Kept(_) => "acknowledged something else",
+        Answer::Forgotten => "forgot something else",
+        Answer::Report(_) => "a report where none was asked for",
+        Answer::Refused { detail, .. } => detail,
+        _ => "an answer of a newer kind",
+    };
+    BrokenOff::Answer(what.to_owned())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
