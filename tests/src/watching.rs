@@ -8,7 +8,6 @@ impl TestNetwork {
     pub async fn watch_over(&mut self, member: usize, towers: &[&TowerProcess]) {
         self.members[member].towers = towers.iter().map(|tower| tower.uri()).collect();
         self.restart(member).await;
-        self.reconnected().await;
     }
 
     /// Waits until each tower has acknowledged everything a member wants looked after.

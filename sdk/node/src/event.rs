@@ -112,6 +112,14 @@ pub enum Event {
         /// What it cost in millisatoshi.
         price_msat: u64,
     },
+    /// Neither this wallet nor a tower has looked at the chain in time to be sure of answering what
+    /// somebody may have opened: half a step of its factories. Keep it running, or add a tower.
+    Unattended {
+        /// The last block that was looked at in time.
+        from_height: u32,
+        /// How many came before the next look.
+        blocks: u32,
+    },
     /// LSP: a signed sale is not delivered, because somebody has begun to open the factory.
     InboundWithheld {
         /// The factory.

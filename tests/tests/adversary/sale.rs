@@ -40,6 +40,7 @@ impl Sold {
         let mut network = TestNetwork::start_on(chain, 2).await;
         if let Some(tower) = &tower {
             network.watch_over(0, &[tower]).await;
+            network.wallet(0).factories().join(500_000).await.unwrap();
         }
         let request = BuildRequest {
             stock_sat: STOCK_SAT,
@@ -140,7 +141,7 @@ impl Sold {
         panic!("the neighbour's exit brings no leaf");
     }
 
-    fn tx(&self, txid: Txid) -> Transaction {
+    pub(crate) fn tx(&self, txid: Txid) -> Transaction {
         self.network.chain.raw_tx(txid).unwrap().unwrap()
     }
 

@@ -54,6 +54,8 @@ pub(crate) struct EngineParts {
     pub(crate) sales: Option<SalePolicy>,
     /// Who looks after a member's factories beside itself; `None` where nobody does.
     pub(crate) towers: Option<Arc<Towers>>,
+    /// The last block this node had looked at before it was started.
+    pub(crate) looked: u32,
 }
 
 /// What the application asks for.
@@ -213,6 +215,7 @@ impl Engine {
         let tip = *tips.borrow();
         let exits = Exits::load(&parts.store)?;
         let epochs = Epochs::load(&parts.store)?;
+        let guarding = Guarding::since(parts.looked);
         let mut engine = Engine {
             parts,
             members: BTreeMap::new(),
@@ -231,7 +234,7 @@ impl Engine {
             exits,
             sales: Sales::default(),
             epochs,
-            guarding: Guarding::default(),
+            guarding,
             damaged: BTreeMap::new(),
             tip: tip.height,
         };

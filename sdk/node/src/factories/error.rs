@@ -106,6 +106,9 @@ pub enum EngineError {
         /// The factory.
         factory: String,
     },
+    /// No watchtower can take what would be bought, and it would not count before one has.
+    #[error("none of the towers can take what would be bought")]
+    NoTower,
     /// A channel is not bought as things stand.
     #[error(transparent)]
     Buy(#[from] superscalar_factory::sale::BuyError),

@@ -4,11 +4,11 @@
 //! role waits for is told to it when a tower has acknowledged exactly that, and a wallet without
 //! towers waits for nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::{FeeRate, OutPoint};
 use superscalar_factory::effect::ChannelRef;
-use superscalar_factory::exit::{self, Goal, OnChain, Progress, SignedPath};
+use superscalar_factory::exit::{self, ChannelStatus, Goal, OnChain, Progress, SignedPath};
 use superscalar_factory::journal::Guard;
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::Attempt;
@@ -19,6 +19,8 @@ use super::bridge;
 use super::engine::Engine;
 use super::error::EngineError;
 use super::exits::BURIED_BLOCKS;
+use crate::event::Event;
+use crate::store::StoreError;
 
 /// What stock of older epochs is claimed at: 2, 20 and 200 sat/vB.
 const CLAIM_FEERATES: [FeeRate; 3] = [
@@ -26,6 +28,10 @@ const CLAIM_FEERATES: [FeeRate; 3] = [
     FeeRate::from_sat_per_kwu(5_000),
     FeeRate::from_sat_per_kwu(50_000),
 ];
+
+/// After so many blocks nothing can be claimed from a channel that was closed: the longest delay
+/// LDK takes.
+const SETTLED_BLOCKS: u32 = 2_016;
 
 /// What of a role an appointment is a function of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,9 +64,36 @@ struct Given {
     told: bool,
 }
 
-/// What was given to the towers since the start.
+/// What was given to the towers since the start, and who has looked.
 #[derive(Debug, Default)]
-pub(super) struct Guarding(BTreeMap<Attempt, Given>);
+pub(super) struct Guarding {
+    given: BTreeMap<Attempt, Given>,
+    /// The last block this wallet has looked at.
+    looked: u32,
+    /// Blocks it has not looked at in time, where it is not known yet whether a tower has.
+    gap: Option<(u32, u32)>,
+}
+
+impl Guarding {
+    /// Of a wallet that had looked until this block when it was stopped.
+    pub(super) fn since(looked: u32) -> Guarding {
+        Guarding {
+            looked,
+            ..Guarding::default()
+        }
+    }
+}
+
+/// What a tower is still needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// The path: something may have to be published.
+    Path,
+    /// The channels, which are on chain.
+    Channels,
+    /// Nothing: the channels can never be on chain.
+    Nothing,
+}
 
 impl Engine {
     /// Who has to have acknowledged a sale before it counts.
@@ -91,7 +124,7 @@ impl Engine {
             return Ok(());
         };
         let stand = Stand::of(role);
-        let given = self.guarding.0.get(&attempt);
+        let given = self.guarding.given.get(&attempt);
         if given.is_some_and(|given| given.stand == stand) {
             return Ok(());
         }
@@ -99,7 +132,7 @@ impl Engine {
             return Ok(());
         };
         let path = path.map_err(|error| EngineError::Exit(error.to_string()))?;
-        if self.nothing_left(&path) {
+        if self.left(&path) != Left::Path {
             return Ok(());
         }
         let appointment = Appointment::Path {
@@ -113,7 +146,7 @@ impl Engine {
             digest: appointment.digest(),
             told: false,
         };
-        self.guarding.0.insert(attempt, given);
+        self.guarding.given.insert(attempt, given);
         Ok(())
     }
 
@@ -143,7 +176,7 @@ impl Engine {
             let role = self.members.get(&attempt);
             return role.is_some_and(Member::awaits_tower);
         };
-        let given = self.guarding.0.get(&attempt);
+        let given = self.guarding.given.get(&attempt);
         given.is_some_and(|given| !given.told && towers.is_kept(given.key, given.digest))
     }
 
@@ -159,8 +192,17 @@ impl Engine {
             self.member(attempt, |_| member::Input::BoughtGuarded(bought));
         }
         self.member(attempt, |_| member::Input::MovedGuarded { version });
-        if let Some(given) = self.guarding.0.get_mut(&attempt) {
+        if let Some(given) = self.guarding.given.get_mut(&attempt) {
             given.told = true;
+        }
+    }
+
+    /// Nothing is bought while no tower could take it: until one has, payments that the LSP puts
+    /// into the new channel would fail.
+    pub(super) fn check_towers(&self) -> Result<(), EngineError> {
+        match &self.parts.towers {
+            Some(towers) if !towers.have_room() => Err(EngineError::NoTower),
+            _ => Ok(()),
         }
     }
 
@@ -169,37 +211,96 @@ impl Engine {
         let Some(towers) = &self.parts.towers else {
             return;
         };
-        for (attempt, given) in &self.guarding.0 {
-            let path = self.signed_path(&bridge::name(attempt));
-            if path.is_ok_and(|path| self.nothing_left(&path))
+        let mut over = BTreeSet::new();
+        for (attempt, given) in &self.guarding.given {
+            let Ok(path) = self.signed_path(&bridge::name(attempt)) else {
+                continue;
+            };
+            let left = self.left(&path);
+            if left != Left::Path
                 && let Err(error) = towers.forget(given.key)
             {
                 tracing::warn!(%error, "a tower looks after what is over");
             }
+            if left == Left::Nothing {
+                over.extend(path.watched());
+            }
+        }
+        let watcher = self.parts.chain.watcher();
+        for channel in towers.channels() {
+            let spend = watcher.spend(&channel);
+            let deep = spend.map(|it| it.confirmation.height + SETTLED_BLOCKS);
+            let settled = over.contains(&channel) || deep.is_some_and(|it| self.tip >= it);
+            if settled && let Err(error) = towers.forget_channel(&channel) {
+                tracing::warn!(%error, "a tower looks after a channel that is over");
+            }
         }
     }
 
-    /// Whether nothing of a path can have to be published any more.
-    fn nothing_left(&self, path: &SignedPath) -> bool {
+    /// What of a path can have to be published or claimed any more.
+    fn left(&self, path: &SignedPath) -> Left {
         if self.parts.chain.watcher().spend(&path.funding()).is_none() {
-            return false;
+            return Left::Path;
         }
         let facts = self.confirmed_spends(path.funding(), path.watched());
         let Ok(planned) = exit::plan(path, Goal::Defend, &facts) else {
-            return false;
+            return Left::Path;
         };
         let buried = |height: u32| facts.tip >= height + BURIED_BLOCKS;
-        let ended = match planned.status.progress {
-            Progress::LeafConfirmed { height, .. }
-            | Progress::PaidOut { height, .. }
-            | Progress::Superseded { height, .. } => buried(height),
+        let is_settled = |channel: &ChannelStatus| match channel.on_chain {
+            OnChain::Confirmed { height } | OnChain::Lost { height, .. } => buried(height),
             _ => false,
         };
-        let mut channels = planned.status.channels.iter();
-        ended
-            && channels.all(|channel| match channel.on_chain {
-                OnChain::Confirmed { height } | OnChain::Lost { height, .. } => buried(height),
-                _ => false,
-            })
+        match planned.status.progress {
+            Progress::PaidOut { height, .. } | Progress::Superseded { height, .. }
+                if buried(height) =>
+            {
+                Left::Nothing
+            }
+            Progress::LeafConfirmed { height, .. }
+                if buried(height) && planned.status.channels.iter().all(is_settled) =>
+            {
+                Left::Channels
+            }
+            _ => Left::Path,
+        }
+    }
+
+    /// With every block: whether somebody has looked often enough at what may be opened. A tower
+    /// that is there now is taken to have looked; one that cannot be reached until the next block
+    /// is not.
+    pub(super) fn judge_attention(&mut self) -> Result<(), StoreError> {
+        let before = std::mem::replace(&mut self.guarding.looked, self.tip);
+        // Where nothing was bought and every epoch is the first, nothing can be missed.
+        let is_at_stake = |stand: Stand| stand.version > 0 || stand.sold > 0;
+        let mut roles: Vec<&Member> = self.members.values().collect();
+        roles.retain(|role| role.is_active() && is_at_stake(Stand::of(role)));
+        let steps = roles
+            .into_iter()
+            .filter_map(|role| Some(role.tree()?.header.timing.step));
+        let Some(step) = steps.min() else {
+            return Ok(());
+        };
+        let may_be_missed = u32::from(step) / 2;
+        let missed = self.tip.saturating_sub(before);
+        let gap = std::mem::take(&mut self.guarding.gap);
+        let towers = self.parts.towers.as_ref();
+        let seen = towers.and_then(|towers| towers.seen_height());
+        if let Some((from_height, blocks)) = gap
+            && seen.is_none_or(|seen| seen < from_height + blocks - may_be_missed.min(blocks))
+        {
+            let event = Event::Unattended {
+                from_height,
+                blocks,
+            };
+            self.parts.events.append(&event)?;
+        }
+        if missed > may_be_missed {
+            self.guarding.gap = Some((before, missed));
+            if towers.is_none() {
+                return self.judge_attention();
+            }
+        }
+        Ok(())
     }
 }

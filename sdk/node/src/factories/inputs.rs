@@ -222,6 +222,9 @@ impl Engine {
         self.reclaim().await;
         self.close_what_is_over().await;
         self.release_towers();
+        if let Err(error) = self.judge_attention() {
+            tracing::warn!(%error, "a warning is not written");
+        }
         self.settle().await;
     }
 

@@ -113,6 +113,7 @@ impl Engine {
             funding_key: self.parts.host.funding_pubkey(&bridge::channel_id(&id)),
             guard: self.guard(),
         };
+        self.check_towers()?;
         self.look_whether_opened(attempt).await;
         let role = self.members.get_mut(&attempt).ok_or(EngineError::Stopped)?;
         let effects = role.ask(ask)?;
@@ -137,6 +138,7 @@ impl Engine {
                 spendable_msat,
             });
         }
+        self.check_towers()?;
         self.look_whether_opened(attempt).await;
         let randomness = self.parts.host.random_bytes();
         let role = self.members.get_mut(&attempt).ok_or(EngineError::Stopped)?;

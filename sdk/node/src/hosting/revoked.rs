@@ -125,12 +125,12 @@ impl Revocable {
 
 /// Claims of the peer's own output; `None` where it has none that is worth one.
 fn claims(commitment: &CommitmentTransaction, to: &ScriptBuf) -> Option<(u64, Vec<Transaction>)> {
-    let index = commitment.revokeable_output_index()?;
     let trusted = commitment.trust();
+    let index = trusted.revokeable_output_index()?;
     let value = trusted.built_transaction().transaction.output[index].value;
     let each = FEERATES_SAT_PER_KWU.iter().filter_map(|feerate| {
         let feerate = u64::from(*feerate);
-        let tx = commitment.build_to_local_justice_tx(feerate, to.clone());
+        let tx = trusted.build_to_local_justice_tx(feerate, to.clone());
         tx.ok().filter(is_worth_it)
     });
     let claims: Vec<Transaction> = each.collect();

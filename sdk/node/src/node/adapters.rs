@@ -127,7 +127,8 @@ impl Guards for TowerGuards {
     ) -> Result<(), lightning::io::Error> {
         let appointment = Appointment::Revoked { channel, claim };
         let kept = self.towers.keep(from_height, &appointment);
-        kept.map_err(|error| lightning::io::Error::other(error.to_string()))
+        let kind = lightning::io::ErrorKind::Other;
+        kept.map_err(|error| lightning::io::Error::new(kind, error.to_string()))
     }
 }
 

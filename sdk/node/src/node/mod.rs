@@ -113,6 +113,7 @@ impl Node {
             &best,
             FALLBACK_FEERATE,
         )?;
+        let looked = chain.watcher().tip()?.height;
         let onchain = Arc::new(OnchainWallet::open(
             Arc::clone(&store),
             Arc::clone(&keys),
@@ -179,6 +180,7 @@ impl Node {
                 payments: Arc::clone(&payments),
                 sales: config.sales,
                 towers: towers.clone(),
+                looked,
             },
             inbox,
         )

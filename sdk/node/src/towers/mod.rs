@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bitcoin::OutPoint;
 use bitcoin::hashes::{Hash as _, HashEngine as _, Hmac, HmacEngine, sha256};
 use bitcoin::secp256k1::PublicKey;
 use serde::{Deserialize, Serialize};
@@ -120,6 +121,22 @@ struct State {
 struct Wanted {
     digest: Digest,
     urgency: Urgency,
+    /// Of a revoked commitment.
+    channel: Option<OutPoint>,
+}
+
+impl Wanted {
+    fn of(appointment: &Appointment) -> Wanted {
+        let (urgency, channel) = match appointment {
+            Appointment::Revoked { channel, .. } => (Urgency::Background, Some(*channel)),
+            _ => (Urgency::Awaited, None),
+        };
+        Wanted {
+            digest: appointment.digest(),
+            urgency,
+            channel,
+        }
+    }
 }
 
 /// What somebody waits for goes first.
@@ -127,15 +144,6 @@ struct Wanted {
 enum Urgency {
     Awaited,
     Background,
-}
-
-impl Urgency {
-    fn of(appointment: &Appointment) -> Urgency {
-        match appointment {
-            Appointment::Path { .. } => Urgency::Awaited,
-            _ => Urgency::Background,
-        }
-    }
 }
 
 /// What is known of one tower.
@@ -262,8 +270,9 @@ impl Towers {
         value.extend(appointment.to_bytes());
         self.store
             .set_value(WANTED, "", &hex::encode(key.0), &value)?;
-        let urgency = Urgency::of(appointment);
-        state.wanted.insert(key, Wanted { digest, urgency });
+        let wanted = Wanted::of(appointment);
+        let urgency = wanted.urgency;
+        state.wanted.insert(key, wanted);
         for tower in &mut state.towers {
             match tower.kept.get(&key) == Some(&digest) {
                 true => tower.due.remove(&(urgency, key)),
@@ -292,6 +301,41 @@ impl Towers {
         drop(state);
         self.work.notify_waiters();
         Ok(())
+    }
+
+    /// Has nothing of a channel looked after any more.
+    pub(crate) fn forget_channel(&self, channel: &OutPoint) -> Result<(), StoreError> {
+        let of_channel = |it: &Wanted| it.channel == Some(*channel);
+        let state = lock(&self.state);
+        let wanted = state.wanted.iter().filter(|(_, it)| of_channel(it));
+        let keys: Vec<AppointmentKey> = wanted.map(|(key, _)| *key).collect();
+        drop(state);
+        keys.into_iter().try_for_each(|key| self.forget(key))
+    }
+
+    /// Channels of which revoked commitments are looked after.
+    pub(crate) fn channels(&self) -> BTreeSet<OutPoint> {
+        let state = lock(&self.state);
+        state.wanted.values().filter_map(|it| it.channel).collect()
+    }
+
+    /// Whether one of them is there and would take more.
+    pub(crate) fn have_room(&self) -> bool {
+        let state = lock(&self.state);
+        let mut towers = state.towers.iter();
+        towers.any(|tower| {
+            let report = tower.report.filter(|report| report.kept < report.quota);
+            tower.is_connected && tower.refused.is_none() && report.is_some()
+        })
+    }
+
+    /// The highest block that one which is there has looked at.
+    pub(crate) fn seen_height(&self) -> Option<u32> {
+        let state = lock(&self.state);
+        let connected = state.towers.iter().filter(|tower| tower.is_connected);
+        connected
+            .filter_map(|tower| Some(tower.report?.height))
+            .max()
     }
 
     /// Whether a tower has acknowledged exactly this content.
@@ -430,11 +474,9 @@ fn read(
             tracing::error!(key, "cannot be read for the towers");
             continue;
         };
-        let wanted = Wanted {
-            digest: appointment.digest(),
-            urgency: Urgency::of(&appointment),
-        };
-        state.wanted.insert(appointment.key(), wanted);
+        state
+            .wanted
+            .insert(appointment.key(), Wanted::of(&appointment));
     }
     for uri in uris {
         let name = uri.node_id.to_string();

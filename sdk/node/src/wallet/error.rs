@@ -162,6 +162,7 @@ impl WalletError {
                 EngineError::Chain(error) => chain_code(error),
                 EngineError::NotConnected { .. } => "not_connected",
                 EngineError::NothingToBuy { .. } => "nothing_to_buy",
+                EngineError::NoTower => "no_tower",
                 EngineError::NotSold {
                     reason: NoSaleReason::TooMany,
                     ..
@@ -356,6 +357,7 @@ impl WalletError {
                     | "channels_at_rest"
                     | "epoch_under_way"
                     | "not_connected"
+                    | "no_tower"
                     | "no_answer"
                     | "asked_again"
                     | "sale_pending"
@@ -403,7 +405,7 @@ impl WalletError {
             | "no_channel"
             | "unknown_factory" => Action::CorrectInput,
             "not_enough_members" | "peer_unreachable" | "payment_failed" | "fees_too_high"
-            | "not_connected" | "no_answer" | "asked_again" | "sale_pending"
+            | "not_connected" | "no_tower" | "no_answer" | "asked_again" | "sale_pending"
             | "epoch_under_way" | "channels_at_rest" | "too_many_quotes" | "factory_not_active"
             | "jit_failed" => Action::Wait,
             _ => Action::Report,

@@ -415,7 +415,7 @@ impl Factories {
     /// [`FactoryInfo::seats`] says how much there is. A price above `max_price_msat` is refused.
     ///
     /// # Errors
-    /// `not_connected`, `nothing_to_buy`, `not_sold` with the reason and what could be sold,
+    /// `not_connected`, `no_tower`, `nothing_to_buy`, `not_sold` with the reason and what could be sold,
     /// `quote_refused` for a price above the limit, `no_answer`, and why nothing can be bought as
     /// things stand.
     pub async fn quote_inbound(

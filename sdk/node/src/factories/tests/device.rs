@@ -264,6 +264,7 @@ impl Rooms {
                 payments: Arc::new(Payments::new(Arc::clone(&self.store))),
                 sales: None,
                 towers: None,
+                looked: tip.height,
             },
             members: BTreeMap::new(),
             coordinators: BTreeMap::new(),
