@@ -588,8 +588,7 @@ impl Member {
             directory,
             poll_interval,
         );
-        let towers = self.towers.iter().cloned();
-        let builder = towers.fold(builder, WalletBuilder::tower);
+        let builder = (self.towers.iter().cloned()).fold(builder, WalletBuilder::tower);
         match &self.remote {
             Some(remote) => builder.backup(remote.store(), begin),
             None => builder,

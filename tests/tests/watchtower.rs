@@ -2,7 +2,7 @@
 //! one of them, payments wait for none.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use superscalar_sdk::{BuildRequest, Event, LspUri, TowerState};
+use superscalar_sdk::{BuildRequest, Event, LspUri, TowerState, package};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::processes::TowerProcess;
 use superscalar_tests::regtest::RegtestNode;
@@ -214,17 +214,74 @@ async fn a_tower_that_lost_its_disk_is_given_everything_again() {
     let (network, factory) = factory(chain, &[&tower]).await;
     buy(&network, &factory).await;
     is_paid(&network).await;
-    network.settle().await;
     network.guarded(0).await;
     let before = tower.status().unwrap().appointments;
     // The path, and a revoked commitment at least.
     assert!(before > 1, "{before}");
     tower.stop().unwrap();
     tower.restart_without_disk().unwrap();
-    tokio::task::block_in_place(|| {
-        tower.until("everything to be there again", |status| {
-            status.appointments == before
-        });
-    });
+    network
+        .wait("everything to be there again", async || {
+            let health = &network.wallet(0).towers().unwrap()[0];
+            let status = tokio::task::block_in_place(|| tower.status());
+            let kept = status.map_or(0, |status| status.appointments);
+            kept >= before && (kept, 0) == (health.kept, health.backlog)
+        })
+        .await;
     network.stop().await;
+}
+
+/// Nobody else is there: each kickoff is followed by the newest state in the first block that may
+/// hold it, and what nobody has opened stays closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tower_answers_every_kickoff_while_everybody_sleeps() {
+    superscalar_tests::log_to_stderr();
+    let chain = RegtestNode::new().unwrap();
+    let tower = TowerProcess::start(&chain, "").unwrap();
+    let mut network = TestNetwork::start_on(chain, 2).await;
+    network.watch_over(0, &[&tower]).await;
+    let factories = network.wallet(0).factories();
+    factories.join(500_000).await.unwrap();
+    let request = BuildRequest {
+        shape: Some(vec![2, 1]),
+        ..regtest_factory(2)
+    };
+    network.build(request).await;
+    network.guarded(0).await;
+    let sealed = network.wallet(0).exit().export_package("secret").await;
+    let package = package::open(&sealed.unwrap(), "secret").unwrap();
+    let path = &package.paths()[0].path;
+    for member in &network.members {
+        member.wallet.stop().await;
+    }
+    network.lose_lsp().await;
+    let chain = &network.chain;
+    let block = || {
+        chain.mine(1).unwrap();
+        tokio::task::block_in_place(|| tower.follow(chain));
+    };
+    assert_eq!(path.nodes().len(), 2);
+    for node in path.nodes() {
+        // Until somebody opens it, it is left alone.
+        for _ in 0..10 {
+            block();
+        }
+        let opening = node.kickoff.input[0].previous_output;
+        assert_eq!(chain.spender_of(opening).unwrap(), None);
+        assert_eq!(tower.status().unwrap().published, Vec::<String>::new());
+        chain.submit(&node.kickoff).unwrap();
+        block();
+        let opened = chain.confirmed_at(node.kickoff.compute_txid()).unwrap();
+        let (_, newest) = node.newest();
+        let state = newest.state.compute_txid();
+        let delay_blocks = newest.state.input[0].sequence.0;
+        assert!(delay_blocks > 1, "or there would be no race");
+        for _ in 0..delay_blocks {
+            assert_eq!(chain.confirmed_at(state).unwrap(), None);
+            block();
+        }
+        let answered = chain.confirmed_at(state).unwrap();
+        assert_eq!(answered, opened.map(|height| height + delay_blocks));
+    }
+    assert_eq!(tower.status().unwrap().opened, 1);
 }

@@ -197,7 +197,7 @@ async fn a_towers_coins_pay_what_dear_blocks_ask_for() {
     sold.network.wallet(0).stop().await;
     let mut tower = sold.tower.take().unwrap();
     tower.kill();
-    sold.until_the_leaf_is_there(We::Sleep).await;
+    let leaf_at = sold.until_the_leaf_is_there(We::Sleep).await;
     let chain = &sold.network.chain;
     let dear = FeeRate::from_sat_per_vb(30).unwrap();
     chain.congest(dear).unwrap();
@@ -233,7 +233,12 @@ async fn a_towers_coins_pay_what_dear_blocks_ask_for() {
         "{paid_sat} {asked_sat}"
     );
     let left_sat = COIN_SAT + ANCHOR_SAT - fees[1];
-    sold.tower()
-        .until("the change", |status| status.coins_sat == left_sat);
-    all_comes_home(sold).await;
+    tokio::task::block_in_place(|| {
+        sold.tower()
+            .until("the change", |status| status.coins_sat == left_sat);
+    });
+    for _ in 0..STOCK_CSV_BLOCKS {
+        sold.block(We::Sleep).await;
+    }
+    assert!(taken(&sold) < leaf_at + STOCK_CSV_BLOCKS);
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bitcoin::{FeeRate, OutPoint};
+use bitcoin::FeeRate;
 use superscalar_factory::effect::ChannelRef;
 use superscalar_factory::exit::{self, ChannelStatus, Goal, OnChain, Progress, SignedPath};
 use superscalar_factory::journal::Guard;
@@ -139,7 +139,7 @@ impl Engine {
             stale: self.stale_claims(role),
             path: Box::new(path),
         };
-        towers.keep(self.opened_from(appointment.trigger()), &appointment)?;
+        towers.keep(self.tip, &appointment)?;
         let given = Given {
             stand,
             key: appointment.key(),
@@ -161,12 +161,6 @@ impl Engine {
         claims
             .filter_map(|sweep| Claim::of_stale(sweep, &CLAIM_FEERATES))
             .collect()
-    }
-
-    /// From which height on anything below `funding` can be on chain.
-    fn opened_from(&self, funding: OutPoint) -> u32 {
-        let spend = self.parts.chain.watcher().spend(&funding);
-        spend.map_or(self.tip, |spend| spend.confirmation.height)
     }
 
     /// Whether a tower keeps what the role stands at, and the role does not know it.

@@ -128,7 +128,11 @@ impl Node {
         let seed = keys.lightning_seed()?;
         let towers = match config.towers.as_slice() {
             [] => None,
-            some => Some(Towers::open(Arc::clone(&store), seed.expose(), some)?),
+            some => {
+                let watcher = Arc::clone(chain.watcher());
+                let store = Arc::clone(&store);
+                Some(Towers::open(store, watcher, seed.expose(), some)?)
+            }
         };
         let guards = towers.as_ref().map(|towers| {
             let towers = Arc::clone(towers);

@@ -65,8 +65,8 @@ pub(super) struct Book {
     store: Arc<Store>,
     entries: BTreeMap<Place, Entry>,
     tallies: HashMap<PublicKey, Tally>,
-    /// How many entries look at each outpoint.
-    watched: HashMap<OutPoint, u32>,
+    /// How many entries of which clients look at each outpoint.
+    watched: HashMap<OutPoint, HashMap<PublicKey, u32>>,
 }
 
 impl Book {
@@ -142,6 +142,12 @@ impl Book {
         self.watched.contains_key(outpoint)
     }
 
+    /// Whether this client does: what others said about it is not believed.
+    pub(super) fn is_watched_by(&self, client: &PublicKey, outpoint: &OutPoint) -> bool {
+        let watching = self.watched.get(outpoint);
+        watching.is_some_and(|clients| clients.contains_key(client))
+    }
+
     /// Reads one of them.
     pub(super) fn read(&self, place: &Place) -> Result<Option<Appointment>, StoreError> {
         let (client, key) = names(place);
@@ -189,7 +195,8 @@ impl Book {
         tally.bytes += entry.bytes;
         tally.sum.toggle(entry.digest);
         for outpoint in &entry.watched {
-            *self.watched.entry(*outpoint).or_default() += 1;
+            let clients = self.watched.entry(*outpoint).or_default();
+            *clients.entry(place.client).or_default() += 1;
         }
         self.entries.insert(place, entry);
     }
@@ -207,11 +214,17 @@ impl Book {
             }
         }
         for outpoint in &entry.watched {
-            if let Some(count) = self.watched.get_mut(outpoint) {
+            let Some(clients) = self.watched.get_mut(outpoint) else {
+                continue;
+            };
+            if let Some(count) = clients.get_mut(&place.client) {
                 *count -= 1;
                 if *count == 0 {
-                    self.watched.remove(outpoint);
+                    clients.remove(&place.client);
                 }
+            }
+            if clients.is_empty() {
+                self.watched.remove(outpoint);
             }
         }
         entry.watched

@@ -9,5 +9,6 @@ mod book;
 mod service;
 #[cfg(test)]
 mod tests;
+mod watchman;
 
 pub use service::{Clients, Tower, TowerBuilder, TowerError, TowerLimits, TowerStatus};

@@ -21,10 +21,11 @@ use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 
 use super::book::Book;
-use super::service::Watchman;
+use super::watchman::Watchman;
 use super::{Clients, TowerLimits};
 use crate::chain::{
-    Accepted, BroadcastError, Chain, ChainError, ChainSource, MempoolEntry, SourceFuture,
+    Accepted, BroadcastError, Chain, ChainError, ChainSource, ChainWatcher, MempoolEntry,
+    SourceFuture,
 };
 use crate::keys::{Mnemonic, WalletKeys, WordCount};
 use crate::onchain::OnchainWallet;
@@ -333,7 +334,7 @@ async fn what_exceeds_a_quota_is_refused_and_drops_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_many_requests_and_too_old_heights_are_refused() {
     let limits = TowerLimits {
-        requests_per_minute: 3,
+        requests_per_minute: 4,
         rescan_blocks: 10,
         ..TowerLimits::default()
     };
@@ -343,9 +344,9 @@ async fn too_many_requests_and_too_old_heights_are_refused() {
         from_height,
         appointment: revoked(1),
     };
-    assert_eq!(code(&client.ask(keep(TIP - 11)).await), RefusalCode::TooOld);
+    assert_eq!(code(&client.ask(keep(TIP - 10)).await), RefusalCode::TooOld);
     // These blocks would be looked through, and nobody has them: nothing is acknowledged.
-    let unavailable = code(&client.ask(keep(TIP - 10)).await);
+    let unavailable = code(&client.ask(keep(TIP - 9)).await);
     assert_eq!(unavailable, RefusalCode::Unavailable);
     assert!(unavailable.is_temporary());
     assert_eq!(client.report().await.kept, 0);
@@ -399,7 +400,9 @@ async fn nobody_gets_a_word_in_who_is_not_listed() {
 }
 
 fn started(store: Arc<Store>, seed: &[u8; 32], addresses: &[TowerAddress]) -> Arc<Towers> {
-    let towers = Towers::open(store, seed, addresses).unwrap();
+    let start = BlockLocator::new(BlockHash::from_byte_array([9; 32]), TIP);
+    let watcher = ChainWatcher::open(Arc::clone(&store), &start).unwrap();
+    let towers = Towers::open(store, Arc::new(watcher), seed, addresses).unwrap();
     towers.speak(seed);
     towers
 }

@@ -5,37 +5,31 @@
 //! that is away holds nobody up but whoever waits for it. Each tower is spoken to under an identity
 //! of its own, so that two of them cannot tell that they have the same client.
 
+mod conversation;
 pub(crate) mod link;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitcoin::OutPoint;
 use bitcoin::hashes::{Hash as _, HashEngine as _, Hmac, HmacEngine, sha256};
 use bitcoin::secp256k1::PublicKey;
 use serde::{Deserialize, Serialize};
 use superscalar_factory::codec::{Decode as _, Encode as _};
-use superscalar_factory::tower::{
-    Answer, Appointment, AppointmentKey, Ask, Digest, Report, Request,
-};
-use tokio::sync::{Notify, mpsc, watch};
+use superscalar_factory::tower::{Appointment, AppointmentKey, Ask, Digest, Report};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use crate::chain::ChainWatcher;
 use crate::store::{Store, StoreError};
 
-use link::{Heard, Link};
+use conversation::Conversation;
+use link::Link;
 
 /// Namespace of what is to be looked after.
 const WANTED: &str = "towers";
 /// Namespace of what was acknowledged, one below it for each tower.
 const KEPT: &str = "towers_kept";
-/// How often a tower is asked how it is.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
-/// How long a tower may take to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long to wait before a tower is tried again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Where a tower is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +44,9 @@ impl std::fmt::Display for TowerAddress {
         write!(f, "{}@{}", self.node_id, self.address)
     }
 }
+
+/// As far back as a tower has to look for a channel: a week, which all of them do.
+const RECENT_BLOCKS: u32 = 1_000;
 
 /// Whether a tower can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +100,7 @@ pub(crate) fn identity(lightning_seed: &[u8; 32], tower: &PublicKey) -> PublicKe
 /// See the module's first lines.
 pub(crate) struct Towers {
     store: Arc<Store>,
+    watcher: Arc<ChainWatcher>,
     state: Mutex<State>,
     /// Counts acknowledgements.
     acknowledged: watch::Sender<u64>,
@@ -212,12 +210,14 @@ impl Towers {
     /// Reads what is on disk; nobody is spoken to before [`speak`](Self::speak).
     pub(crate) fn open(
         store: Arc<Store>,
+        watcher: Arc<ChainWatcher>,
         lightning_seed: &[u8; 32],
         uris: &[TowerAddress],
     ) -> Result<Arc<Towers>, StoreError> {
         Ok(Arc::new(Towers {
             state: Mutex::new(read(&store, lightning_seed, uris)?),
             store,
+            watcher,
             acknowledged: watch::Sender::new(0),
             work: Notify::new(),
             tasks: Mutex::default(),
@@ -254,8 +254,8 @@ impl Towers {
         }
     }
 
-    /// Has this looked after, in place of what had the same key; nothing of it is on chain below
-    /// `from_height`. It is on disk when this returns.
+    /// Has this looked after, in place of what had the same key; `from_height` is where the chain
+    /// stands. It is on disk when this returns.
     pub(crate) fn keep(
         &self,
         from_height: u32,
@@ -373,7 +373,8 @@ impl Towers {
             }
             let stored = self.store.value(WANTED, "", &hex::encode(key.0))?;
             match stored.as_deref().and_then(wanted_of) {
-                Some((from_height, appointment)) => {
+                Some((stored, appointment)) => {
+                    let from_height = self.opened_from(stored, &appointment);
                     let ask = Ask::Keep {
                         from_height,
                         appointment,
@@ -385,6 +386,19 @@ impl Towers {
                     tower.due.remove(&(urgency, key));
                 }
             }
+        }
+    }
+
+    /// From which block on a tower has to look: we have looked until now ourselves.
+    fn opened_from(&self, stored: u32, appointment: &Appointment) -> u32 {
+        let tip = self.watcher.tip().map_or(stored, |tip| tip.height);
+        match appointment {
+            Appointment::Path { .. } => {
+                let spend = self.watcher.spend(&appointment.trigger());
+                spend.map_or(tip, |spend| spend.confirmation.height)
+            }
+            // Not every channel is watched here; LDK has answered what is older.
+            _ => stored.max(tip.saturating_sub(RECENT_BLOCKS)),
         }
     }
 
@@ -454,6 +468,15 @@ impl Towers {
         Ok(())
     }
 
+    /// What was refused may be taken now.
+    fn look_again(&self, index: usize) {
+        let mut state = lock(&self.state);
+        let State { wanted, towers } = &mut *state;
+        if let Some(tower) = towers.get_mut(index) {
+            tower.look_what_is_due(wanted);
+        }
+    }
+
     fn known(&self, index: usize, change: impl FnOnce(&mut Known)) {
         if let Some(tower) = lock(&self.state).towers.get_mut(index) {
             change(tower);
@@ -509,185 +532,6 @@ fn wanted_of(bytes: &[u8]) -> Option<(u32, Appointment)> {
     let (height, appointment) = bytes.split_first_chunk::<4>()?;
     let appointment = Appointment::from_bytes(appointment, "appointment").ok()?;
     Some((u32::from_be_bytes(*height), appointment))
-}
-
-/// One tower, spoken to.
-struct Conversation {
-    towers: Arc<Towers>,
-    index: usize,
-    uri: TowerAddress,
-    link: Arc<Link>,
-    heard: mpsc::UnboundedReceiver<(PublicKey, Heard)>,
-    number: u32,
-}
-
-/// Why a conversation was broken off; it begins anew.
-enum BrokenOff {
-    Unreachable,
-    Answer(String),
-    Store(StoreError),
-}
-
-impl From<StoreError> for BrokenOff {
-    fn from(error: StoreError) -> BrokenOff {
-        BrokenOff::Store(error)
-    }
-}
-
-impl Conversation {
-    async fn run(mut self) {
-        loop {
-            let why = match self.converse().await {
-                Ok(never) => match never {},
-                Err(why) => why,
-            };
-            self.towers.known(self.index, |it| it.is_connected = false);
-            self.link.disconnect(&self.uri.node_id);
-            match why {
-                BrokenOff::Unreachable => tracing::debug!(uri = %self.uri, "no tower there"),
-                BrokenOff::Answer(what) => {
-                    tracing::warn!(uri = %self.uri, what, "not what a tower says");
-                    self.towers.known(self.index, |it| it.refused = Some(what));
-                }
-                BrokenOff::Store(error) => tracing::warn!(%error, "what a tower said is not kept"),
-            }
-            tokio::time::sleep(RETRY_AFTER).await;
-        }
-    }
-
-    async fn converse(&mut self) -> Result<std::convert::Infallible, BrokenOff> {
-        let address = tokio::net::lookup_host(&self.uri.address).await;
-        let address = address.ok().and_then(|mut found| found.next());
-        let address = address.ok_or(BrokenOff::Unreachable)?;
-        if !self.link.connect(self.uri.node_id, address).await {
-            return Err(BrokenOff::Unreachable);
-        }
-        let towers = Arc::clone(&self.towers);
-        self.report().await?;
-        towers.known(self.index, |it| {
-            it.is_connected = true;
-            it.refused = None;
-        });
-        // What was refused now is not asked for again in this conversation.
-        let mut refused: HashMap<AppointmentKey, Option<Digest>> = HashMap::new();
-        loop {
-            let work = towers.work.notified();
-            let next = towers.next(self.index)?;
-            match next {
-                Some((key, ask)) => self.settle(key, ask, &mut refused).await?,
-                None => match tokio::time::timeout(REPORT_EVERY, work).await {
-                    Ok(()) => {}
-                    Err(_) => {
-                        self.report().await?;
-                        if !refused.is_empty() {
-                            // Perhaps there is room now.
-                            refused.clear();
-                            towers.known(self.index, |it| it.refused = None);
-                            let mut state = lock(&towers.state);
-                            let State { wanted, towers } = &mut *state;
-                            if let Some(tower) = towers.get_mut(self.index) {
-                                tower.look_what_is_due(wanted);
-                            }
-                        }
-                    }
-                },
-            }
-        }
-    }
-
-    async fn report(&mut self) -> Result<(), BrokenOff> {
-        match self.ask(Ask::Report).await? {
-            Answer::Report(report) => Ok(self.towers.reported(self.index, report)?),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    async fn settle(
-        &mut self,
-        key: AppointmentKey,
-        ask: Ask,
-        refused: &mut HashMap<AppointmentKey, Option<Digest>>,
-    ) -> Result<(), BrokenOff> {
-        let digest = match &ask {
-            Ask::Keep { appointment, .. } => Some(appointment.digest()),
-            _ => None,
-        };
-        if refused.get(&key) == Some(&digest) {
-            self.towers.known(self.index, |it| it.settled(key));
-            return Ok(());
-        }
-        match self.ask(ask).await? {
-            Answer::Kept(kept) if Some(kept) == digest => {
-                self.towers.took(self.index, key, digest)?;
-            }
-            Answer::Forgotten if digest.is_none() => self.towers.took(self.index, key, None)?,
-            Answer::Refused { code, detail } => {
-                if digest.is_none() && !code.is_temporary() {
-                    // Nothing is there: as wished.
-                    return Ok(self.towers.took(self.index, key, None)?);
-                }
-                let said = format!("{code:?}: {detail}");
-                self.towers
-                    .known(self.index, |it| it.refused = Some(said.clone()));
-                tracing::warn!(uri = %self.uri, said, "a tower refuses");
-                match code.is_temporary() {
-                    true => tokio::time::sleep(RETRY_AFTER).await,
-                    false => {
-                        refused.insert(key, digest);
-                    }
-                }
-            }
-            other => return Err(unexpected(&other)),
-        }
-        Ok(())
-    }
-
-    /// One request and its answer.
-    async fn ask(&mut self, ask: Ask) -> Result<Answer, BrokenOff> {
-        self.number = self.number.wrapping_add(1);
-        let number = self.number;
-        let request = Request { number, ask };
-        if !self.link.send(self.uri.node_id, &request.write()) {
-            return Err(BrokenOff::Unreachable);
-        }
-        let answered = tokio::time::timeout(PATIENCE, self.hear(number)).await;
-        let answer = answered.map_err(|_| BrokenOff::Answer("no answer".to_owned()))??;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.unwrap_or_default().as_secs();
-        self.towers
-            .known(self.index, |it| it.last_contact_secs = Some(now));
-        Ok(answer)
-    }
-
-    async fn hear(&mut self, wanted: u32) -> Result<Answer, BrokenOff> {
-        loop {
-            let (_, heard) = self.heard.recv().await.ok_or(BrokenOff::Unreachable)?;
-            let Heard::Message(bytes, _place) = heard else {
-                // The end of an earlier connection is no end of this one.
-                if !self.link.is_connected(&self.uri.node_id) {
-                    return Err(BrokenOff::Unreachable);
-                }
-                continue;
-            };
-            let read = Answer::read(&bytes);
-            let (number, answer) = read.map_err(|error| BrokenOff::Answer(error.to_string()))?;
-            // An older one is of a request that was given up.
-            if number == wanted {
-                return Ok(answer);
-            }
-        }
-    }
-}
-
-fn unexpected(answer: &Answer) -> BrokenOff {
-    let what = match answer {
-        Answer::Kept(_) => "acknowledged something else",
-        Answer::Forgotten => "forgot something else",
-        Answer::Report(_) => "a report where none was asked for",
-        Answer::Refused { detail, .. } => detail,
-        _ => "an answer of a newer kind",
-    };
-    BrokenOff::Answer(what.to_owned())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
