@@ -113,7 +113,7 @@ impl Sold {
     }
 
     pub(crate) fn tower(&self) -> &TowerProcess {
-        self.tower.as_ref().expect("there is one")
+        self.tower.as_ref().unwrap()
     }
 
     /// Mines a block; the neighbour, the LSP, a tower if there is one and perhaps our wallet look at

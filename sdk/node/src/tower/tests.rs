@@ -462,7 +462,7 @@ async fn one_tower_that_is_there_is_enough_and_the_other_one_catches_up() {
     towers.stop().await;
 
     // What is to be looked after and what is kept was on disk.
-    let towers = started(store, &SEED, &[tower.address.clone()]);
+    let towers = started(store, &SEED, std::slice::from_ref(&tower.address));
     assert!(towers.is_kept(two.key(), two.digest()));
     assert!(!towers.is_kept(one.key(), one.digest()));
     towers.stop().await;
