@@ -107,6 +107,7 @@ impl Engine {
     /// Gives the towers what is new, and tells the roles what they keep.
     pub(super) async fn see_towers(&mut self) {
         let attempts: Vec<Attempt> = self.members.keys().copied().collect();
+        let mut any = false;
         for attempt in attempts {
             if let Err(error) = self.give(attempt) {
                 let factory = bridge::name(&attempt);
@@ -114,9 +115,12 @@ impl Engine {
             }
             if self.is_guarded(attempt) {
                 self.tell_guarded(attempt);
+                any = true;
             }
         }
-        self.settle().await;
+        if any {
+            self.settle().await;
+        }
     }
 
     fn give(&mut self, attempt: Attempt) -> Result<(), EngineError> {
