@@ -12,6 +12,7 @@ pub mod ordinary;
 pub mod places;
 pub mod processes;
 pub mod remote;
+mod reopening;
 pub mod scale;
 pub mod stage;
 pub mod tap;

@@ -324,11 +324,11 @@ impl TestNetwork {
     /// the same directory.
     pub async fn restart_after(&mut self, member: usize, meanwhile: impl FnOnce(&RegtestNode)) {
         self.wallet(member).stop().await;
-        // A handle that is still held does not keep the directory.
-        meanwhile(&self.chain);
+        meanwhile(&self.chain); // A handle that is still held does not keep the directory.
         let again = &self.members[member];
-        let wallet = again.builder(again.directory.path(), self.poll_interval, Begin::Continue);
-        self.members[member].wallet = wallet.start().await.unwrap();
+        let open = || again.builder(again.directory.path(), self.poll_interval, Begin::Continue);
+        self.members[member].wallet =
+            crate::reopening::reopened(async || open().start().await).await;
     }
 
     /// What a member has on disk now.
@@ -547,16 +547,16 @@ async fn open_lsp(
     poll_interval: Duration,
     policy: &LspPolicy,
 ) -> Arc<Lsp> {
-    LspBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
-        .storage_dir(directory)
-        .chain_source(chain_config(chain))
-        .listen("127.0.0.1:0".parse().unwrap())
-        .sales(sale_policy())
-        .policy(policy.clone())
-        .poll_interval(poll_interval)
-        .start()
-        .await
-        .unwrap()
+    let open = || {
+        LspBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
+            .storage_dir(directory)
+            .chain_source(chain_config(chain))
+            .listen("127.0.0.1:0".parse().unwrap())
+            .sales(sale_policy())
+            .policy(policy.clone())
+            .poll_interval(poll_interval)
+    };
+    crate::reopening::reopened(async || open().start().await).await
 }
 
 fn builder(
