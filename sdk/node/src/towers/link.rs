@@ -23,7 +23,6 @@ use lightning::util::logger::{Level, Logger, Record};
 use lightning::util::ser::{LengthLimitedRead, Writeable, Writer};
 use lightning_net_tokio::SocketDescriptor;
 use superscalar_factory::tower::{Ears, pieces};
-use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
@@ -33,8 +32,6 @@ const MESSAGE_TYPE: u16 = 33_003;
 const MAX_MESSAGE_BYTES: u64 = 65_533;
 /// Whole messages of one peer that may wait to be handled.
 const MAX_WAITING_PER_PEER: usize = 8;
-/// Peers that may be connected at once.
-const MAX_PEERS: usize = 1_000;
 /// How often LDK looks for dead connections.
 const TICK: Duration = Duration::from_secs(10);
 /// How long a handshake may take.
@@ -118,8 +115,11 @@ impl Link {
     }
 
     /// Accepts connections; gives the address, with a real port also if 0 was asked for.
+    #[cfg(feature = "tower")]
     pub(crate) async fn listen(&self, address: SocketAddr) -> std::io::Result<SocketAddr> {
-        let listener = TcpListener::bind(address).await?;
+        /// Peers that may be connected at once.
+        const MAX_PEERS: usize = 1_000;
+        let listener = tokio::net::TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let peers = Arc::clone(&self.peers);
         let task = tokio::spawn(async move {
