@@ -79,7 +79,7 @@ impl Engine {
         let facts = self.confirmed_spends(path.funding(), outpoints);
         for StaleSweep { transactions, .. } in stale::due(&sweeps, &facts) {
             for tx in transactions {
-                self.publish_alone(tx).await;
+                self.payer().publish_alone(tx).await;
             }
         }
         Ok(())
