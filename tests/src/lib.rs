@@ -5,6 +5,7 @@
     reason = "everything here is for tests, which fail by panicking"
 )]
 
+pub mod appointments;
 pub mod demo;
 pub mod ends;
 pub mod network;

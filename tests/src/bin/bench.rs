@@ -5,12 +5,15 @@
 //! counted on the sockets, CPU is the whole process's. Payments: member → LSP → member over
 //! factory channels against node → LSP → node over ordinary channels, in turn. Many members: a
 //! `lsp-node` process of its own, see [`superscalar_tests::scale`].
+//!
+//! All of it, or what is named: `bench epochs watching`.
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 #![allow(clippy::print_stdout, reason = "its output is its product")]
 
 use std::time::{Duration, Instant};
 
-use superscalar_sdk::{BuildRequest, Event, Wallet};
+use superscalar_sdk::{BuildRequest, EpochRequest, Event, Wallet};
+use superscalar_tests::appointments;
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::ordinary::Ordinary;
 use superscalar_tests::scale::{self, Scale, processor_time};
@@ -23,23 +26,47 @@ const AMOUNT_MSAT: u64 = 100_000;
 /// Members who buy, and channels each buys.
 const BUYERS: usize = 4;
 const SALES_EACH: usize = 3;
+/// Factories that are built to be moved in.
+const EPOCHS: usize = 3;
+/// Factories that a tower looks after.
+const WATCHED: u32 = 1_000;
+/// Blocks over which a tower's time is measured.
+const BLOCKS: u32 = 200;
 /// Groups and members of each: the largest factory, and many of the largest that is wise.
 const GROUPS: [(usize, u16); 2] = [(1, 128), (16, 64)];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     superscalar_tests::log_to_stderr();
+    let only: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |part: &str| {
+        let wanted = only.is_empty() || only.iter().any(|it| it == part);
+        if wanted {
+            eprintln!("{part}");
+        }
+        wanted
+    };
     let mut rows = Vec::new();
-    for members in [8, 64] {
-        eprintln!("ceremony of {members}");
-        rows.extend(ceremony(members).await);
+    if wanted("ceremonies") {
+        for members in [8, 64] {
+            rows.extend(ceremony(members).await);
+        }
     }
-    eprintln!("payments");
-    rows.extend(payments().await);
-    eprintln!("sales");
-    rows.extend(sales().await);
-    eprintln!("many members");
-    rows.extend(scale().await);
+    if wanted("payments") {
+        rows.extend(payments().await);
+    }
+    if wanted("sales") {
+        rows.extend(sales().await);
+    }
+    if wanted("epochs") {
+        rows.extend(epochs().await);
+    }
+    if wanted("watching") {
+        rows.extend(watching().await);
+    }
+    if wanted("scale") {
+        rows.extend(scale().await);
+    }
     println!("{}", serde_json::Value::from(rows));
 }
 
@@ -173,6 +200,63 @@ async fn sales() -> Vec<serde_json::Value> {
             format!("{:.0}", median(paid)),
             "ms",
             "until it is paid for".to_owned(),
+        ),
+    ]
+}
+
+/// From the command until everybody has switched, first of one leaf, then of the whole tree.
+async fn epochs() -> Vec<serde_json::Value> {
+    let is_moved = |event: &Event| matches!(event, Event::EpochMoved { .. });
+    let moved = |events: Vec<Event>| events.iter().filter(|it| is_moved(it)).count();
+    // Members who move: those of the first leaf; and when its epochs are used up, everybody.
+    let mut rounds = [(4, Vec::new()), (8, Vec::new())];
+    for _ in 0..EPOCHS {
+        let network = TestNetwork::start(8).await;
+        let factory = network.build(regtest_factory(8)).await;
+        network.lsp_pays(0, 100_000_000).await;
+        network.settle().await;
+        let mut so_far = 0;
+        for (members, took) in &mut rounds {
+            so_far += *members;
+            let started = Instant::now();
+            let begun = network.lsp().begin_epoch(&factory, EpochRequest::default());
+            begun.await.unwrap();
+            network
+                .wait("everybody to move, and the LSP to know", async || {
+                    let wallets = (0..8).map(|member| moved(network.member_events(member)));
+                    moved(network.lsp_events()) == so_far && wallets.sum::<usize>() == so_far
+                })
+                .await;
+            took.push(started.elapsed().as_secs_f64() * 1_000.0);
+        }
+        network.stop().await;
+    }
+    let rows = rounds.map(|(members, took)| {
+        let of = format!("{members} of 8 members move, median of {EPOCHS}, stores on disk");
+        let value = format!("{:.0}", median(took));
+        row("new epoch over sockets", value, "ms", of)
+    });
+    rows.to_vec()
+}
+
+/// What a block costs a tower, with and without factories to look after.
+async fn watching() -> Vec<serde_json::Value> {
+    let looked = appointments::watched(WATCHED, BLOCKS).await;
+    let figure = format!("{WATCHED} factories looked after by one `watchtower`");
+    let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1_000.0);
+    let of = format!("a block, mean of {BLOCKS}");
+    vec![
+        row(
+            &figure,
+            ms(looked.block),
+            "ms CPU",
+            format!("{of}, {} outputs looked at", looked.outpoints),
+        ),
+        row(
+            &figure,
+            ms(looked.block_without),
+            "ms CPU",
+            format!("{of}, before there was anything to look after"),
         ),
     ]
 }

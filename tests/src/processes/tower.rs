@@ -52,6 +52,11 @@ impl TowerProcess {
         })
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.program.id()
+    }
+
     /// What wallets connect to.
     ///
     /// # Panics

@@ -6,7 +6,7 @@
 //! rule returns is what the other side gets, and both are on record.
 
 mod factory;
-mod noise;
+pub(crate) mod noise;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,6 +44,10 @@ pub struct Message {
 pub const INIT: u16 = 16;
 /// `error` (BOLT1).
 pub const ERROR: u16 = 17;
+/// `ping` (BOLT1).
+pub const PING: u16 = 18;
+/// `pong` (BOLT1).
+pub const PONG: u16 = 19;
 /// `update_add_htlc` (BOLT2).
 pub const UPDATE_ADD_HTLC: u16 = 128;
 /// `update_fulfill_htlc` (BOLT2): channel id, HTLC id, preimage.
@@ -225,7 +229,7 @@ impl Drop for Stop {
 }
 
 impl Message {
-    fn read(bytes: Vec<u8>) -> Result<Message, noise::Broken> {
+    pub(crate) fn read(bytes: Vec<u8>) -> Result<Message, noise::Broken> {
         let [high, low, body @ ..] = bytes.as_slice() else {
             return Err(noise::Broken);
         };
@@ -235,7 +239,7 @@ impl Message {
         })
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         [&self.kind.to_be_bytes()[..], &self.body].concat()
     }
 }

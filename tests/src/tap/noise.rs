@@ -23,20 +23,20 @@ const TAG_BYTES: usize = 16;
 const ROTATION: u64 = 1_000;
 
 /// What reads messages.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     socket: OwnedReadHalf,
     cipher: Cipher,
 }
 
 /// What writes messages.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     socket: OwnedWriteHalf,
     cipher: Cipher,
 }
 
 /// The peer spoke another protocol, or not the key's owner.
 #[derive(Debug)]
-pub(super) struct Broken;
+pub(crate) struct Broken;
 
 impl From<std::io::Error> for Broken {
     fn from(_: std::io::Error) -> Self {
@@ -58,7 +58,7 @@ impl From<bitcoin::secp256k1::Error> for Broken {
 
 impl Reader {
     /// The next message.
-    pub(super) async fn read(&mut self) -> Result<Vec<u8>, Broken> {
+    pub(crate) async fn read(&mut self) -> Result<Vec<u8>, Broken> {
         let mut length = [0; 2 + TAG_BYTES];
         self.socket.read_exact(&mut length).await?;
         let length = self.cipher.open(&length)?;
@@ -71,7 +71,7 @@ impl Reader {
 
 impl Writer {
     /// Says a message of at most 65,535 bytes.
-    pub(super) async fn write(&mut self, message: &[u8]) -> Result<(), Broken> {
+    pub(crate) async fn write(&mut self, message: &[u8]) -> Result<(), Broken> {
         let length = u16::try_from(message.len()).map_err(|_| Broken)?;
         let mut bytes = self.cipher.seal(&length.to_be_bytes())?;
         bytes.extend(self.cipher.seal(message)?);
@@ -80,7 +80,7 @@ impl Writer {
 }
 
 /// Connects as the owner of `ours` to the owner of `theirs`.
-pub(super) async fn initiate(
+pub(crate) async fn initiate(
     mut socket: TcpStream,
     ours: &SecretKey,
     theirs: &PublicKey,
@@ -102,7 +102,7 @@ pub(super) async fn initiate(
 }
 
 /// Answers as the owner of `ours`; tells who connected.
-pub(super) async fn respond(
+pub(crate) async fn respond(
     mut socket: TcpStream,
     ours: &SecretKey,
 ) -> Result<(Reader, Writer, PublicKey), Broken> {
