@@ -93,6 +93,11 @@ async fn days(seed: u64) -> u64 {
     let mut world = World::start(&chain, &history).await;
     for member in 0..MEMBERS {
         world.connect(member).await;
+        let us = world.members[member].host.node_id();
+        wait_until("the LSP to be connected too", || {
+            world.lsp.host.is_connected(&us)
+        })
+        .await;
         let slot = slot_id(member as u16);
         let node = &mut world.members[member];
         open(&mut world.lsp, node, slot, BEGIN_MSAT).await;
