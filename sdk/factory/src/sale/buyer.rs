@@ -332,7 +332,7 @@ impl Buyer {
         }
     }
 
-    /// Somebody has begun to open the factory: nothing is signed any more.
+    /// Somebody has begun to open the factory: nothing is signed any more, or delivered.
     pub(crate) fn opened(&mut self) {
         self.opened = true;
         (self.ask, self.quote, self.again) = (None, None, None);
@@ -352,6 +352,10 @@ impl Buyer {
             return Vec::new();
         }
         let was_usable = sale.is_usable();
+        if self.opened && !was_usable && step != SaleStep::Paid {
+            // Nothing is delivered any more.
+            return Vec::new();
+        }
         let flag = match step {
             SaleStep::Held => &mut sale.held,
             SaleStep::Guarded => &mut sale.guarded,

@@ -89,7 +89,12 @@ impl Edition {
     ) -> Result<(NodeId, u8), UsedUp> {
         let path = topology.path(slot);
         let states = header.timing.states;
-        for &node in path.iter().rev() {
+        // A state that came to nothing may still be completed, and nothing that is new below the one
+        // in use would survive that: it is that node's turn, or one's above it.
+        let undecided = |node: &NodeId| burnt(*node).is_some_and(|it| it > self.epoch(*node));
+        let turn = path.iter().position(undecided);
+        let turn = turn.map_or(path.len(), |depth| depth + 1);
+        for &node in path[..turn].iter().rev() {
             let used = self.epoch(node).max(burnt(node).unwrap_or(0));
             if used + 1 < states {
                 return Ok((node, used + 1));

@@ -30,18 +30,24 @@ fn hanging(states: u8) -> World {
 }
 
 fn hang(world: &mut World) {
-    let mut asked = 0;
+    hang_after(world, vec![SIGNS]);
+}
+
+/// An epoch of which only `wave` hears that it is to be signed.
+fn hang_after(world: &mut World, wave: Vec<u16>) {
+    let (mut asked, most) = (0, wave.len());
     world.tamper = Box::new(move |_, message| {
         let asks = matches!(message, Message::EpochCommit(_));
         asked += usize::from(asks);
-        // Only the first wave hears it.
-        (!asks || asked == 1).then_some(message)
+        (!asks || asked <= most).then_some(message)
     });
     let mut plan = world.epoch_plan(SIGNS, |_| Wish::Merge).unwrap();
-    plan.waves = vec![vec![SIGNS]];
+    plan.waves = vec![wave.clone()];
     world.begin_epoch(&plan).unwrap();
     world.deliver();
-    assert_eq!(stage(world, SIGNS), Some(EpochStage::Committed));
+    for slot in wave {
+        assert_eq!(stage(world, slot), Some(EpochStage::Committed));
+    }
     world.tamper = Box::new(|_, message| Some(message));
 }
 
@@ -196,10 +202,39 @@ fn epochs_that_came_to_nothing_are_counted() {
     abandon(&mut world);
     assert!(matches!(world.merge(SIGNS), Err(EpochError::UsedUp(_))));
     assert!(
-        matches!(world.merge(2), Ok(())),
-        "the other leaf has epochs of its own"
+        matches!(world.merge(2), Err(EpochError::UsedUp(_))),
+        "whoever completes the root's takes every leaf's away"
     );
-    agree(&world, 2, 1);
+}
+
+/// An LSP that has all that completes an epoch of the root makes one of a leaf, which the root's would
+/// take away with everything that was received since.
+#[test]
+fn nothing_new_is_made_below_an_epoch_that_may_still_be_completed() {
+    const OTHER_LEAF: u16 = 2;
+    let mut world = hanging(2);
+    abandon(&mut world);
+    let before = world.journal[&Party::Lsp].len();
+    hang_after(&mut world, vec![SIGNS, OTHER_LEAF]);
+    abandon(&mut world);
+    let limit = world.members[&OTHER_LEAF].limbo_msat();
+    assert!(limit.is_some());
+    // It does not remember what it asked for of the root.
+    world.kill(Party::Lsp);
+    let journal = world.journal.get_mut(&Party::Lsp).unwrap();
+    journal.truncate(before);
+    revive(&mut world);
+    world.deliver();
+    let signed = world.journal[&Party::Member(OTHER_LEAF)].len();
+    let next = world.lsp.as_ref().unwrap().next_epoch(OTHER_LEAF).unwrap();
+    assert_eq!(next.epoch.epochs, [0, 1]);
+    world.merge(OTHER_LEAF).unwrap();
+    world.deliver();
+    let refused = |event: &Event| matches!(event, Event::Refused { code: RefusalCode::Terms, field, .. } if field == "epochs");
+    assert_eq!(events(&world, refused), [Party::Member(OTHER_LEAF)]);
+    assert_eq!(world.journal[&Party::Member(OTHER_LEAF)].len(), signed);
+    assert_eq!(stage(&world, OTHER_LEAF), None);
+    assert_eq!(world.members[&OTHER_LEAF].limbo_msat(), limit);
 }
 
 /// An LSP that forgets what it asked for, and wants another state of the same epoch.
@@ -296,6 +331,45 @@ fn nothing_is_signed_once_the_tree_is_seen() {
     assert_eq!(crate::said(&world, since), [29, 30].into());
     assert_eq!(world.members[&SIGNS].version(), 1);
     assert!(matches!(world.merge(2), Err(EpochError::Opened)));
+}
+
+/// An LSP holds back what completes the new state until the old one is on chain: no channel gives way
+/// to one that can never be, so nothing is received in it.
+#[test]
+fn no_channel_gives_way_once_the_tree_is_seen() {
+    for withheld in [
+        |message: &Message| matches!(message, Message::EpochSig(_)),
+        |message: &Message| matches!(message, Message::EpochReveal(_)),
+    ] {
+        let mut world = active(4, 4);
+        let plan = world.epoch_plan(SIGNS, |_| Wish::Merge).unwrap();
+        world.begin_epoch(&plan).unwrap();
+        world
+            .deliver_until(|_, _, message| withheld(message))
+            .expect("it is signed");
+        let since = world.log.len();
+        for slot in 0..4 {
+            world.tell(slot, member::Input::TreeSeen);
+        }
+        world.deliver();
+        for again in [false, true] {
+            if again {
+                world.kill(Party::Member(SIGNS));
+                revive(&mut world);
+                world.tell(SIGNS, member::Input::TreeSeen);
+                world.reconnect(SIGNS);
+                world.deliver();
+            }
+            assert_eq!(stage(&world, SIGNS), Some(EpochStage::Switching));
+            assert_eq!(world.members[&SIGNS].version(), 1, "it may still be outrun");
+            let moved = events(&world, |event| matches!(event, Event::Moved { .. }));
+            assert!(!moved.contains(&Party::Member(SIGNS)), "{moved:?}");
+            let acknowledged = world.log[since..].iter().any(|(from, message)| {
+                *from == Party::Member(SIGNS) && matches!(message, Message::SwitchAck(_))
+            });
+            assert!(!acknowledged);
+        }
+    }
 }
 
 /// The LSP breaks its promise: it has everybody's partial signatures, completes the epoch it has

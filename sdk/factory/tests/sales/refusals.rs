@@ -197,7 +197,8 @@ fn nothing_is_sold_once_somebody_has_begun_to_open_the_factory() {
     world.deliver();
     assert_eq!(world.members[&BUYER].sale_stage(), Some(Stage::Pending));
 
-    // The buyer sees it after the delivery: it keeps what it has, and pays for nothing it cannot use.
+    // The buyer sees it before the delivery: what may never be on chain counts for nothing, and is
+    // not paid for.
     let mut world = active(2);
     let sale = world
         .ask(BUYER, world.wish(BUYER, 10_000))
@@ -205,9 +206,13 @@ fn nothing_is_sold_once_somebody_has_begun_to_open_the_factory() {
         .unwrap();
     world.accept(BUYER, sale).unwrap();
     world.tell(BUYER, member::Input::TreeSeen);
+    let before = records(&world, Party::Member(BUYER));
     world.deliver();
     assert!(world.bills.is_empty());
-    agree(&world, BUYER, 1);
+    assert_eq!(records(&world, Party::Member(BUYER)), before);
+    assert_eq!(world.members[&BUYER].sale_stage(), Some(Stage::Pending));
+    let delivered = events(&world, |event| matches!(event, Event::Delivered { .. }));
+    assert_eq!(delivered, [Party::Lsp]);
 }
 
 /// A quote is over at its height for the buyer. One that was accepted in time is kept while it

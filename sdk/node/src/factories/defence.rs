@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use bitcoin::OutPoint;
 use superscalar_factory::coordinator::Coordinator;
 use superscalar_factory::effect::SlotRef;
-use superscalar_factory::exit::{self, Goal, OnChain, Progress};
+use superscalar_factory::exit::{self, ChannelStatus, Goal, OnChain, Progress};
 use superscalar_factory::member::Member;
 use superscalar_factory::stock::StockChain;
 
@@ -98,6 +98,7 @@ impl Engine {
             feerate: None,
         };
         self.act(purse, &path, &planned.actions).await;
+        self.close_lost(name, &planned.status.channels);
         let buried = |height: u32| facts.tip >= height + BURIED_BLOCKS;
         let mut channels = planned.status.channels.iter();
         // What was sold and lost keeps no coins: nothing can be done about it any more.
@@ -109,5 +110,21 @@ impl Engine {
             Progress::LeafConfirmed { height, .. } if over && buried(height) => Answered::Finally,
             _ => Answered::NotYet,
         })
+    }
+
+    /// Closes what was sold and whose output somebody else has: whatever is still paid in it would be
+    /// lost.
+    fn close_lost(&self, name: &str, channels: &[ChannelStatus]) {
+        let lost = |it: &&ChannelStatus| matches!(it.on_chain, OnChain::Lost { .. });
+        let lost: BTreeSet<OutPoint> = channels.iter().filter(lost).map(|it| it.outpoint).collect();
+        let host = &self.parts.host;
+        for id in self.open_channels(name) {
+            let is_lost = host
+                .slot(&id)
+                .is_some_and(|it| lost.contains(&it.channel.outpoint));
+            if is_lost && let Err(error) = host.force_close(&id) {
+                tracing::warn!(name, channel = %id, %error, "not closed before the next block");
+            }
+        }
     }
 }

@@ -6,11 +6,12 @@
 //! what is on disk, tried again with every block.
 
 use superscalar_factory::effect::SlotRef;
+use superscalar_factory::epoch::EpochStage;
 use superscalar_factory::exit::stale::{self, StaleSweep};
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::Attempt;
 
-use super::bridge;
+use super::bridge::{self, ChannelKind};
 use super::engine::Engine;
 use super::error::EngineError;
 use super::info::ExitMode;
@@ -44,7 +45,7 @@ impl Engine {
                 let funding = role.tree().map(|tree| tree.funding);
                 funding.is_some_and(|funding| watcher.spend(&funding).is_some())
             };
-            role.version() > 0 && opened(role)
+            role.newer_trees().next().is_some() && opened(role)
         });
         let moved: Vec<Attempt> = moved.map(|(attempt, _)| *attempt).collect();
         for attempt in moved {
@@ -61,8 +62,15 @@ impl Engine {
             return Ok(());
         };
         let place = role.slot();
-        if !self.stale_channels(&place).is_empty() {
-            let reason = "an older epoch of the tree is on chain";
+        let reason = if !self.stale_channels(&place).is_empty() {
+            Some("another epoch of the tree than the newest is on chain")
+        } else if role.epoch_stage() == Some(EpochStage::Switching) {
+            // Which of its channels will be there only the chain says: none carries payments again.
+            Some("the factory was opened during a switch to a new epoch")
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
             self.start_exit(&name, reason, ExitMode::Leave).await?;
         }
         let path = self.signed_path(&name)?;
@@ -85,14 +93,19 @@ impl Engine {
         Ok(())
     }
 
-    /// Channels of a place whose leaf is on chain and is not its newest.
+    /// Channels of a place whose leaf is on chain and is not its newest: of an older epoch, or of one
+    /// that the LSP completed when it had said that it never would.
     pub(super) fn stale_channels(&self, place: &SlotRef) -> Vec<SlotId> {
         let slots = self.parts.host.slots().into_iter();
         let there = slots.filter(|entry| entry.leaf_height.is_some());
         let ids = there.map(|entry| entry.channel.slot);
         ids.filter(|slot| {
             let id = bridge::channel_ref(slot).filter(|id| id.slot == *place);
-            id.is_some_and(|id| !self.is_live(&id) && self.version_of(place) > Some(id.version))
+            id.is_some_and(|id| match bridge::kind(&id) {
+                // Of one that was sold and not delivered nothing is anybody's but the LSP's.
+                ChannelKind::Bought => self.version_of(place) > Some(id.version),
+                _ => !self.is_live(&id),
+            })
         })
         .collect()
     }

@@ -96,17 +96,26 @@ impl Mover {
         Ok(effects)
     }
 
-    /// A newer epoch than the newest, and than any that something was signed for.
+    /// A newer epoch than the newest, and than any that something was signed for; below no node for
+    /// which something was signed that is not completed.
     fn check_name(
         &self,
         ground: &Ground<'_>,
         tree: &Tree,
         name: &EpochName,
     ) -> Result<(), Refusal> {
-        let started = tree
-            .node(name.node)
-            .map(|node| node.state.tx.input[0].previous_output);
-        let signed = started.and_then(|outpoint| self.committed.get(&outpoint));
+        let signed = |node| {
+            let state = &tree.node(node)?.state.tx;
+            self.committed.get(&state.input[0].previous_output)
+        };
+        let path = tree.topology().path(ground.slot.slot);
+        let mut above = path.iter().take_while(|node| **node != name.node);
+        if above.any(|node| signed(*node).is_some_and(|(it, _)| *it > tree.edition().epoch(*node)))
+        {
+            // The LSP alone could complete that, and nothing of this one would be left.
+            return refuse(RefusalCode::Terms, "epochs");
+        }
+        let signed = signed(name.node);
         let checked = match signed {
             Some((epoch, _)) if name.epoch() <= *epoch => {
                 verify::name(ground, tree, name).and(Err((RefusalCode::Equivocation, "epochs")))

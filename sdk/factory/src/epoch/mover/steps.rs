@@ -147,8 +147,8 @@ impl Mover {
 
     /// The watchtower has acknowledged the new epoch.
     pub(crate) fn guarded(&mut self, ground: &Ground<'_>, version: u32) -> Vec<Effect> {
-        let newest = self.version() == version;
-        let Some(switching) = self.switching.as_mut().filter(|_| newest) else {
+        let meant = self.version() == version && !self.opened;
+        let Some(switching) = self.switching.as_mut().filter(|_| meant) else {
             return Vec::new();
         };
         if std::mem::replace(&mut switching.guarded, true) {
@@ -233,7 +233,8 @@ impl Mover {
         effects
     }
 
-    /// Somebody has begun to open the factory: nothing is signed any more.
+    /// Somebody has begun to open the factory: nothing is signed any more, and no channel gives way
+    /// to one that may never be on chain.
     pub(crate) fn opened(&mut self, ground: &Ground<'_>) -> Vec<Effect> {
         self.opened = true;
         let ceremony = self.ceremony.as_ref();

@@ -202,6 +202,10 @@ impl Mover {
         ground: &Ground<'_>,
         reveal: &EpochReveal,
     ) -> Result<Vec<Effect>, Refusal> {
+        if self.opened && self.switching.is_some() {
+            // Which state wins is not decided here any more.
+            return Ok(Vec::new());
+        }
         let meant = self.moved.last_mut().filter(|_| self.ceremony.is_none());
         let meant = meant.filter(|moved| moved.prepared.version.name == reveal.epoch);
         let Some(moved) = meant else {

@@ -123,6 +123,10 @@ impl Buyer {
                 false => Err(RefusalCode::Signature),
             };
         }
+        if self.opened {
+            // What leads to it may never be on chain. Nothing of it is the member's, or paid for.
+            return Ok(Vec::new());
+        }
         chain
             .push(sale.terms().link_terms(), sig.signature)
             .map_err(|_| RefusalCode::Signature)?;
