@@ -443,8 +443,15 @@ impl World {
     pub(crate) fn guard_some(&mut self) -> Result<bool, Violation> {
         let mut waiting = Vec::new();
         for number in 0..self.wallets.len() as u16 {
-            let live = &self.party(Who::Wallet(number)).live;
-            for (attempt, role) in live.iter().flat_map(|live| &live.roles) {
+            let Some(live) = &self.party(Who::Wallet(number)).live else {
+                continue;
+            };
+            // Where the tree is open nothing is switched to.
+            let closed = live
+                .roles
+                .iter()
+                .filter(|(it, _)| !live.opened.contains(it));
+            for (attempt, role) in closed {
                 let switching = role.stands().epoch == Some(EpochStage::Switching);
                 if switching && sell::guard(attempt, role_slot(role)) != Guard::Member {
                     waiting.push((Who::Wallet(number), *attempt));
