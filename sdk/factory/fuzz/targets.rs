@@ -79,6 +79,7 @@ pub fn journal(data: &[u8]) {
             member.handle(Input::SalePaid(id));
             let randomness = [1; 32];
             member.handle(Input::SaleRandomness { id, randomness });
+            member.handle(Input::BoughtLost(id));
         }
         if let Some(id) = member.moved_channel() {
             member.handle(Input::MovedHeld(id));

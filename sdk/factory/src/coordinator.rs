@@ -175,6 +175,7 @@ impl Coordinator {
                 self.sell(|seller, ground| seller.prepared(ground, &wanted, backing))
             }
             Input::BoughtHeld(id) => self.sell(|seller, ground| seller.held(ground, id)),
+            Input::BoughtLost(id) => self.sell(|seller, ground| seller.lost(ground, id)),
             Input::SalePaid { payment_hash } => {
                 self.sell(|seller, ground| seller.paid(ground, payment_hash))
             }

@@ -129,6 +129,8 @@ pub enum SaleStep {
     Guarded,
     /// It is paid for.
     Paid,
+    /// Its channel cannot be opened any more: it is never delivered, or never taken.
+    Lost,
 }
 
 impl Encode for SaleStep {
@@ -137,6 +139,7 @@ impl Encode for SaleStep {
             SaleStep::Held => 0,
             SaleStep::Guarded => 1,
             SaleStep::Paid => 2,
+            SaleStep::Lost => 3,
         });
     }
 }
@@ -146,6 +149,7 @@ impl Decode for SaleStep {
             0 => Ok(SaleStep::Held),
             1 => Ok(SaleStep::Guarded),
             2 => Ok(SaleStep::Paid),
+            3 => Ok(SaleStep::Lost),
             _ => Err(DecodeError::Invalid { field }),
         }
     }

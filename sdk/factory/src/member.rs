@@ -192,6 +192,7 @@ impl Member {
                 self.buying(|buyer, ground| buyer.sign_again(ground, id, &randomness))
             }
             Input::BoughtHeld(id) => self.sale_step(id, SaleStep::Held),
+            Input::BoughtLost(id) => self.sale_step(id, SaleStep::Lost),
             Input::BoughtGuarded(id) => self.sale_step(id, SaleStep::Guarded),
             Input::SalePaid(id) => self.sale_step(id, SaleStep::Paid),
             Input::Frozen {

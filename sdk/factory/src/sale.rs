@@ -12,10 +12,13 @@
 //!   acknowledgement are durable; until it has paid the LSP forwards nothing into the channel and
 //!   sells it nothing more.
 //! - Nothing is signed once somebody has begun to open the factory.
+//! - What was signed and not delivered is nobody's: the next epoch retires it with what the LSP, which
+//!   alone holds its signature, could still make of it.
 //!
 //! What the caller owes:
 //! - *The channel's keys follow from its [`ChannelRef`]*, and one is used for one channel: what
-//!   LDK gave up after `funding_created` stays what it is, and its stock output with it.
+//!   LDK gave up after `funding_created` is told as lost and is never delivered. Its stock output
+//!   stays signed away until the next epoch, which retires it with what that sale would leave.
 //! - *One payment for one hash*, only of the bill's hash and no more than its price.
 //! - *Told again after a restart*: the LSP's policy, the funding before any peer is heard,
 //!   `TreeSeen`, closed channels, payments that have arrived.

@@ -4,7 +4,8 @@
 //! What always holds: a link is a function of the output it spends and its [`LinkTerms`]; inputs
 //! equal outputs plus the fee at the terms' feerate; every stock output has a revocation hash of its
 //! own and all other rules of the first; a chain in memory carries valid signatures only, and no more
-//! links than the terms allow.
+//! links than the terms allow. What an undelivered sale would leave is among its outputs where it is
+//! retired, because the LSP can bring it about, and nowhere else.
 
 mod link;
 
@@ -169,6 +170,8 @@ pub struct StockChain {
     origin: StockOrigin,
     first: Stock,
     links: Vec<SoldLink>,
+    /// What a sale that was signed and not delivered leaves.
+    lost: Option<Stock>,
 }
 
 impl StockChain {
@@ -247,6 +250,7 @@ impl StockChain {
             origin,
             first,
             links: Vec::new(),
+            lost: None,
         }
     }
 
@@ -281,7 +285,12 @@ impl StockChain {
     /// Every stock output, the leaf's first.
     pub fn stocks(&self) -> impl Iterator<Item = &Stock> {
         let next = self.links.iter().filter_map(|sold| sold.link.next.as_ref());
-        std::iter::once(&self.first).chain(next)
+        std::iter::once(&self.first).chain(next).chain(&self.lost)
+    }
+
+    /// The chain with what the sale of its newest output leaves that was signed and not delivered.
+    pub(crate) fn and_left_by_a_lost_sale(self, left: Option<Stock>) -> StockChain {
+        StockChain { lost: left, ..self }
     }
 
     /// What the next sale may be of; nothing once there were as many as the terms allow.

@@ -139,7 +139,12 @@ impl World {
         let place = (slot.attempt, slot.slot);
         let used = party.channels(&place);
         let used = used.filter(|(_, it)| !matches!(it.stage, Stage::Over | Stage::Retired));
-        let used: BTreeSet<ChannelRef> = used.map(|(id, _)| *id).collect();
+        let role = party.role(&slot.attempt);
+        let lost = |id: &ChannelRef| {
+            let newest = id.version == version;
+            newest && role.is_some_and(|role| !role.has_delivered(id))
+        };
+        let used: BTreeSet<ChannelRef> = used.map(|(id, _)| *id).filter(|id| !lost(id)).collect();
         // After the final signature it is what that retires.
         let old: BTreeSet<_> = used.iter().filter(|id| id.version < version).collect();
         let channels = match old.is_empty() {
@@ -574,6 +579,7 @@ impl World {
         let made = channels.filter(|(id, it)| {
             Kind::of(id) != Kind::First && it.stage != Stage::Over && it.stage != Stage::Retired
         });
+        let over: Vec<_> = channels_over(party);
         let (there, gone): (Vec<_>, Vec<_>) = made
             .map(|(id, channel)| (*id, channel.stage))
             .partition(|(id, _)| live.agreed.contains(id));
@@ -585,7 +591,19 @@ impl World {
                 self.held(who, id);
             }
         }
+        for id in over {
+            let role = self.party_mut(who).role_mut(&id.slot.attempt);
+            let effects = role.map(|role| role.channel_lost(id));
+            self.queue(who, id.slot.attempt, effects.unwrap_or_default());
+        }
     }
+}
+
+/// Bought channels that are closed, whether or not their role has heard of it.
+fn channels_over(party: &Party) -> Vec<ChannelRef> {
+    let channels = party.disk.channels.iter();
+    let over = channels.filter(|(id, it)| Kind::of(id) == Kind::Bought && it.stage == Stage::Over);
+    over.map(|(id, _)| *id).collect()
 }
 
 fn role_slot(role: &Role) -> u16 {

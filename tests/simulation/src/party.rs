@@ -13,6 +13,7 @@ use superscalar_factory::journal::{Record, ReplayError};
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::{Attempt, Message, SaleId};
 use superscalar_factory::sale;
+use superscalar_factory::stock::StockChain;
 
 use crate::channel::{Channel, Kind, Stage};
 
@@ -227,9 +228,21 @@ impl Role {
             }
             (Role::Member(role), Kind::First) => role.handle(member::Input::ChannelLost),
             (Role::Member(role), Kind::Moved) => role.handle(member::Input::MovedLost(id)),
-            // What is signed for a bought channel stays signed.
-            (_, Kind::Bought) => Vec::new(),
+            (Role::Coordinator(role), Kind::Bought) => {
+                role.handle(coordinator::Input::BoughtLost(id))
+            }
+            (Role::Member(role), Kind::Bought) => role.handle(member::Input::BoughtLost(id)),
         }
+    }
+
+    /// Whether a channel of the newest epoch is no sale's, or that sale was delivered.
+    pub(crate) fn has_delivered(&self, id: &ChannelRef) -> bool {
+        let links = |chain: Option<&StockChain>| chain.map_or(0, |chain| chain.links().len());
+        let delivered = match self {
+            Role::Coordinator(role) => links(role.stock_chain(id.slot.slot).as_ref()),
+            Role::Member(role) => links(role.stock_chain()),
+        };
+        Kind::of(id) != Kind::Bought || delivered >= id.seq as usize
     }
 
     pub(crate) fn tree_seen(&mut self) -> Vec<Effect> {

@@ -143,6 +143,12 @@ impl World {
         if self.party(who).is_open(&id) {
             return;
         }
+        // A role that gives a channel up says so, but of what is bought it only hears.
+        let delivered = self.party(who).role(&id.slot.attempt);
+        let delivered = delivered.is_none_or(|role| role.has_delivered(&id));
+        if !delivered {
+            self.close(who, id);
+        }
         let role = self.party_mut(who).role_mut(&id.slot.attempt);
         let effects = role.map(|role| role.channel_lost(id));
         self.queue(who, id.slot.attempt, effects.unwrap_or_default());

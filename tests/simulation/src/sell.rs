@@ -1,10 +1,10 @@
 //! Sales at work: members ask, accept and pay, the LSP prepares what a quote needs. Payments for
 //! sales travel outside: one for each hash, which both ends hear of when they can.
 
-use bitcoin::Amount;
+use bitcoin::{Amount, OutPoint};
 use superscalar_factory::coordinator;
-use superscalar_factory::effect::{Bill, ChannelRef, Event, QuoteBacking, QuoteWanted};
-use superscalar_factory::journal::Guard;
+use superscalar_factory::effect::{Bill, ChannelRef, Event, QuoteBacking, QuoteWanted, SlotRef};
+use superscalar_factory::journal::{Guard, Record, SaleStep};
 use superscalar_factory::member;
 use superscalar_factory::message::{Attempt, SaleId};
 use superscalar_factory::sale::{Ask, SalePolicy, Stage};
@@ -268,6 +268,26 @@ impl World {
         }
     }
 
+    /// The output that the last sale to a place was to spend, if its channel was lost in an epoch
+    /// before this one.
+    fn lost_before(&self, slot: &SlotRef, version: u32) -> Option<OutPoint> {
+        let records = self.lsp.records(&slot.attempt).iter().rev();
+        let mut lost = None;
+        for record in records {
+            match record {
+                Record::SaleStepped(body) if body.slot == slot.slot => {
+                    lost = lost.or((body.step == SaleStep::Lost).then_some(body.link));
+                }
+                Record::LspSaleSigned(body) if body.sale.slot == slot.slot => {
+                    let meant = lost == Some(body.sale.link) && body.sale.version < version;
+                    return meant.then_some(body.sale.stock);
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
     /// What an application hears of sales and epochs.
     pub(crate) fn told_more(&mut self, who: Who, attempt: Attempt, event: &Event) {
         match event {
@@ -278,6 +298,11 @@ impl World {
             }
             Event::Delivered { .. } if who != Who::Lsp => self.counts.sales += 1,
             Event::Moved { .. } if who != Who::Lsp => self.counts.moves += 1,
+            Event::Moved { slot, version } => {
+                let lost = self.lost_before(slot, *version);
+                let first = lost.is_some_and(|stock| self.outlived.insert(stock));
+                self.counts.outlived += u64::from(first);
+            }
             Event::Limbo { .. } => self.counts.limbo += 1,
             Event::EpochHangs { .. } => {
                 if let Some(live) = &mut self.lsp.live {

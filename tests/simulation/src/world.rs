@@ -74,6 +74,8 @@ pub(crate) struct World {
     pub(crate) slept: BTreeSet<Txid>,
     /// Places whose epochs are used up.
     pub(crate) used_up: BTreeSet<Place>,
+    /// Stock of lost sales that an epoch retired.
+    pub(crate) outlived: BTreeSet<OutPoint>,
     /// What the last check of a member's money has seen.
     pub(crate) checked: BTreeMap<Place, Checked>,
     /// How long members have had to leave factories that the LSP reclaims.
@@ -128,6 +130,8 @@ pub struct Counts {
     pub late: u64,
     /// Places whose epochs are used up.
     pub used_up: u64,
+    /// Sales whose channel was lost, and that the next epoch retired.
+    pub outlived: u64,
     /// Places that were settled in an older epoch.
     pub stale: u64,
     /// Stock of older epochs that members took.
@@ -169,6 +173,7 @@ impl Counts {
             limbo,
             late,
             used_up,
+            outlived,
             stale,
             swept,
             reclaimed,
@@ -253,6 +258,7 @@ impl World {
             followed: BTreeSet::new(),
             slept: BTreeSet::new(),
             used_up: BTreeSet::new(),
+            outlived: BTreeSet::new(),
             finished: BTreeSet::new(),
             checked: BTreeMap::new(),
             chances: BTreeMap::new(),

@@ -50,6 +50,7 @@ fn a_million_steps_break_no_promise() {
         ("members in limbo", counts.limbo),
         ("epochs that were learnt of on chain", counts.late),
         ("places without another epoch", counts.used_up),
+        ("lost sales that an epoch retired", counts.outlived),
         ("leaves of older epochs", counts.stale),
         ("sweeps of older stock", counts.swept),
         ("stock taken back", counts.reclaimed),

@@ -48,6 +48,10 @@ pub const ERROR: u16 = 17;
 pub const PING: u16 = 18;
 /// `pong` (BOLT1).
 pub const PONG: u16 = 19;
+/// `funding_created` (BOLT2).
+pub const FUNDING_CREATED: u16 = 34;
+/// `funding_signed` (BOLT2).
+pub const FUNDING_SIGNED: u16 = 35;
 /// `update_add_htlc` (BOLT2).
 pub const UPDATE_ADD_HTLC: u16 = 128;
 /// `update_fulfill_htlc` (BOLT2): channel id, HTLC id, preimage.

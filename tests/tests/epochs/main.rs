@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod limbo;
+mod lost_sales;
 
 use superscalar_sdk::{
     BuildRequest, Departure, EpochConsent, EpochRequest, Event, ExitMode, PaymentStatus,

@@ -59,6 +59,9 @@ pub enum Input {
     },
     /// Both sides hold commitments on a bought channel, ours durably.
     BoughtHeld(ChannelRef),
+    /// A bought channel that is not held cannot be opened any more, or was closed. Told again after a
+    /// restart.
+    BoughtLost(ChannelRef),
     /// The payment for a sale has arrived.
     SalePaid {
         /// Its hash.

@@ -38,14 +38,16 @@ pub(crate) struct Ground<'a> {
     pub(crate) key: &'a FactoryKey,
     /// Whether the funding is buried.
     pub(crate) active: bool,
-    /// Whether a sale is signed and not settled.
+    /// Whether a sale is delivered and not settled.
     pub(crate) selling: bool,
     /// The channels of the place in its newest epoch, with their capacities.
     pub(crate) channels: Vec<(ChannelRef, Amount)>,
-    /// Those that were bought.
+    /// The channel of a sale that was signed and not delivered: nothing of it counts.
+    pub(crate) undelivered: Option<ChannelRef>,
+    /// Those that were bought, that one included.
     pub(crate) bought: Vec<BoughtChannel>,
-    /// The stock of the newest epoch.
-    pub(crate) chain: Option<&'a StockChain>,
+    /// The stock of the newest epoch, with what that sale leaves.
+    pub(crate) chain: Option<StockChain>,
 }
 
 /// Where a new epoch stands on the member's side.
@@ -380,7 +382,7 @@ impl Mover {
     /// Whether a stock output of this place has, or may have had, this hash.
     pub(super) fn knows_hash(&self, ground: &Ground<'_>, hash: &[u8; 32]) -> bool {
         let retired = self.moved.iter().flat_map(|moved| &moved.retired.chains);
-        let chains = retired.chain(ground.chain);
+        let chains = retired.chain(&ground.chain);
         let prepared = self.abandoned.iter().filter_map(|it| it.cut.channel());
         let mut prepared = prepared.map(|cut| cut.stock_hash);
         let mut known = chains.flat_map(StockChain::stocks);

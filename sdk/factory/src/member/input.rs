@@ -54,6 +54,8 @@ pub enum Input {
     },
     /// Both sides hold commitments on a bought channel, ours durably.
     BoughtHeld(ChannelRef),
+    /// A bought channel cannot be opened any more, or was closed. Told again after a restart.
+    BoughtLost(ChannelRef),
     /// The watchtower has acknowledged the sale of a channel.
     BoughtGuarded(ChannelRef),
     /// A bought channel is paid for.

@@ -192,16 +192,19 @@ pub(super) fn on_epochs<T>(
     let cut = mover.cut().unwrap_or(&record);
     let leaf = mover.leaf_channel(slot).zip(cut.channel());
     let leaf = leaf.map(|(id, cut)| (id, cut.capacity));
-    let sold = bought.iter().map(|it| (it.id, it.channel.capacity));
+    let undelivered = buyer.undelivered(slot);
+    let sold = bought.iter().filter(|it| Some(it.id) != undelivered);
+    let sold = sold.map(|it| (it.id, it.channel.capacity));
     let ground = MoverGround {
         slot,
         lsp,
         path,
         key,
         active,
-        selling: buyer.stage().is_some(),
+        selling: buyer.is_busy(),
         channels: leaf.into_iter().chain(sold).collect(),
-        chain: buyer.chain(),
+        undelivered,
+        chain: buyer.all_stock(),
         bought,
     };
     act(mover, &ground)

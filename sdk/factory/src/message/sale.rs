@@ -241,4 +241,6 @@ reasons! {
     11 => Frozen: "a new epoch is being made",
     /// As many quotes as one place gets between two blocks.
     12 => TooMany: "too many quotes were asked for: try again after the next block",
+    /// The channel of the last sale could not be opened: that stock waits for the next epoch.
+    13 => Lost: "the channel of a sale to this place was lost: nothing is sold before the next epoch",
 }

@@ -149,6 +149,8 @@ struct Sale {
     held: bool,
     guarded: bool,
     paid: bool,
+    /// Whether its channel cannot be opened any more: it is not taken whatever comes.
+    lost: bool,
 }
 
 impl Sale {
@@ -178,6 +180,8 @@ impl Buyer {
         let done = self.done.drain(..);
         self.paid.extend(done.map(|sale| sale.payment_hash));
         (self.ask, self.quote, self.again) = (None, None, None);
+        // What was not delivered never will be: its stock is revoked.
+        self.sale = None;
         self.chain = chain;
     }
 
@@ -193,6 +197,27 @@ impl Buyer {
             Some(_) if sale.is_usable() => Stage::Unpaid,
             Some(_) => Stage::Signed,
         })
+    }
+
+    /// Whether a sale is delivered and not settled. One that is not delivered has nothing of the
+    /// member's in it.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.sale.iter().any(|sale| sale.signature.is_some())
+    }
+
+    /// The channel of a sale that the member has signed and that was not delivered.
+    pub(crate) fn undelivered(&self, slot: SlotRef) -> Option<ChannelRef> {
+        let sale = self.sale.iter().find(|sale| sale.signature.is_none())?;
+        let terms = sale.terms();
+        Some(ChannelRef::sold(slot, terms.version, terms.link))
+    }
+
+    /// All stock that somebody may bring about: with what an undelivered sale leaves, which the LSP
+    /// can complete alone.
+    pub(crate) fn all_stock(&self) -> Option<StockChain> {
+        let undelivered = self.sale.iter().find(|sale| sale.signature.is_none());
+        let left = undelivered.and_then(|sale| sale.link.next.clone());
+        Some(self.chain.clone()?.and_left_by_a_lost_sale(left))
     }
 
     /// Whether a tower's acknowledgement is what the newest sale waits for, or among it.
@@ -300,6 +325,7 @@ impl Buyer {
             held: false,
             guarded: false,
             paid: false,
+            lost: false,
         }));
         Ok(vec![
             Effect::Persist(record.into()),
@@ -319,7 +345,7 @@ impl Buyer {
             return Vec::new();
         };
         let same = quote.sale == *sale.terms() && id(ground, sale.terms()) == channel;
-        if !same || sale.signature.is_some() || self.opened {
+        if !same || sale.signature.is_some() || self.opened || ground.frozen {
             return Vec::new();
         }
         match signed(&mut self.nonces, ground, quote, &sale.link, randomness) {
@@ -351,8 +377,12 @@ impl Buyer {
         if id(ground, sale.terms()) != channel {
             return Vec::new();
         }
+        if step == SaleStep::Lost && sale.signature.is_some() {
+            return Vec::new();
+        }
         let was_usable = sale.is_usable();
-        if self.opened && !was_usable && step != SaleStep::Paid {
+        let delivers = !matches!(step, SaleStep::Paid | SaleStep::Lost);
+        if self.opened && !was_usable && delivers {
             // Nothing is delivered any more.
             return Vec::new();
         }
@@ -360,6 +390,7 @@ impl Buyer {
             SaleStep::Held => &mut sale.held,
             SaleStep::Guarded => &mut sale.guarded,
             SaleStep::Paid => &mut sale.paid,
+            SaleStep::Lost => &mut sale.lost,
         };
         if std::mem::replace(flag, true) {
             return Vec::new();

@@ -3,8 +3,8 @@
 //! What always holds: a place has at most one quote, in memory; for one stock output one final
 //! signature is made, recorded before the channel is opened and sent when it is held; our own
 //! partial signatures never leave; a place that has not paid is sold nothing more and its channel
-//! carries nothing. A quote that was forgotten comes back signed by ourselves, so nothing is lost
-//! with it.
+//! carries nothing; a sale whose channel was lost is never delivered and keeps nothing but its stock
+//! output. A quote that was forgotten comes back signed by ourselves, so nothing is lost with it.
 
 mod hear;
 mod replay;
@@ -145,6 +145,8 @@ struct Signed {
     signature: schnorr::Signature,
     link: Link,
     paid: bool,
+    /// Whether its channel cannot be opened any more.
+    lost: bool,
 }
 
 impl Place {
@@ -157,6 +159,14 @@ impl Place {
         let pending = self.signed.iter().map(|signed| &signed.terms);
         let mut all = self.sold.iter().chain(pending);
         all.find(|terms| terms.stock == sale.stock)
+    }
+
+    /// Why nothing else is sold here now, where something is signed.
+    fn signed_already(&self) -> Option<NoSaleReason> {
+        self.signed.as_ref().map(|signed| match signed.lost {
+            true => NoSaleReason::Lost,
+            false => NoSaleReason::Pending,
+        })
     }
 
     fn sellable(&self) -> Sellable {
@@ -224,10 +234,14 @@ impl Seller {
         self.places.contains_key(&slot)
     }
 
-    /// Whether a sale is signed and not settled.
+    /// Whether a sale is signed and not settled. One that was lost never will be: what it was to
+    /// spend is retired with everything else.
     pub(crate) fn is_busy(&self, slot: u16) -> bool {
         let place = self.places.get(&slot);
-        place.is_some_and(|place| place.signed.is_some() || place.unpaid)
+        place.is_some_and(|place| {
+            let signed = place.signed.as_ref();
+            place.unpaid || signed.is_some_and(|signed| !signed.lost)
+        })
     }
 
     /// The channels that were delivered to a place in its newest epoch.
@@ -312,8 +326,8 @@ impl Seller {
         let unavailable = || Denial::from(NoSaleReason::Unavailable);
         let nonce = self.nonces.fresh(ground.key, &backing.randomness);
         let place = self.place(ground, slot);
-        if place.signed.is_some() {
-            return Err(NoSaleReason::Pending.into());
+        if let Some(reason) = place.signed_already() {
+            return Err(reason.into());
         }
         let stock = place.chain.as_ref().and_then(StockChain::newest);
         let stock = stock.ok_or_else(unavailable)?;
@@ -363,7 +377,8 @@ impl Seller {
         let Some(place) = self.places.get_mut(&slot) else {
             return Vec::new();
         };
-        let is_meant = |signed: &mut Box<Signed>| id(ground, &signed.terms) == channel;
+        let is_meant =
+            |signed: &mut Box<Signed>| !signed.lost && id(ground, &signed.terms) == channel;
         let Some(signed) = place.signed.take_if(is_meant) else {
             return Vec::new();
         };
@@ -398,6 +413,17 @@ impl Seller {
         effects
     }
 
+    /// The new channel cannot be opened any more: the sale is never delivered.
+    pub(crate) fn lost(&mut self, ground: &Ground<'_>, channel: ChannelRef) -> Vec<Effect> {
+        let place = self.places.get_mut(&channel.slot.slot);
+        let signed = place.and_then(|place| place.signed.as_mut());
+        let Some(signed) = signed.filter(|it| !it.lost && id(ground, &it.terms) == channel) else {
+            return Vec::new();
+        };
+        signed.lost = true;
+        vec![stepped(&signed.terms, SaleStep::Lost)]
+    }
+
     /// The payment with this hash has arrived.
     pub(crate) fn paid(&mut self, ground: &Ground<'_>, payment_hash: [u8; 32]) -> Vec<Effect> {
         let is_bill =
@@ -420,7 +446,7 @@ impl Seller {
     pub(crate) fn owed(&self) -> Vec<[u8; 32]> {
         let each = self.places.values().flat_map(|place| {
             let delivered = place.last().filter(|_| place.unpaid);
-            let signed = place.signed.iter().filter(|it| !it.paid);
+            let signed = place.signed.iter().filter(|it| !it.paid && !it.lost);
             delivered.into_iter().chain(signed.map(|it| &it.terms))
         });
         let owed = each.filter(|terms| terms.price_msat > 0);

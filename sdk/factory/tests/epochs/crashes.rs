@@ -34,7 +34,7 @@ fn is_idle(world: &World) -> bool {
 }
 
 /// Delivers all there is until everybody is alive and nothing is under way.
-fn settle(world: &mut World) {
+pub(crate) fn settle(world: &mut World) {
     for _ in 0..12 {
         while world.dead.is_some() || !world.inbox.is_empty() || !world.epochs.opening.is_empty() {
             world.deliver();
@@ -144,7 +144,7 @@ fn begin(world: &mut World) {
 }
 
 /// Tries until it is made.
-fn make(world: &mut World, version: u32) {
+pub(crate) fn make(world: &mut World, version: u32) {
     for _ in 0..4 {
         if world.dead.is_none() && world.lsp.as_ref().unwrap().version(0) >= version {
             break;

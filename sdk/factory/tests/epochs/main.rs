@@ -10,6 +10,7 @@ mod crashes;
 mod disagreements;
 mod flow;
 mod limbo;
+mod lost_sales;
 mod refusals;
 mod stale;
 #[path = "../support/mod.rs"]

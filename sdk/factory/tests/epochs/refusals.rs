@@ -344,7 +344,7 @@ const AFTER: &[Row] = {
             "a preimage too few",
             |message| {
                 if let Message::EpochReveal(body) = message {
-                    body.preimages.pop();
+                    body.preimages.remove(0);
                 }
             },
             Terms,

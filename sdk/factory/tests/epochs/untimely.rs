@@ -6,10 +6,10 @@ use superscalar_factory::effect::{ChannelRef, Effect, Event};
 use superscalar_factory::epoch::{Departure, EpochLimits, EpochStage, Wish};
 use superscalar_factory::journal::Record;
 use superscalar_factory::member;
-use superscalar_factory::message::{CutOffer, Message, RefusalCode};
+use superscalar_factory::message::{CutOffer, EpochPropose, Message, RefusalCode};
 
 use crate::world::{Party, TIP, World, bytes};
-use crate::{active, agree, endow, events, records};
+use crate::{active, agree, endow, events, last, records};
 
 const SLOT: u16 = 0;
 const OTHER: u16 = 1;
@@ -21,29 +21,49 @@ fn refused(world: &World, wanted: (RefusalCode, &str)) -> Vec<Party> {
     )
 }
 
-/// What is signed of a sale may still be delivered: it would be part of nothing.
+/// A sale that is delivered and not paid for stays in the way: its channel is in use. One whose
+/// acceptance was lost does not, and is never made.
 #[test]
-fn a_buyer_that_has_signed_moves_nowhere() {
+fn a_buyer_moves_with_what_it_was_given_and_with_nothing_else() {
     let mut world = active(4, 4);
     let sale = world.ask(SLOT, world.wish(SLOT, 10_000)).unwrap().unwrap();
+    world.accept(SLOT, sale).unwrap();
+    world.deliver();
+    // This LSP forgets that it was not paid.
+    let propose = propose(&world);
+    world.hand_over(Party::Lsp, Party::Member(SLOT), propose.into());
+    let refusal = (RefusalCode::Unexpected, "sale");
+    assert_eq!(refused(&world, refusal), [Party::Member(SLOT)]);
+    agree_unsold(&world, SLOT);
+    world.inbox.clear();
+    world.pay();
+    let sale = world.ask(SLOT, world.wish(SLOT, 20_000)).unwrap().unwrap();
     world.tamper = Box::new(|_, message| match message {
         Message::SaleAccept(_) => None,
         other => Some(other),
     });
     world.accept(SLOT, sale).unwrap();
     world.merge(SLOT).unwrap();
-    let refusal = (RefusalCode::Unexpected, "sale");
-    assert_eq!(refused(&world, refusal), [Party::Member(SLOT)]);
-    agree_unsold(&world, SLOT);
-    agree(&world, OTHER, 0);
-    // Delivered after all, it moves with the rest.
+    agree(&world, SLOT, 1);
+    agree(&world, OTHER, 1);
+    assert_eq!(world.members[&SLOT].sale_stage(), None);
+    // Said after all, it is of a leaf that is no more.
     world.tamper = Box::new(|_, message| Some(message));
     world.reconnect(SLOT);
     world.deliver();
-    world.pay();
-    world.deliver();
-    world.merge(SLOT).unwrap();
     agree(&world, SLOT, 1);
+    world.buy(SLOT, 20_000);
+}
+
+/// The proposal of a world like this one in which nothing is sold.
+fn propose(world: &World) -> EpochPropose {
+    let mut other = World::selling(world.plan.clone());
+    let plan = other.epoch_plan(SLOT, |_| Wish::Merge).unwrap();
+    other.begin_epoch(&plan).unwrap();
+    last(&other, |message| match message {
+        Message::EpochPropose(propose) => Some(propose.clone()),
+        _ => None,
+    })
 }
 
 fn agree_unsold(world: &World, slot: u16) {

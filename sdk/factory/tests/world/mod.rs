@@ -10,7 +10,7 @@
 )]
 
 pub mod epochs;
-mod sales;
+pub mod sales;
 
 use std::collections::{BTreeMap, VecDeque};
 

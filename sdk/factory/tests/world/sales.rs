@@ -10,6 +10,13 @@ use superscalar_factory::sale::{Ask, BuyError, SalePolicy};
 
 use super::{Party, TIP, World, bytes, key, policy};
 
+/// Who holds a channel that is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    ByNobody,
+    ByTheMember,
+}
+
 impl World {
     /// An active factory whose LSP sells.
     pub fn selling(plan: FactoryPlan) -> World {
@@ -105,6 +112,24 @@ impl World {
         assert_eq!(ours, theirs);
         self.tell_lsp(coordinator::Input::BoughtHeld(id));
         self.tell(slot, member::Input::BoughtHeld(id));
+    }
+
+    /// A member signs a sale whose channel is given up: the LSP's final signature stays where it is.
+    /// `held` says whether the member had it by then.
+    pub fn lose_bought(&mut self, slot: u16, sat: u64, held: Held) -> ChannelRef {
+        let sale = self.ask(slot, self.wish(slot, sat)).unwrap();
+        let id = self.members[&slot].next_channel().unwrap();
+        self.accept(slot, sale.expect("a quote")).unwrap();
+        while let Some((from, to, message)) = self.inbox.pop_front() {
+            self.hand_over(from, to, message);
+        }
+        assert_eq!(self.opening_bought.pop_front(), Some(id));
+        if held == Held::ByTheMember {
+            self.tell(slot, member::Input::BoughtHeld(id));
+            self.tell(slot, member::Input::BoughtLost(id));
+        }
+        self.tell_lsp(coordinator::Input::BoughtLost(id));
+        id
     }
 
     /// Members pay what they owe; gives how many did.

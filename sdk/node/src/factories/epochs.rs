@@ -466,6 +466,7 @@ impl Engine {
                     self.channel_held(id).await;
                 }
                 (ChannelKind::Moved, SlotPhase::Closed) => self.moved_lost(id),
+                (ChannelKind::Bought, SlotPhase::Closed) => self.bought_lost(id),
                 _ => {}
             }
         }

@@ -108,13 +108,10 @@ impl Engine {
                 }
             }
             _ if live => self.leave_closed(&id.slot, reason, at_stake_msat).await,
+            ChannelKind::Bought => self.bought_lost(*id),
             _ => {
                 let place = bridge::place(&id.slot);
-                tracing::debug!(
-                    place,
-                    reason,
-                    "nothing more is sold here before the next epoch"
-                );
+                tracing::debug!(place, reason, "a retired channel is closed");
             }
         }
     }

@@ -370,6 +370,14 @@ impl Engine {
         self.coordinator(attempt, coordinator::Input::BoughtHeld(id));
     }
 
+    /// A bought channel is closed that was not delivered: nothing more is sold in its place before
+    /// the next epoch.
+    pub(super) fn bought_lost(&mut self, id: ChannelRef) {
+        let attempt = id.slot.attempt;
+        self.member(attempt, |_| member::Input::BoughtLost(id));
+        self.coordinator(attempt, coordinator::Input::BoughtLost(id));
+    }
+
     /// After a start: what may have happened without being written into a journal.
     pub(super) async fn resume_sales(&mut self) {
         let owed = self.coordinators.values().flat_map(Coordinator::owed);

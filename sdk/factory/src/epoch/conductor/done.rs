@@ -38,11 +38,16 @@ impl Conductor {
                 .moved
                 .get(&slot)
                 .and_then(|moved| Some(made(self.versions.get(moved.version)?, slot)));
-            let mut revoked: Vec<StockName> = stocks
-                .map(|stock| StockName {
+            // One more than there is: what a sale leaves that was signed and not delivered. A member
+            // may have signed one we have never heard of.
+            let next = place.chain.as_ref().and_then(StockChain::newest);
+            let next = next.map(|stock| stock.link().saturating_add(1));
+            let links = stocks.map(|stock| stock.link()).chain(next);
+            let mut revoked: Vec<StockName> = links
+                .map(|link| StockName {
                     slot,
                     made: made.clone(),
-                    link: stock.link(),
+                    link,
                 })
                 .collect();
             revoked.extend(abandoned.iter().filter_map(|it| it.stock.clone()));

@@ -171,9 +171,10 @@ impl Mover {
             return false;
         };
         let abandoned = std::mem::take(&mut self.abandoned);
-        let mut chains: Vec<_> = ground.chain.cloned().into_iter().collect();
+        let mut chains: Vec<_> = ground.chain.clone().into_iter().collect();
         chains.extend(abandoned.iter().filter_map(|it| it.stock(ground.path)));
-        let mut channels: Vec<_> = ground.channels.iter().map(|(id, _)| *id).collect();
+        let used = ground.channels.iter().map(|(id, _)| *id);
+        let mut channels: Vec<_> = used.chain(ground.undelivered).collect();
         channels.extend(
             abandoned
                 .iter()

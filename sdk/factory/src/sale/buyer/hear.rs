@@ -88,7 +88,7 @@ impl Buyer {
         if sign::nonce(&quote.nonce).is_none() {
             return Err(((RefusalCode::Nonce, "nonce"), Vec::new()));
         }
-        if self.opened {
+        if self.opened || ground.frozen {
             return Ok(Vec::new());
         }
         let channel = id(ground, signed.terms());
@@ -126,6 +126,10 @@ impl Buyer {
         if self.opened {
             // What leads to it may never be on chain. Nothing of it is the member's, or paid for.
             return Ok(Vec::new());
+        }
+        // A dead channel is not paid for, and what an epoch retires takes part in nothing more.
+        if sale.lost || ground.frozen {
+            return Err(RefusalCode::Unexpected);
         }
         chain
             .push(sale.terms().link_terms(), sig.signature)
@@ -169,7 +173,7 @@ impl Buyer {
             return asked.map(|ask| request(ground, ask)).collect();
         };
         let said = match sale.signature {
-            None if self.opened => return Vec::new(),
+            None if self.opened || ground.frozen => return Vec::new(),
             None => say(ground, sale.accept.clone()),
             Some(_) => {
                 let sale = sale.terms().id(&attempt);

@@ -27,10 +27,11 @@ impl Buyer {
                     held: false,
                     guarded: false,
                     paid: false,
+                    lost: false,
                 }));
             }
             (Record::MemberSaleSig(body), Some(sale))
-                if sale.signature.is_none() && sale.terms().link == body.link =>
+                if sale.signature.is_none() && !sale.lost && sale.terms().link == body.link =>
             {
                 let pushed = chain.push(sale.terms().link_terms(), body.signature);
                 pushed.map_err(|_| "the sale's signature is invalid")?;
@@ -43,6 +44,10 @@ impl Buyer {
                     SaleStep::Held => &mut sale.held,
                     SaleStep::Guarded => &mut sale.guarded,
                     SaleStep::Paid => &mut sale.paid,
+                    SaleStep::Lost if sale.signature.is_some() => {
+                        return Err("a sale that was delivered is not lost");
+                    }
+                    SaleStep::Lost => &mut sale.lost,
                 };
                 if std::mem::replace(flag, true) {
                     return Err("a step of a sale that was taken before");

@@ -72,8 +72,8 @@ impl Seller {
             return Err(NoSaleReason::NotSelling.into());
         }
         let place = self.place(ground, slot);
-        if place.signed.is_some() {
-            return Err(NoSaleReason::Pending.into());
+        if let Some(reason) = place.signed_already() {
+            return Err(reason.into());
         }
         let amount = request.amount;
         let max_sales = usize::from(ground.terms.header.timing.max_sales);
@@ -141,6 +141,9 @@ impl Seller {
             let delivered = place.sold.contains(terms);
             return Ok(match delivered {
                 true => place.delivered_again(ground, slot, terms),
+                false if place.signed.as_ref().is_some_and(|it| it.lost) => {
+                    return Err(NoSaleReason::Lost.into());
+                }
                 false if opened => Vec::new(),
                 // The channel is yet to be held.
                 false => vec![Effect::OpenBought(id(ground, terms))],
@@ -202,6 +205,7 @@ impl Seller {
             signature,
             link,
             paid: false,
+            lost: false,
         }));
         Ok(effects)
     }

@@ -35,11 +35,13 @@ impl Seller {
                     signature,
                     link,
                     paid: false,
+                    lost: false,
                 }));
             }
             (Record::SaleStepped(body), signed) => match (body.step, signed) {
                 (SaleStep::Held, signed @ Some(_)) => {
-                    let Some(sale) = signed.take_if(|it| it.terms.link == body.link) else {
+                    let held = |it: &mut Box<Signed>| it.terms.link == body.link && !it.lost;
+                    let Some(sale) = signed.take_if(held) else {
                         return Err("a step of another sale");
                     };
                     let pushed = chain.push(sale.terms.link_terms(), sale.signature);
@@ -49,6 +51,9 @@ impl Seller {
                 }
                 (SaleStep::Paid, Some(sale)) if sale.terms.link == body.link && !sale.paid => {
                     sale.paid = true;
+                }
+                (SaleStep::Lost, Some(sale)) if sale.terms.link == body.link && !sale.lost => {
+                    sale.lost = true;
                 }
                 (SaleStep::Paid, None)
                     if place.unpaid && place.sold.last().is_some_and(|it| it.link == body.link) =>
