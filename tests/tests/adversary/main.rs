@@ -4,6 +4,8 @@
 
 mod building;
 mod channel;
+mod epoch_content;
+mod epoch_silence;
 mod funding;
 mod preimage;
 mod revocation;
