@@ -20,7 +20,6 @@ use superscalar_sdk::{
 use tempfile::TempDir;
 
 use crate::remote::Remote;
-use crate::tap::{INIT, Side, Tap};
 use crate::wire::{ADD_AND_COMMIT_BYTES, REVOKE_BYTES, Wire};
 
 /// How long anything may take on a busy machine.
@@ -75,8 +74,8 @@ pub struct TestNetwork {
     pub lsp: Option<Arc<Lsp>>,
     /// The wallets, in the order in which they were started.
     pub members: Vec<Member>,
-    lsp_mnemonic: String,
-    lsp_directory: TempDir,
+    pub(crate) lsp_mnemonic: String,
+    pub(crate) lsp_directory: TempDir,
     policy: LspPolicy,
     pub(crate) poll_interval: Duration,
 }
@@ -385,20 +384,6 @@ impl TestNetwork {
         wire
     }
 
-    /// Lets a tap stand on a member's connection, and waits until the channels work over it.
-    pub async fn tap(&self, member: usize) -> Tap {
-        let lsp = node_secret(&self.lsp_mnemonic);
-        let seat = &self.members[member];
-        let tap = Tap::between(node_secret(&seat.mnemonic), lsp, self.lsp_address()).await;
-        seat.wire.lead_to(tap.address);
-        seat.wire.hang_up();
-        self.wait("the member to be back over the tap", async || {
-            tap.heard(Side::Member, INIT).len() == 1 && tap.heard(Side::Lsp, INIT).len() == 1
-        })
-        .await;
-        tap
-    }
-
     /// Pays `amount_msat` between members and waits until both sides say so.
     pub async fn pay(&self, from: usize, to: usize, amount_msat: u64) {
         let invoice = self
@@ -523,13 +508,18 @@ impl TestNetwork {
             &self.policy,
         )
         .await;
+        self.is_led_by(lsp);
+    }
+
+    /// The wallets find this LSP from now on.
+    pub(crate) fn is_led_by(&mut self, lsp: Arc<Lsp>) {
         self.lsp = Some(lsp);
         for member in &self.members {
             member.wire.lead_to(self.lsp_address());
         }
     }
 
-    fn lsp_address(&self) -> std::net::SocketAddr {
+    pub(crate) fn lsp_address(&self) -> std::net::SocketAddr {
         let uri = self.lsp().uri().unwrap();
         uri.split_once('@').unwrap().1.parse().unwrap()
     }
@@ -638,7 +628,7 @@ fn chain_config_at(chain: &RegtestNode, address: String) -> ChainConfig {
 }
 
 /// The key that BOLT8 proves.
-fn node_secret(mnemonic: &str) -> SecretKey {
+pub(crate) fn node_secret(mnemonic: &str) -> SecretKey {
     let words = Mnemonic::parse(mnemonic).unwrap();
     let keys = WalletKeys::new(&words, "", Network::Regtest).unwrap();
     let seed = keys.lightning_seed().unwrap();

@@ -152,6 +152,16 @@ impl TestNetwork {
         self.restart(member).await;
     }
 
+    /// Starts the LSP again with a backup on this disk; the wallets find it.
+    pub async fn restart_lsp_with(&mut self, remote: &Remote) {
+        self.lose_lsp().await;
+        let words = Mnemonic::parse(&self.lsp_mnemonic).unwrap();
+        let directory = self.lsp_directory.path();
+        let open = || start_lsp(&self.chain, &words, directory, remote, Begin::Continue);
+        let lsp = crate::reopening::reopened(open).await;
+        self.is_led_by(lsp);
+    }
+
     /// The disk of a member's backup.
     pub fn remote(&self, member: usize) -> &Remote {
         let remote = self.members[member].remote.as_ref();

@@ -1,23 +1,29 @@
-//! A member whose disk takes no more at any one of the writes of a new epoch: it stands still there,
-//! ends, and comes back. The epoch goes on or ends cleanly, and what it has is what it had.
+//! A member, or its LSP, whose disk takes no more at any one of the writes of a new epoch: it stands
+//! still there, ends, and comes back. The epoch goes on or ends cleanly, and everybody has what it had.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use superscalar_sdk::{BackupState, BuildRequest, EpochRequest, Event};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
+use superscalar_tests::remote::Remote;
 
 const PAID_MSAT: u64 = 100_000_007;
 
-/// How often the LSP says that both have moved, and that an epoch has come to nothing.
+/// How often the LSP says that a member has moved, and that an epoch has come to nothing.
 fn told(network: &TestNetwork) -> (usize, usize) {
-    let page = network.lsp().events(0, 1_000).unwrap();
+    heard(network).unwrap()
+}
+
+/// The same, if it can say so: who stands still does not.
+fn heard(network: &TestNetwork) -> Option<(usize, usize)> {
+    let page = network.lsp().events(0, 1_000).ok()?;
     let count = |wanted: fn(&Event) -> bool| {
         let events = page.events.iter();
         events.filter(|it| wanted(&it.event)).count()
     };
-    (
+    Some((
         count(|event| matches!(event, Event::EpochMoved { .. })),
         count(|event| matches!(event, Event::EpochEnded { .. })),
-    )
+    ))
 }
 
 /// Whether the epoch needs more writes than `writes`.
@@ -83,4 +89,82 @@ async fn an_epoch_survives_an_end_at_every_write() {
     }
     // Records, the register, and the channel's manager and monitor.
     assert!(writes > 8, "{writes} writes");
+}
+
+/// Whether the LSP writes more of the epoch than `writes`.
+async fn its_lsp_ends_after(writes: usize) -> bool {
+    let mut network = TestNetwork::start(2).await;
+    let factory = network.build(regtest_factory(2)).await;
+    let before = [PAID_MSAT, 2 * PAID_MSAT];
+    for (member, paid_msat) in before.into_iter().enumerate() {
+        network.lsp_pays(member, paid_msat).await;
+    }
+    network.settle().await;
+    let remote = Remote::new();
+    network.restart_lsp_with(&remote).await;
+    network.reconnected().await;
+    remote.full_after(writes);
+    // Where not even this is written down, nobody is asked.
+    let request = EpochRequest::default();
+    let _ = network.lsp().begin_epoch(&factory, request).await;
+    let mut full = false;
+    network
+        .wait("the disk to be full, or the switch", async || {
+            let state = network.lsp().backup().unwrap().state;
+            full = matches!(state, BackupState::Unreachable { .. });
+            full || heard(&network) == Some((2, 0))
+        })
+        .await;
+    network.lose_lsp().await;
+    remote.make_room();
+    network.restart_lsp_with(&remote).await;
+    network
+        .wait("both to be in the new epoch", async || {
+            let infos = network.lsp().factories().await.unwrap();
+            let ours = infos.iter().find(|it| it.factory == factory).unwrap();
+            if ours.seats.iter().all(|seat| seat.version == 0) {
+                // What came to nothing is begun again; what is under way refuses this.
+                let request = EpochRequest::default();
+                let _ = network.lsp().begin_epoch(&factory, request).await;
+            }
+            let mut there = 0;
+            for member in [0, 1] {
+                let seat = network.seat(member, &factory).await;
+                // The one of before is closed when the LSP knows that its member has switched.
+                let moved = seat.version == 1 && seat.moving.is_none();
+                there += u32::from(moved && network.channels_with(member).len() == 1);
+            }
+            there == 2
+        })
+        .await;
+    network.settle().await;
+    let after = [network.balance_msat(0), network.balance_msat(1)];
+    assert_eq!(after, before, "after {writes} writes");
+    network.reconnected().await;
+    network.pay(0, 1, 20_000_000).await;
+    network.pay(1, 0, 5_000_000).await;
+    assert!(network.chain.mempool().unwrap().is_empty());
+    network.stop().await;
+    full
+}
+
+/// While the disk is full, one task of the LSP's waits for it with LDK's locks held, and others wait for
+/// those: there are threads enough for the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 16)]
+async fn an_epoch_survives_the_end_of_its_lsp_at_every_write() {
+    superscalar_tests::log_to_stderr();
+    let mut writes = 0;
+    loop {
+        let three = tokio::join!(
+            its_lsp_ends_after(writes),
+            its_lsp_ends_after(writes + 1),
+            its_lsp_ends_after(writes + 2),
+        );
+        writes += 3;
+        if three != (true, true, true) {
+            break;
+        }
+    }
+    // Records, the register, and two channels' manager and monitors.
+    assert!(writes > 12, "{writes} writes");
 }

@@ -119,6 +119,18 @@ pub(crate) enum Command {
     /// Buy more to receive on, out of the stock beside the own channel.
     #[command(subcommand)]
     Inbound(Inbound),
+    /// Say what a new epoch may make of the own place. What is not given is as in the beginning: a
+    /// channel of all that its channels hold, in a place that is kept.
+    Consent {
+        /// The factory's name.
+        factory: String,
+        /// Least capacity of the new channel.
+        #[arg(long, value_name = "SAT")]
+        min_capacity: Option<u64>,
+        /// Give the place up, once nothing at all of the wallet's is in its channels.
+        #[arg(long)]
+        leave: bool,
+    },
     /// Leave a factory alone, asking nobody.
     #[command(subcommand)]
     Exit(Exit),

@@ -19,7 +19,9 @@ use std::process::ExitCode;
 use bitcoin::hex::FromHex as _;
 use clap::Parser;
 use serde_json::{Value, json};
-use superscalar_sdk::{Closing, InboundQuote, JoinRequest, Policy, WordCount};
+use superscalar_sdk::{
+    Closing, Departure, EpochConsent, InboundQuote, JoinRequest, Policy, WordCount,
+};
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command, Exit, Inbound, Words};
@@ -209,6 +211,20 @@ async fn converse(client: &mut Client, command: Command) -> Result<(Kind, Value)
             export::write(&file, &package)?;
             let written = json!({ "file": file, "bytes": package.len() });
             return Ok((Kind::Object, written));
+        }
+        Command::Consent {
+            factory,
+            min_capacity,
+            leave,
+        } => {
+            let consent = EpochConsent {
+                min_capacity_sat: min_capacity,
+                departure: match leave {
+                    true => Departure::Leaves,
+                    false => Departure::Stays,
+                },
+            };
+            (Kind::Object, Request::Consent { factory, consent })
         }
         Command::Exit(Exit::Plan { factory }) => (Kind::Object, Request::ExitPlan { factory }),
         Command::Status => (Kind::Object, Request::Status {}),

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use superscalar_sdk::{Closing, ExitMode, InboundQuote, JoinRequest, WalletError};
+use superscalar_sdk::{Closing, EpochConsent, ExitMode, InboundQuote, JoinRequest, WalletError};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::export::Passphrase;
@@ -60,6 +60,10 @@ pub(crate) enum Request {
         max_price_msat: u64,
     },
     InboundBuy(InboundQuote),
+    Consent {
+        factory: String,
+        consent: EpochConsent,
+    },
     ExitPlan {
         factory: String,
     },

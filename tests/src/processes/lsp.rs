@@ -212,7 +212,10 @@ impl LspProcess {
         let body = answer.as_str()?;
         Ok(Answer {
             status: answer.status_code,
-            body: serde_json::from_str(body).with_context(|| format!("no JSON: {body}"))?,
+            body: match body {
+                "" => Value::Null,
+                _ => serde_json::from_str(body).with_context(|| format!("no JSON: {body}"))?,
+            },
         })
     }
 

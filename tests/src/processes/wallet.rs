@@ -232,6 +232,13 @@ impl WalletProcess {
         Ok(serde_json::from_value(bought)?)
     }
 
+    /// Agrees to new epochs with no less capacity than this.
+    pub fn consent(&self, factory: &str, min_capacity_sat: u64) -> Result<()> {
+        let least = min_capacity_sat.to_string();
+        self.cli(&["consent", factory, "--min-capacity", &least])?;
+        Ok(())
+    }
+
     /// What leaving costs and brings.
     pub fn exit_plan(&self, factory: &str) -> Result<ExitPlan> {
         self.typed(&["exit", "plan", factory])

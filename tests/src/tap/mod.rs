@@ -17,6 +17,8 @@ use superscalar_sdk::hosting::FACTORY_MESSAGE_TYPE;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
+use crate::network::{TestNetwork, node_secret};
+
 pub use factory::{FactoryRule, cheating};
 
 /// Who says something.
@@ -143,6 +145,22 @@ fn of(log: &Mutex<Vec<(Side, Message)>>, who: Side, kind: u16) -> Vec<Message> {
     let log = log.lock().unwrap_or_else(PoisonError::into_inner);
     let wanted = log.iter().filter(|it| it.0 == who && it.1.kind == kind);
     wanted.map(|(_, message)| message.clone()).collect()
+}
+
+impl TestNetwork {
+    /// Lets a tap stand on a member's connection, and waits until the channels work over it.
+    pub async fn tap(&self, member: usize) -> Tap {
+        let lsp = node_secret(&self.lsp_mnemonic);
+        let seat = &self.members[member];
+        let tap = Tap::between(node_secret(&seat.mnemonic), lsp, self.lsp_address()).await;
+        seat.wire.lead_to(tap.address);
+        seat.wire.hang_up();
+        self.wait("the member to be back over the tap", async || {
+            tap.heard(Side::Member, INIT).len() == 1 && tap.heard(Side::Lsp, INIT).len() == 1
+        })
+        .await;
+        tap
+    }
 }
 
 impl Drop for Tap {

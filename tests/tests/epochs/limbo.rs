@@ -3,11 +3,10 @@
 use superscalar_sdk::{BuildRequest, EpochRequest, Event, PaymentStatus};
 use superscalar_tests::network::TestNetwork;
 
-use super::with_stock;
+use super::{buy, with_stock};
 
-/// Three members, two of them in one leaf; the second of these falls silent when the first has
-/// signed. Gives both.
-async fn hanging(network: &TestNetwork, factory: &str) -> (usize, usize) {
+/// Of three members that are paid something the two of one leaf.
+async fn leaf(network: &TestNetwork, factory: &str) -> (usize, usize) {
     let mut leaf = Vec::new();
     for member in 0..3 {
         network.lsp_pays(member, 60_000_000).await;
@@ -16,7 +15,19 @@ async fn hanging(network: &TestNetwork, factory: &str) -> (usize, usize) {
             leaf.push(member);
         }
     }
-    let (signs, silent) = (leaf[0], leaf[1]);
+    (leaf[0], leaf[1])
+}
+
+/// Three members, two of them in one leaf; the second of these falls silent when the first has
+/// signed. Gives both.
+async fn hanging(network: &TestNetwork, factory: &str) -> (usize, usize) {
+    let (signs, silent) = leaf(network, factory).await;
+    hang(network, factory, signs, silent).await;
+    (signs, silent)
+}
+
+async fn hang(network: &TestNetwork, factory: &str, signs: usize, silent: usize) {
+    let own_msat = network.at_rest(signs).await.0;
     let wire = &network.members[silent].wire.to_lsp;
     wire.hold();
     let request = EpochRequest::default();
@@ -43,12 +54,11 @@ async fn hanging(network: &TestNetwork, factory: &str) -> (usize, usize) {
     network
         .wait("limbo", async || {
             let limbo = |event: &Event| {
-                matches!(event, Event::EpochLimbo { most_msat, .. } if *most_msat == 60_000_000)
+                matches!(event, Event::EpochLimbo { most_msat, .. } if *most_msat == own_msat)
             };
             network.member_events(signs).iter().any(limbo)
         })
         .await;
-    (signs, silent)
 }
 
 fn impatient() -> BuildRequest {
@@ -153,5 +163,68 @@ async fn an_abandoned_epoch_leaves_limbo_which_the_next_one_ends() {
     assert_eq!(network.at_rest(signs).await.0, 60_000_000);
     network.lsp_pays(signs, 100_000_000).await;
     network.pay(signs, silent, 10_000_000).await;
+    network.stop().await;
+}
+
+/// What a place may hold in limbo is one sum for all its channels, and what it sent counts until it has
+/// arrived: it may come back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_limbo_leaves_room_for_counts_all_channels_and_what_is_on_its_way() {
+    const SENT_MSAT: u64 = 20_000_000;
+    let network = TestNetwork::start(3).await;
+    let factory = network.build(impatient()).await;
+    let (signs, silent) = leaf(&network, &factory).await;
+    buy(&network, signs, &factory, 60_000).await;
+    let own_msat = network.at_rest(signs).await.0;
+    let lightning = network.wallet(signs).lightning();
+    let open = [(); 2].map(|()| lightning.receive(None, "", 600));
+    let [early, late] = open;
+    let (early, late) = (early.await.unwrap(), late.await.unwrap());
+    hang(&network, &factory, signs, silent).await;
+    let lsp = network.lsp();
+    lsp.abandon_epoch(&factory).await.unwrap();
+    network.members[silent].wire.to_lsp.pass();
+    network
+        .wait("the epoch to be over", async || {
+            let seat = network.seat(signs, &factory).await;
+            seat.moving.is_none() && seat.most_msat == Some(own_msat)
+        })
+        .await;
+    assert_eq!(network.channels_with(signs).len(), 2);
+
+    // A payment that its recipient does not answer.
+    let third = 3 - signs - silent;
+    let others = network.wallet(third).lightning();
+    let invoice = others.receive(Some(SENT_MSAT), "", 600).await.unwrap();
+    network.members[third].wire.to_lsp.hold();
+    let sent = lightning.send(&invoice, None).await.unwrap();
+    let pending = || {
+        let channels = network.channels_with(signs);
+        channels.iter().map(|it| it.inbound_htlcs).sum::<u32>()
+    };
+    network
+        .wait("the payment to be on its way", async || pending() == 1)
+        .await;
+    let paying = lsp.lightning();
+    let hash = paying.send(&early, Some(SENT_MSAT)).await.unwrap();
+    network
+        .wait("what has no room to be failed back", async || {
+            let payment = paying.payment(&hash).unwrap();
+            payment.is_some_and(|it| it.status == PaymentStatus::Failed)
+        })
+        .await;
+    assert!(network.balance_msat(signs) <= own_msat);
+
+    // It has arrived: now there is as much room, and no more.
+    network.members[third].wire.to_lsp.pass();
+    network.settled(network.wallet(signs), &sent).await;
+    let left_msat = network.at_rest(signs).await.0;
+    assert!(left_msat <= own_msat - SENT_MSAT);
+    let room_msat = own_msat - left_msat;
+    let balance = network.wallet(signs).balance().unwrap();
+    assert_eq!(balance.inbound_msat, room_msat);
+    let hash = paying.send(&late, Some(room_msat)).await.unwrap();
+    network.settled(network.wallet(signs), &hash).await;
+    assert_eq!(network.at_rest(signs).await.0, own_msat);
     network.stop().await;
 }

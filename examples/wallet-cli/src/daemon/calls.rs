@@ -97,6 +97,11 @@ async fn call(wallet: &Wallet, request: Request) -> Result<Value, Failure> {
             wallet.factories().buy_inbound(&quote).await?;
             done(&quote)
         }
+        Request::Consent { factory, consent } => {
+            let factories = wallet.factories();
+            factories.set_epoch_consent(&factory, consent).await?;
+            Ok(json!({}))
+        }
         Request::ExitPlan { factory } => done(&wallet.exit().plan(&factory).await?),
         Request::ExitStart {
             factory,

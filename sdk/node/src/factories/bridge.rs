@@ -59,10 +59,10 @@ pub(super) enum ChannelKind {
 }
 
 pub(super) fn kind(channel: &ChannelRef) -> ChannelKind {
-    match (channel.version, channel.seq & 0xffff) {
-        (0, 0) => ChannelKind::First,
-        (_, 0) => ChannelKind::Moved,
-        _ => ChannelKind::Bought,
+    match (channel_id(channel).is_sold(), channel.version) {
+        (true, _) => ChannelKind::Bought,
+        (false, 0) => ChannelKind::First,
+        (false, _) => ChannelKind::Moved,
     }
 }
 

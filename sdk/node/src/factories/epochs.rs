@@ -490,7 +490,7 @@ impl Engine {
                 id.is_some_and(|id| self.is_live(&id))
             })
             .collect();
-        all.sort_by_key(|slot| (slot.epoch, slot.seq & 0xffff));
+        all.sort_by_key(|slot| (slot.epoch, slot.place_in_leaf()));
         all
     }
 

@@ -444,8 +444,8 @@ impl Engine {
             .map(|slot| &slot.channel)
             .filter_map(|channel| {
                 let place = bridge::slot_ref(&channel.slot)?;
-                let own = channel.slot.seq & 0xffff == 0;
-                (own && place.attempt == *attempt).then_some((place, channel))
+                let own = !channel.slot.is_sold() && place.attempt == *attempt;
+                own.then_some((place, channel))
             });
         let mut seats = Vec::new();
         let mut exit_delay_blocks = 0;

@@ -84,7 +84,7 @@ impl Engine {
             Some(_) => (Amount::ZERO, Amount::ZERO),
         };
         let live = self.live_channels(&place).into_iter();
-        let mut leafs = live.filter(|id| id.seq & 0xffff == 0);
+        let mut leafs = live.filter(|id| !id.is_sold());
         let entry = leafs.find_map(|id| self.parts.host.slot(&id));
         let peer = peer.to_string();
         let seat = SeatInfo {

@@ -57,9 +57,15 @@ impl SlotId {
         self.epoch > 0 && !self.is_sold()
     }
 
+    /// Which of its leaf's channels in this epoch it is, whichever try that was: 0 is the leaf's own,
+    /// others were sold out of stock, in this order.
+    pub(crate) fn place_in_leaf(&self) -> u32 {
+        self.seq & 0xffff
+    }
+
     /// Whether the channel was sold out of stock.
-    pub(super) fn is_sold(&self) -> bool {
-        self.seq & 0xffff > 0
+    pub(crate) fn is_sold(&self) -> bool {
+        self.place_in_leaf() > 0
     }
 
     /// The input to key derivation, secret only in combination with the node's seed.
