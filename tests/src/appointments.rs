@@ -58,6 +58,7 @@ pub async fn watched(factories: u32, blocks: u32) -> Watched {
         let appointment = Appointment::Path {
             path,
             stale: Vec::new(),
+            beside: Vec::new(),
         };
         outpoints += appointment.watched().len();
         let digest = appointment.digest();

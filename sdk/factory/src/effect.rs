@@ -370,6 +370,13 @@ pub enum Event {
         /// What the channels may hold of the member's until that is decided, in millisatoshi.
         frozen_msat: u64,
     },
+    /// Member: the channels of a place rest for a new epoch that no watchtower has acknowledged.
+    Unguarded {
+        /// The place.
+        slot: SlotRef,
+        /// The version of its path in that epoch.
+        version: u32,
+    },
     /// The LSP wants something else signed for an epoch that something was signed for, or for an
     /// older one. It was refused.
     EpochEquivocation {

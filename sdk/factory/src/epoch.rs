@@ -74,6 +74,8 @@ pub struct EpochLimits {
     pub departure: Departure,
     /// Who must have acknowledged the new epoch before it counts.
     pub guard: Guard,
+    /// Whether they could do so now: nothing begins that would have to wait for them.
+    pub readiness: Readiness,
 }
 
 impl Default for EpochLimits {
@@ -82,8 +84,19 @@ impl Default for EpochLimits {
             min_capacity: None,
             departure: Departure::Stays,
             guard: Guard::Member,
+            readiness: Readiness::Ready,
         }
     }
+}
+
+/// Whether who must acknowledge a new epoch is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Readiness {
+    /// It would be acknowledged at once.
+    Ready,
+    /// Nobody is there: the channels would rest for nothing.
+    Away,
 }
 
 /// Whether a member wants to give its place up.

@@ -263,6 +263,8 @@ refusal_codes! {
     14 => Equivocation: "something else was signed for this output",
     /// Every epoch of the path was used.
     15 => UsedUp: "every version of this path has been used",
+    /// The member waits for watchtowers, and none is there.
+    16 => Unguarded: "no watchtower is there to acknowledge it",
 }
 
 macro_rules! messages {

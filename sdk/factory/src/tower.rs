@@ -27,6 +27,8 @@ pub use message::{
 pub const MAX_TRIES: usize = 4;
 /// Most outputs of older epochs that one path may bring along.
 pub const MAX_CLAIMS: usize = 256;
+/// Most outpoints of epochs that were not completed, beside one path.
+pub const MAX_OUTPOINTS: usize = 1_024;
 /// What a claim may weigh: one input, one output, with room for a script and its proof.
 const MAX_CLAIM_WEIGHT: Weight = Weight::from_wu(4_000);
 
@@ -118,12 +120,14 @@ impl Claim {
         self.outpoint
     }
 
-    /// The cheapest that pays `market`, else the dearest there is.
-    pub fn at(&self, market: FeeRate) -> &Transaction {
+    /// Those that pay `market`, the cheapest first; where none does the dearest there is. What is
+    /// taken is the first that the mempool takes: somebody else's spend may have to be replaced.
+    pub fn at(&self, market: FeeRate) -> impl Iterator<Item = &Transaction> {
         let pays = |it: &&Try| u64::from(it.feerate_sat_per_kwu) >= market.to_sat_per_kwu();
-        let found = self.tries.iter().find(pays).or(self.tries.last());
+        let enough = self.tries.iter().filter(pays).count().max(1);
         // A claim is never empty, see `new`.
-        found.map_or(&self.tries[0].transaction, |it| &it.transaction)
+        let dearest = &self.tries[self.tries.len() - enough..];
+        dearest.iter().map(|it| &it.transaction)
     }
 }
 
@@ -151,6 +155,9 @@ pub enum Appointment {
         path: Box<SignedPath>,
         /// Outputs of older epochs that are the client's if they come on chain.
         stale: Vec<Claim>,
+        /// Outpoints of epochs that only the LSP could complete: what spends one may put a claimed
+        /// output on chain.
+        beside: Vec<OutPoint>,
     },
     /// A commitment that was revoked.
     Revoked {
@@ -193,9 +200,14 @@ impl Appointment {
     /// Every output whose spender matters.
     pub fn watched(&self) -> Vec<OutPoint> {
         match self {
-            Appointment::Path { path, stale } => {
+            Appointment::Path {
+                path,
+                stale,
+                beside,
+            } => {
                 let mut watched = path.watched();
                 watched.extend(stale.iter().map(Claim::outpoint));
+                watched.extend(beside);
                 watched
             }
             Appointment::Revoked { channel, claim } => vec![*channel, claim.outpoint],
@@ -206,10 +218,15 @@ impl Appointment {
 impl Encode for Appointment {
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Appointment::Path { path, stale } => {
+            Appointment::Path {
+                path,
+                stale,
+                beside,
+            } => {
                 out.push(PATH);
                 path.encode(out);
                 stale.encode(out);
+                beside.encode(out);
             }
             Appointment::Revoked { channel, claim } => {
                 out.push(REVOKED);
@@ -224,15 +241,13 @@ impl Decode for Appointment {
         match u8::decode(r, "appointment")? {
             PATH => {
                 let path = Box::new(SignedPath::decode(r, "path")?);
-                let stale = Vec::<Claim>::decode(r, "stale")?;
-                match stale.len() <= MAX_CLAIMS {
-                    true => Ok(Appointment::Path { path, stale }),
-                    false => Err(DecodeError::TooLong {
-                        field: "stale",
-                        len: stale.len() as u64,
-                        max: MAX_CLAIMS as u64,
-                    }),
-                }
+                let stale = bounded::<Claim>(r, "stale", MAX_CLAIMS)?;
+                let beside = bounded::<OutPoint>(r, "beside", MAX_OUTPOINTS)?;
+                Ok(Appointment::Path {
+                    path,
+                    stale,
+                    beside,
+                })
             }
             REVOKED => Ok(Appointment::Revoked {
                 channel: OutPoint::decode(r, "channel")?,
@@ -243,6 +258,25 @@ impl Decode for Appointment {
                 typ: typ.into(),
             }),
         }
+    }
+}
+
+fn bounded<T: Decode>(
+    r: &mut Reader<'_>,
+    field: &'static str,
+    max: usize,
+) -> Result<Vec<T>, DecodeError>
+where
+    Vec<T>: Decode,
+{
+    let all = Vec::<T>::decode(r, field)?;
+    match all.len() <= max {
+        true => Ok(all),
+        false => Err(DecodeError::TooLong {
+            field,
+            len: all.len() as u64,
+            max: max as u64,
+        }),
     }
 }
 
@@ -262,13 +296,16 @@ pub struct Due<'a> {
 pub fn due<'a>(appointment: &'a Appointment, facts: &ChainFacts) -> Result<Due<'a>, PlanError> {
     let mut due = Due::default();
     let claims = match appointment {
-        Appointment::Path { path, stale } => {
+        Appointment::Path { path, stale, .. } => {
             let planned = plan(path, Goal::Defend, facts)?;
-            due.tree = planned
-                .actions
-                .into_iter()
-                .map(|Action::Publish { transaction, .. }| transaction)
-                .collect();
+            // What is the client's as a whole is not divided with the LSP by a sale of then.
+            let is_claimed = |tx: &Transaction| {
+                let spends = |it: &Claim| it.outpoint == tx.input[0].previous_output;
+                stale.iter().any(spends)
+            };
+            let actions = planned.actions.into_iter();
+            let tree = actions.map(|Action::Publish { transaction, .. }| transaction);
+            due.tree = tree.filter(|tx| !is_claimed(tx)).collect();
             stale.as_slice()
         }
         Appointment::Revoked { claim, .. } => std::slice::from_ref(claim),

@@ -191,6 +191,16 @@ pub enum Event {
         /// What the channels hold at most, in millisatoshi.
         most_msat: u64,
     },
+    /// Everything of a new epoch is there but the acknowledgement of a tower, for longer than a round:
+    /// the place's channels rest until one of ours is back or none is configured any more.
+    EpochUnguarded {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+        /// The version of its path in that epoch.
+        version: u32,
+    },
     /// The LSP wanted something else signed for an epoch that something was signed for, or for an
     /// older one. It was refused and is worth telling: an honest one never does.
     EpochEquivocation {

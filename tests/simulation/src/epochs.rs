@@ -9,7 +9,7 @@ use superscalar_factory::effect::{ChannelRef, Effect, SlotChannel, SlotRef};
 use superscalar_factory::epoch::{
     Departure, EpochError, EpochLimits, EpochPlan, EpochStage, PlacePlan, Wish,
 };
-use superscalar_factory::journal::{Guard, Record};
+use superscalar_factory::journal::Record;
 use superscalar_factory::member;
 use superscalar_factory::message::Attempt;
 use superscalar_factory::scripts::MIN_OUTPUT;
@@ -34,6 +34,7 @@ fn limits(attempt: &Attempt, slot: u16) -> EpochLimits {
             false => Departure::Stays,
         },
         guard: sell::guard(attempt, slot),
+        ..EpochLimits::default()
     }
 }
 
@@ -423,7 +424,8 @@ impl World {
             let live = &self.party(Who::Wallet(number)).live;
             for (attempt, role) in live.iter().flat_map(|live| &live.roles) {
                 let stage = role.stands().epoch;
-                if stage.is_some_and(|stage| stage != EpochStage::Switching) {
+                let waits = |stage| !matches!(stage, EpochStage::Switching | EpochStage::Guarding);
+                if stage.is_some_and(waits) {
                     waiting.push((number, *attempt));
                 }
             }
@@ -457,8 +459,7 @@ impl World {
                 .iter()
                 .filter(|(it, _)| !live.opened.contains(it));
             for (attempt, role) in closed {
-                let switching = role.stands().epoch == Some(EpochStage::Switching);
-                if switching && sell::guard(attempt, role_slot(role)) != Guard::Member {
+                if role.stands().epoch == Some(EpochStage::Guarding) {
                     waiting.push((Who::Wallet(number), *attempt));
                 }
             }
@@ -604,13 +605,6 @@ fn channels_over(party: &Party) -> Vec<ChannelRef> {
     let channels = party.disk.channels.iter();
     let over = channels.filter(|(id, it)| Kind::of(id) == Kind::Bought && it.stage == Stage::Over);
     over.map(|(id, _)| *id).collect()
-}
-
-fn role_slot(role: &Role) -> u16 {
-    match role {
-        Role::Member(role) => role.slot().slot,
-        Role::Coordinator(_) => 0,
-    }
 }
 
 fn most_msat(party: &Party, place: &Place) -> u64 {

@@ -4,6 +4,7 @@
 
 mod limbo;
 mod lost_sales;
+mod towers;
 
 use superscalar_sdk::{
     BuildRequest, Departure, EpochConsent, EpochRequest, Event, ExitMode, PaymentStatus,

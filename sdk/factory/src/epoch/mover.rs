@@ -60,8 +60,10 @@ pub enum EpochStage {
     Stored,
     /// The LSP alone can complete it.
     Committed,
-    /// The final signature is durable; preimages or watchtower are not there yet.
+    /// The final signature is durable; the preimages are not there yet.
     Switching,
+    /// Only the watchtower's acknowledgement is missing.
+    Guarding,
 }
 
 /// The newer epochs of one place.
@@ -235,8 +237,11 @@ impl Mover {
 
     /// Where a new epoch stands; `None` where none is under way.
     pub(crate) fn stage(&self) -> Option<EpochStage> {
-        if self.switching.is_some() {
-            return Some(EpochStage::Switching);
+        if let Some(switching) = &self.switching {
+            return Some(match switching.revealed {
+                true => EpochStage::Guarding,
+                false => EpochStage::Switching,
+            });
         }
         Some(match &self.ceremony.as_ref()?.stage {
             Stage::Stored {
@@ -315,6 +320,12 @@ impl Mover {
     fn all_abandoned(&self) -> impl Iterator<Item = &Prepared> {
         let retired = self.moved.iter().flat_map(|moved| &moved.retired.abandoned);
         retired.chain(&self.abandoned)
+    }
+
+    /// How many epochs have all their signatures beside the first.
+    pub(crate) fn signed_epochs(&self) -> usize {
+        let learned = |it: &&Prepared| it.version.signatures.contains_key(&it.version.top());
+        self.moved.len() + self.all_abandoned().filter(learned).count()
     }
 
     /// Every stock output of older epochs with the preimages that are known.

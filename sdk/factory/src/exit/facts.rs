@@ -32,7 +32,7 @@ impl ChainFacts {
     }
 
     /// The confirmed spender of an outpoint and its height.
-    pub(crate) fn confirmed_spend(&self, outpoint: &OutPoint) -> Option<(Txid, u32)> {
+    pub fn confirmed_spend(&self, outpoint: &OutPoint) -> Option<(Txid, u32)> {
         let spend = self.spends.get(outpoint)?;
         Some((spend.txid, spend.height?))
     }

@@ -31,9 +31,9 @@ impl Member {
         self.buyer.stage()
     }
 
-    /// Whether a sale is signed and counts only when a watchtower has acknowledged it.
+    /// Whether a sale or a new epoch is signed and counts only when a watchtower has acknowledged it.
     pub fn awaits_tower(&self) -> bool {
-        self.buyer.awaits_tower()
+        self.buyer.awaits_tower() || self.mover.awaits_tower()
     }
 
     /// What was quoted under this name, as long as it can be accepted.

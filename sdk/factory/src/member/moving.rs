@@ -33,6 +33,12 @@ impl Member {
         Some(self.mover.cut().cloned().unwrap_or_else(first))
     }
 
+    /// How many epochs of the path beside the first all have signed, as far as is known here. It
+    /// grows with each that [`Self::signed_path`] holds.
+    pub fn signed_epochs(&self) -> usize {
+        self.mover.signed_epochs()
+    }
+
     /// Where a new epoch stands; `None` if none is under way.
     pub fn epoch_stage(&self) -> Option<EpochStage> {
         self.mover.stage()

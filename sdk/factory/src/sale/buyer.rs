@@ -223,6 +223,7 @@ impl Buyer {
     /// Whether a tower's acknowledgement is what the newest sale waits for, or among it.
     pub(crate) fn awaits_tower(&self) -> bool {
         let signed = self.sale.iter().filter(|it| it.signature.is_some());
+        let signed = signed.filter(|_| !self.opened);
         let mut unguarded = signed.filter(|it| !it.guarded);
         unguarded.any(|it| it.guard == Guard::Watchtower)
     }

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use bitcoin::Amount;
 use superscalar_factory::coordinator::{EpochStockOutput, epoch_stock_preimage};
 use superscalar_factory::effect::{ChannelRef, Event};
-use superscalar_factory::epoch::{Departure, EpochError, EpochLimits, Wish};
+use superscalar_factory::epoch::{Departure, EpochError, EpochLimits, EpochStage, Readiness, Wish};
 use superscalar_factory::exit::{ChainFacts, SignedNode, Spend};
 use superscalar_factory::journal::{Guard, Record};
 use superscalar_factory::member;
-use superscalar_factory::message::Message;
+use superscalar_factory::message::{Message, RefusalCode};
 use superscalar_factory::sale::BuyError;
 use superscalar_factory::shape::{NodeId, Shape, UsedUp};
 use superscalar_factory::terms::stock_hash;
@@ -364,8 +364,75 @@ fn a_guarded_epoch_waits_for_the_watchtower() {
         world.merge(0),
         Err(EpochError::Switching { slot: 1 })
     ));
+    let role = &world.members[&1];
+    assert_eq!(role.epoch_stage(), Some(EpochStage::Guarding));
+    assert!(role.awaits_tower());
+    world.tell(1, member::Input::EpochTimedOut);
+    let waits = Event::Unguarded {
+        slot: world.members[&1].slot(),
+        version: 1,
+    };
+    assert!(world.events.contains(&(own, waits)));
     world.tell(1, member::Input::MovedGuarded { version: 0 });
     assert!(world.epochs.activated.iter().all(|(who, _)| *who != own));
+    world.tell(1, member::Input::MovedGuarded { version: 1 });
+    world.deliver();
+    agree(&world, 1, 1);
+}
+
+/// What was acknowledged before the preimages came holds no claim of what they revoke.
+#[test]
+fn a_watchtower_that_knows_nothing_of_what_is_revoked_is_waited_for() {
+    let mut world = active(2, 3);
+    let limits = EpochLimits {
+        guard: Guard::Watchtower,
+        ..EpochLimits::default()
+    };
+    let member = world.members.get_mut(&1).unwrap();
+    member.set_epoch_limits(Some(limits));
+    world.tamper = Box::new(|_, message| match message {
+        Message::EpochReveal(_) => None,
+        other => Some(other),
+    });
+    world.merge(1).unwrap();
+    let stage = |world: &World| world.members[&1].epoch_stage();
+    assert_eq!(stage(&world), Some(EpochStage::Switching));
+    assert!(!world.members[&1].awaits_tower());
+    world.tell(1, member::Input::MovedGuarded { version: 1 });
+    world.tamper = Box::new(|_, message| Some(message));
+    world.reconnect(1);
+    world.deliver();
+    assert_eq!(stage(&world), Some(EpochStage::Guarding));
+    world.tell(1, member::Input::MovedGuarded { version: 1 });
+    world.deliver();
+    agree(&world, 1, 1);
+}
+
+/// Nothing begins for which channels would rest until a watchtower is back; the others go on at once.
+#[test]
+fn without_a_watchtower_that_is_there_nothing_begins() {
+    let mut world = active(2, 3);
+    let limits = EpochLimits {
+        guard: Guard::Watchtower,
+        readiness: Readiness::Away,
+        ..EpochLimits::default()
+    };
+    let member = world.members.get_mut(&1).unwrap();
+    member.set_epoch_limits(Some(limits));
+    world.merge(1).unwrap();
+    let fault = |event: &Event| matches!(event, Event::EpochEnded { code: RefusalCode::Unguarded, at_fault, .. } if at_fault == &[1]);
+    assert_eq!(events(&world, fault), [Party::Lsp]);
+    for slot in 0..2 {
+        assert_eq!(world.members[&slot].epoch_stage(), None);
+    }
+    assert!(world.epochs.frozen.is_empty());
+    let limits = EpochLimits {
+        guard: Guard::Watchtower,
+        ..EpochLimits::default()
+    };
+    let member = world.members.get_mut(&1).unwrap();
+    member.set_epoch_limits(Some(limits));
+    world.merge(1).unwrap();
     world.tell(1, member::Input::MovedGuarded { version: 1 });
     world.deliver();
     agree(&world, 1, 1);

@@ -56,6 +56,7 @@ fn path_appointment() -> Appointment {
     Appointment::Path {
         path: Box::new(path),
         stale: vec![claim(outpoint(1)), claim(outpoint(2))],
+        beside: vec![outpoint(3)],
     }
 }
 
@@ -78,6 +79,7 @@ fn nothing_is_due_before_somebody_opens_and_then_the_newest_state_is() {
     let appointment = Appointment::Path {
         path: Box::new(path),
         stale: Vec::new(),
+        beside: Vec::new(),
     };
     let mut chain = SimulatedChain::new(funding(), START);
     let now = due(&appointment, &facts(&chain, &appointment)).unwrap();
@@ -109,13 +111,8 @@ fn nothing_is_due_before_somebody_opens_and_then_the_newest_state_is() {
     assert_eq!(due(&appointment, &seen).unwrap().tree, [root_state]);
 }
 
-#[test]
-fn every_sale_follows_its_leaf_whoever_opened_it() {
-    let sold = Sold::new(TimeoutPolicy::MembersReclaim);
-    let appointment = Appointment::Path {
-        path: Box::new(sold.path.clone()),
-        stale: Vec::new(),
-    };
+/// A chain on which somebody has opened the leaf.
+fn opened(sold: &Sold) -> SimulatedChain {
     let mut chain = SimulatedChain::new(funding(), START);
     for (node, role) in [
         (ROOT, Role::Kickoff),
@@ -129,6 +126,18 @@ fn every_sale_follows_its_leaf_whoever_opened_it() {
         chain.publish(&signed(&sold.tree, &sold.path, node, role));
         chain.mine();
     }
+    chain
+}
+
+#[test]
+fn every_sale_follows_its_leaf_whoever_opened_it() {
+    let sold = Sold::new(TimeoutPolicy::MembersReclaim);
+    let appointment = Appointment::Path {
+        path: Box::new(sold.path.clone()),
+        stale: Vec::new(),
+        beside: Vec::new(),
+    };
+    let mut chain = opened(&sold);
     for link in &sold.links {
         let seen = facts(&chain, &appointment);
         let now = due(&appointment, &seen).unwrap();
@@ -138,6 +147,54 @@ fn every_sale_follows_its_leaf_whoever_opened_it() {
     }
     let seen = facts(&chain, &appointment);
     assert_eq!(due(&appointment, &seen).unwrap().tree, []);
+}
+
+/// What an epoch has retired is the client's as a whole: a sale of then would give the LSP its side.
+#[test]
+fn stock_that_was_revoked_is_taken_and_not_sold() {
+    let sold = Sold::new(TimeoutPolicy::MembersReclaim);
+    let chains = sold.path.sales().iter();
+    let stocks = chains.flat_map(|chain| chain.stocks().map(|it| it.outpoint()));
+    let appointment = Appointment::Path {
+        path: Box::new(sold.path.clone()),
+        stale: stocks.map(claim).collect(),
+        beside: Vec::new(),
+    };
+    let Appointment::Path { stale, .. } = &appointment else {
+        unreachable!("made above")
+    };
+    assert_eq!(stale.len(), sold.links.len() + 1);
+    let mut chain = opened(&sold);
+    // Only what somebody else has published comes to the next link.
+    for (link, claim) in sold.links.iter().zip(stale) {
+        let seen = facts(&chain, &appointment);
+        let now = due(&appointment, &seen).unwrap();
+        assert_eq!((now.tree, now.claims), (Vec::new(), vec![claim]));
+        chain.publish(link);
+        chain.mine();
+    }
+    let seen = facts(&chain, &appointment);
+    let now = due(&appointment, &seen).unwrap();
+    assert_eq!((now.tree, now.claims), (Vec::new(), vec![&stale[3]]));
+}
+
+#[test]
+fn what_is_below_an_epoch_that_was_not_completed_is_claimed_as_well() {
+    let appointment = path_appointment();
+    let Appointment::Path { stale, beside, .. } = &appointment else {
+        unreachable!("made above")
+    };
+    let spend = Spend {
+        txid: stale[1].outpoint().txid,
+        height: Some(200),
+    };
+    assert!(appointment.watched().contains(&beside[0]));
+    let facts = ChainFacts {
+        tip: 300,
+        funding_height: Some(100),
+        spends: [(beside[0], spend)].into(),
+    };
+    assert_eq!(due(&appointment, &facts).unwrap().claims, [&stale[1]]);
 }
 
 #[test]
@@ -173,13 +230,20 @@ fn a_claim_is_due_while_its_output_is_on_chain_and_unspent() {
 #[test]
 fn a_claim_pays_what_the_market_asks_or_the_most_there_is() {
     let claim = claim(outpoint(1));
-    let at = |sat_per_kwu| claim.at(FeeRate::from_sat_per_kwu(sat_per_kwu)).output[0].value;
-    let expected = |rate: u64| Amount::from_sat(100_000 - rate);
-    assert_eq!(at(0), expected(253));
-    assert_eq!(at(253), expected(253));
-    assert_eq!(at(254), expected(2_500));
-    assert_eq!(at(25_000), expected(25_000));
-    assert_eq!(at(1_000_000), expected(25_000));
+    let at = |sat_per_kwu| {
+        let tries = claim.at(FeeRate::from_sat_per_kwu(sat_per_kwu));
+        tries.map(|tx| tx.output[0].value).collect::<Vec<_>>()
+    };
+    let expected = |rates: &[u64]| {
+        let left = rates.iter().map(|rate| Amount::from_sat(100_000 - rate));
+        left.collect::<Vec<_>>()
+    };
+    // What is dearer may be needed to replace somebody else's.
+    assert_eq!(at(0), expected(&[253, 2_500, 25_000]));
+    assert_eq!(at(253), expected(&[253, 2_500, 25_000]));
+    assert_eq!(at(254), expected(&[2_500, 25_000]));
+    assert_eq!(at(25_000), expected(&[25_000]));
+    assert_eq!(at(1_000_000), expected(&[25_000]));
 }
 
 #[test]
@@ -210,6 +274,7 @@ fn names_and_digests_tell_contents_apart() {
     let less = Appointment::Path {
         path,
         stale: Vec::new(),
+        beside: Vec::new(),
     };
     assert_eq!(one.key(), less.key());
     assert_ne!(one.digest(), less.digest());

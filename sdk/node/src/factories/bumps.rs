@@ -193,6 +193,25 @@ impl Payer<'_> {
     }
 }
 
+/// Publishes the first of these, which spend the same output and pay ever more, that the mempool
+/// takes: what somebody else spends it with may have to be replaced.
+pub(crate) async fn publish_cheapest(
+    chain: &Chain,
+    txs: impl IntoIterator<Item = &Transaction>,
+) -> Option<Txid> {
+    for tx in txs {
+        let txid = tx.compute_txid();
+        match chain.source().broadcast(tx).await {
+            Ok(_) => {
+                tracing::info!(%txid, "claimed");
+                return Some(txid);
+            }
+            Err(error) => tracing::info!(%txid, %error, "not taken at this feerate"),
+        }
+    }
+    None
+}
+
 impl Engine {
     pub(super) fn payer(&self) -> Payer<'_> {
         Payer {

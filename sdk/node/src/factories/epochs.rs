@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use superscalar_factory::coordinator::{self, Coordinator};
 use superscalar_factory::effect::{ChannelRef, Effect, Event as CoreEvent, SlotRef};
 use superscalar_factory::epoch::{
-    EpochError, EpochLimits, EpochPlan, EpochStage, PlacePlan, UnderWay, Wish,
+    EpochError, EpochLimits, EpochPlan, EpochStage, PlacePlan, Readiness, UnderWay, Wish,
 };
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::Attempt;
@@ -89,7 +89,7 @@ impl Epochs {
         })
     }
 
-    pub(super) fn limits(&self, attempt: &Attempt) -> EpochLimits {
+    fn limits(&self, attempt: &Attempt) -> EpochLimits {
         let consent = self.consents.get(&bridge::name(attempt));
         consent.map(EpochLimits::from).unwrap_or_default()
     }
@@ -214,11 +214,22 @@ impl Engine {
         let bytes = serde_json::to_vec(&consents).map_err(StoreError::corrupt)?;
         self.parts.store.set_setting(SETTING, &bytes)?;
         self.epochs.consents = consents;
-        let limits = self.epochs.limits(&attempt);
-        if let Some(role) = self.members.get_mut(&attempt) {
+        Ok(())
+    }
+
+    /// Says to a role what is accepted of the epoch that is proposed now: towers come and go.
+    pub(super) fn set_epoch_limits(&mut self, attempt: &Attempt) {
+        let limits = EpochLimits {
+            guard: self.guard(),
+            readiness: match self.check_towers() {
+                Ok(()) => Readiness::Ready,
+                Err(_) => Readiness::Away,
+            },
+            ..self.epochs.limits(attempt)
+        };
+        if let Some(role) = self.members.get_mut(attempt) {
             role.set_epoch_limits(Some(limits));
         }
-        Ok(())
     }
 
     /// Carries out what a new epoch asks for.
@@ -611,6 +622,11 @@ impl Engine {
                 factory,
                 slot: slot.slot,
                 most_msat: frozen_msat,
+            },
+            CoreEvent::Unguarded { slot, version } => Event::EpochUnguarded {
+                factory,
+                slot: slot.slot,
+                version,
             },
             CoreEvent::EpochEquivocation { slot, epoch, peer } => {
                 if !self.bears_with(peer) {

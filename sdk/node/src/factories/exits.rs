@@ -330,6 +330,9 @@ impl Engine {
             else {
                 continue;
             };
+            if self.is_revoked(purse.exit, &transaction.input[0].previous_output) {
+                continue;
+            }
             match self.payer().publish_due(purse, path, transaction).await {
                 Ok(told) => sped = told,
                 Err(error) => {

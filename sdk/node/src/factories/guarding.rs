@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bitcoin::FeeRate;
+use bitcoin::{FeeRate, OutPoint};
 use superscalar_factory::effect::ChannelRef;
 use superscalar_factory::exit::{self, ChannelStatus, Goal, OnChain, Progress, SignedPath};
 use superscalar_factory::journal::Guard;
@@ -14,6 +14,7 @@ use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::Attempt;
 use superscalar_factory::stock::StockChain;
 use superscalar_factory::tower::{Appointment, AppointmentKey, Claim, Digest};
+use superscalar_factory::tree::Tree;
 
 use super::bridge;
 use super::engine::Engine;
@@ -23,7 +24,7 @@ use crate::event::Event;
 use crate::store::StoreError;
 
 /// What stock of older epochs is claimed at: 2, 20 and 200 sat/vB.
-const CLAIM_FEERATES: [FeeRate; 3] = [
+pub(super) const CLAIM_FEERATES: [FeeRate; 3] = [
     FeeRate::from_sat_per_kwu(500),
     FeeRate::from_sat_per_kwu(5_000),
     FeeRate::from_sat_per_kwu(50_000),
@@ -37,19 +38,24 @@ const SETTLED_BLOCKS: u32 = 2_016;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stand {
     version: u32,
+    /// How many epochs are signed, those included that only the chain has told of.
+    epochs: usize,
     /// How many channels were bought in this version.
     sold: usize,
     /// How many stock chains can be taken.
-    retired: usize,
+    revoked: usize,
 }
 
 impl Stand {
     fn of(role: &Member) -> Stand {
         let sold = role.stock_chain().map(StockChain::links);
+        let retired = role.retired_stock();
+        let revoked = retired.iter().filter(|(_, known)| !known.is_empty());
         Stand {
             version: role.version(),
+            epochs: role.signed_epochs(),
             sold: sold.map_or(0, <[_]>::len),
-            retired: role.retired_stock().len(),
+            revoked: revoked.count(),
         }
     }
 }
@@ -60,8 +66,6 @@ struct Given {
     stand: Stand,
     key: AppointmentKey,
     digest: Digest,
-    /// Whether the role knows that it is kept.
-    told: bool,
 }
 
 /// What was given to the towers since the start, and who has looked.
@@ -139,8 +143,13 @@ impl Engine {
         if self.left(&path) != Left::Path {
             return Ok(());
         }
+        let mut beside: BTreeSet<OutPoint> = role.newer_trees().flat_map(Tree::outpoints).collect();
+        for known in path.watched() {
+            beside.remove(&known);
+        }
         let appointment = Appointment::Path {
             stale: self.stale_claims(role),
+            beside: beside.into_iter().collect(),
             path: Box::new(path),
         };
         towers.keep(self.tip, &appointment)?;
@@ -148,7 +157,6 @@ impl Engine {
             stand,
             key: appointment.key(),
             digest: appointment.digest(),
-            told: false,
         };
         self.guarding.given.insert(attempt, given);
         Ok(())
@@ -167,15 +175,19 @@ impl Engine {
             .collect()
     }
 
-    /// Whether a tower keeps what the role stands at, and the role does not know it.
+    /// Whether a tower keeps what the role stands at, and the role waits for that.
     fn is_guarded(&self, attempt: Attempt) -> bool {
+        let role = self.members.get(&attempt);
+        let Some(role) = role.filter(|role| role.awaits_tower()) else {
+            return false;
+        };
         let Some(towers) = &self.parts.towers else {
             // Towers that were taken out of the configuration are waited for no longer.
-            let role = self.members.get(&attempt);
-            return role.is_some_and(Member::awaits_tower);
+            return true;
         };
         let given = self.guarding.given.get(&attempt);
-        given.is_some_and(|given| !given.told && towers.is_kept(given.key, given.digest))
+        let given = given.filter(|given| given.stand == Stand::of(role));
+        given.is_some_and(|given| towers.is_kept(given.key, given.digest))
     }
 
     fn tell_guarded(&mut self, attempt: Attempt) {
@@ -190,13 +202,10 @@ impl Engine {
             self.member(attempt, |_| member::Input::BoughtGuarded(bought));
         }
         self.member(attempt, |_| member::Input::MovedGuarded { version });
-        if let Some(given) = self.guarding.given.get_mut(&attempt) {
-            given.told = true;
-        }
     }
 
-    /// Nothing is bought while no tower could take it: until one has, payments that the LSP puts
-    /// into the new channel would fail.
+    /// Nothing is bought, and no new epoch begun, while no tower could take it: until one has,
+    /// payments that the LSP puts into the new channel would fail, and the old ones would rest.
     pub(super) fn check_towers(&self) -> Result<(), EngineError> {
         match &self.parts.towers {
             Some(towers) if !towers.have_room() => Err(EngineError::NoTower),
@@ -214,6 +223,9 @@ impl Engine {
             let Ok(path) = self.signed_path(&bridge::name(attempt)) else {
                 continue;
             };
+            if self.is_stock_open(attempt, &path) {
+                continue;
+            }
             let left = self.left(&path);
             if left != Left::Path
                 && let Err(error) = towers.forget(given.key)
@@ -233,6 +245,23 @@ impl Engine {
                 tracing::warn!(%error, "a tower looks after a channel that is over");
             }
         }
+    }
+
+    /// Whether stock that was revoked is on chain, and nobody's for good yet.
+    fn is_stock_open(&self, attempt: &Attempt, path: &SignedPath) -> bool {
+        let role = self.members.get(attempt).into_iter();
+        let chains = role.clone().flat_map(Member::retired_stock);
+        let stock: Vec<OutPoint> = chains
+            .flat_map(|(chain, _)| chain.stocks().map(|it| it.outpoint()))
+            .collect();
+        let trees = role.flat_map(Member::newer_trees).flat_map(Tree::outpoints);
+        let watched = path.watched().into_iter().chain(trees);
+        let facts = self.confirmed_spends(path.funding(), watched.chain(stock.clone()));
+        let is_there = |it: &&OutPoint| facts.spends.values().any(|spend| spend.txid == it.txid);
+        stock.iter().filter(is_there).any(|it| {
+            let spend = facts.confirmed_spend(it);
+            spend.is_none_or(|(_, height)| self.tip < height + BURIED_BLOCKS)
+        })
     }
 
     /// What of a path can have to be published or claimed any more.

@@ -179,7 +179,8 @@ pub struct SeatInfo {
     pub sale: Option<String>,
     /// A wallet's: where a new epoch stands, if one is under way. `preparing`, `stored`: nothing is
     /// signed that could not be given up; `committed`: the LSP alone can complete it; `switching`:
-    /// all have signed it, and the channels rest until what it replaces is revoked.
+    /// all have signed it, and the channels rest until what it replaces is revoked; `guarding`: and
+    /// until a tower has acknowledged it.
     #[serde(default)]
     pub moving: Option<String>,
     /// A wallet's: what its channels in this place hold at most, in millisatoshi, while the LSP may

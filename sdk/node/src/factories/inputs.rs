@@ -382,6 +382,9 @@ impl Engine {
         }
         match (self.members.get(&attempt), message) {
             (Some(role), message) if role.lsp() == peer => {
+                if let Message::EpochPropose(_) = message {
+                    self.set_epoch_limits(&attempt);
+                }
                 self.member(attempt, |_| member::Input::Message(message));
             }
             (None, Message::Invite(invite)) => self.invited(peer, invite),
@@ -425,9 +428,8 @@ impl Engine {
             self.tip,
         );
         match joined {
-            Ok((mut role, effects)) => {
+            Ok((role, effects)) => {
                 seeking.seated = Some(attempt);
-                role.set_epoch_limits(Some(self.epochs.limits(&attempt)));
                 self.members.insert(attempt, role);
                 self.queue(attempt, effects);
             }

@@ -30,7 +30,7 @@ mod tests;
 mod wishes;
 
 #[cfg(feature = "tower")]
-pub(crate) use bumps::{Payer, Purse, TARGET_BLOCKS};
+pub(crate) use bumps::{Payer, Purse, TARGET_BLOCKS, publish_cheapest};
 pub(crate) use engine::{Command, Engine, EngineHandle, EngineParts};
 pub(crate) use epochs::EpochCommand;
 pub use error::EngineError;

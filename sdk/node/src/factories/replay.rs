@@ -64,8 +64,7 @@ impl Engine {
             Ok(effects)
         } else {
             let replayed = Member::replay(seed, &records, self.tip);
-            let (mut role, effects) = replayed.map_err(|error| error.to_string())?;
-            role.set_epoch_limits(Some(self.epochs.limits(&attempt)));
+            let (role, effects) = replayed.map_err(|error| error.to_string())?;
             (role.attempt() == attempt)
                 .then_some(())
                 .ok_or_else(of_another)?;

@@ -101,6 +101,7 @@ fn moving(stage: EpochStage) -> String {
         EpochStage::Stored => "stored",
         EpochStage::Committed => "committed",
         EpochStage::Switching => "switching",
+        EpochStage::Guarding => "guarding",
         _ => "preparing",
     }
     .to_owned()

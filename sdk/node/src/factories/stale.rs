@@ -5,15 +5,19 @@
 //! is learned from the chain with its signature. Everything here is a function of the chain and of
 //! what is on disk, tried again with every block.
 
+use bitcoin::{FeeRate, OutPoint};
 use superscalar_factory::effect::SlotRef;
 use superscalar_factory::epoch::EpochStage;
 use superscalar_factory::exit::stale::{self, StaleSweep};
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::Attempt;
+use superscalar_factory::tree::Tree;
 
 use super::bridge::{self, ChannelKind};
+use super::bumps::publish_cheapest;
 use super::engine::Engine;
 use super::error::EngineError;
+use super::guarding::CLAIM_FEERATES;
 use super::info::ExitMode;
 use crate::hosting::SlotId;
 
@@ -23,9 +27,6 @@ impl Engine {
         let watcher = self.parts.chain.watcher();
         let mut seen = Vec::new();
         for (attempt, role) in &self.members {
-            if role.limbo_msat().is_none() {
-                continue;
-            }
             let outpoints = role.newer_trees().flat_map(|tree| tree.outpoints());
             for outpoint in outpoints {
                 let spend = watcher.spend(&outpoint);
@@ -64,7 +65,10 @@ impl Engine {
         let place = role.slot();
         let reason = if !self.stale_channels(&place).is_empty() {
             Some("another epoch of the tree than the newest is on chain")
-        } else if role.epoch_stage() == Some(EpochStage::Switching) {
+        } else if matches!(
+            role.epoch_stage(),
+            Some(EpochStage::Switching | EpochStage::Guarding)
+        ) {
             // Which of its channels will be there only the chain says: none carries payments again.
             Some("the factory was opened during a switch to a new epoch")
         } else {
@@ -74,23 +78,38 @@ impl Engine {
             self.start_exit(&name, reason, ExitMode::Leave).await?;
         }
         let path = self.signed_path(&name)?;
-        let (role, feerate) = (self.members.get(attempt), self.reclaim_feerate().await);
+        // Somebody else's spend may be in the mempool, of a sale of then.
+        let market = self.reclaim_feerate().await;
+        let dearer = CLAIM_FEERATES.into_iter().filter(|it| *it > market);
+        let feerates: Vec<FeeRate> = std::iter::once(market).chain(dearer).collect();
+        let role = self.members.get(attempt);
         let Some(record) = role.and_then(|role| Some(&role.path()?.terms().facts.record)) else {
             return Ok(());
         };
         let seed = self.parts.factory_seed.expose();
         let sweeps = role.map_or_else(Vec::new, |role| {
-            role.stale_sweeps(seed, &record.payout, &[feerate])
+            role.stale_sweeps(seed, &record.payout, &feerates)
         });
         let stock = sweeps.iter().map(|sweep| sweep.outpoint);
-        let outpoints = path.watched().into_iter().chain(stock);
+        let newer = self.members.get(attempt).into_iter();
+        let newer = newer
+            .flat_map(Member::newer_trees)
+            .flat_map(Tree::outpoints);
+        let outpoints = path.watched().into_iter().chain(stock).chain(newer);
         let facts = self.confirmed_spends(path.funding(), outpoints);
         for StaleSweep { transactions, .. } in stale::due(&sweeps, &facts) {
-            for tx in transactions {
-                self.payer().publish_alone(tx).await;
-            }
+            publish_cheapest(&self.parts.chain, transactions).await;
         }
         Ok(())
+    }
+
+    /// Whether all of an output is a member's, because the LSP has revoked it: what a sale of then
+    /// would divide.
+    pub(super) fn is_revoked(&self, factory: &str, output: &OutPoint) -> bool {
+        let role = bridge::attempt(factory).and_then(|attempt| self.members.get(&attempt));
+        let chains = role.into_iter().flat_map(Member::retired_stock);
+        let mut revoked = chains.filter(|(_, known)| !known.is_empty());
+        revoked.any(|(chain, _)| chain.stocks().any(|stock| stock.outpoint() == *output))
     }
 
     /// Channels of a place whose leaf is on chain and is not its newest: of an older epoch, or of one

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use super::book::{Book, Place};
 use super::service::{Clients, TowerLimits, TowerStatus};
 use crate::chain::{Chain, Tip};
-use crate::factories::{EngineError, Payer, Purse, TARGET_BLOCKS, chain_facts};
+use crate::factories::{EngineError, Payer, Purse, TARGET_BLOCKS, chain_facts, publish_cheapest};
 use crate::onchain::OnchainWallet;
 use crate::towers::link::{Heard, Link};
 
@@ -330,13 +330,7 @@ impl Watchman {
         }
         let market = self.chain.fees().known_within(TARGET_BLOCKS);
         for claim in &due.claims {
-            let tx = claim.at(market);
-            let txid = tx.compute_txid();
-            txids.push(txid);
-            match self.chain.source().broadcast(tx).await {
-                Ok(_) => tracing::info!(%txid, output = %claim.outpoint(), "claimed"),
-                Err(error) => tracing::info!(%txid, %error, "not claimed yet"),
-            }
+            txids.extend(publish_cheapest(&self.chain, claim.at(market)).await);
         }
         Ok(txids)
     }

@@ -4,6 +4,7 @@ use bitcoin::secp256k1::schnorr;
 
 use super::{Ceremony, Ground, Mover, Signing, Stage, prepared, say};
 use crate::effect::{Effect, Event};
+use crate::epoch::Readiness;
 use crate::epoch::verify::{self, Wrong};
 use crate::journal::{EpochEnded, Guard, MemberEpochStored};
 use crate::message::{
@@ -67,6 +68,9 @@ impl Mover {
         }
         if ground.selling {
             return refuse(RefusalCode::Unexpected, "sale");
+        }
+        if limits.readiness == Readiness::Away {
+            return refuse(RefusalCode::Unguarded, "epoch");
         }
         let tree = self.tree(ground);
         self.check_name(ground, tree, &propose.epoch)?;

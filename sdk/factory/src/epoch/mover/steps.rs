@@ -7,7 +7,7 @@ use bitcoin::secp256k1::{PublicKey, schnorr};
 
 use super::{Ground, Mover, Signing, Stage, say};
 use crate::effect::{ChannelRef, Effect, Event};
-use crate::epoch::verify;
+use crate::epoch::{EpochStage, verify};
 use crate::journal::{EpochEnded, EpochSigned, Guard, MemberEpochGuarded, MemberEpochSeen};
 use crate::member::reserve;
 use crate::message::{EpochEnd, EpochNonce, EpochReady, RefusalCode, SwitchAck};
@@ -145,10 +145,12 @@ impl Mover {
         vec![say(ground, said)]
     }
 
-    /// The watchtower has acknowledged the new epoch.
+    /// The watchtower has acknowledged the new epoch, with what is revoked by it.
     pub(crate) fn guarded(&mut self, ground: &Ground<'_>, version: u32) -> Vec<Effect> {
         let meant = self.version() == version && !self.opened;
-        let Some(switching) = self.switching.as_mut().filter(|_| meant) else {
+        let switching = self.switching.as_mut().filter(|_| meant);
+        // Before it is revealed nobody could claim what it revokes.
+        let Some(switching) = switching.filter(|it| it.revealed) else {
             return Vec::new();
         };
         if std::mem::replace(&mut switching.guarded, true) {
@@ -188,6 +190,11 @@ impl Mover {
         switching.is_some_and(|it| it.revealed && (it.guarded || guard == Some(Guard::Member)))
     }
 
+    /// Whether nothing but a watchtower's acknowledgement is missing.
+    pub(crate) fn awaits_tower(&self) -> bool {
+        self.stage() == Some(EpochStage::Guarding) && !self.opened
+    }
+
     /// A state that only the LSP could complete is in mempool or chain, with its signature.
     pub(crate) fn seen(&mut self, ground: &Ground<'_>, tx: &Transaction) -> Vec<Effect> {
         let witness = tx.input.first().and_then(|input| input.witness.nth(0));
@@ -220,7 +227,11 @@ impl Mover {
     /// A round took longer than the LSP said it would wait.
     pub(crate) fn timed_out(&mut self, ground: &Ground<'_>) -> Vec<Effect> {
         let Some(ceremony) = &self.ceremony else {
-            return Vec::new();
+            let waits = self.awaits_tower().then(|| Event::Unguarded {
+                slot: ground.slot,
+                version: self.version(),
+            });
+            return waits.map(Effect::Emit).into_iter().collect();
         };
         if ceremony.committed().is_none() {
             return self.give_up_aloud(ground, RefusalCode::Silence);
