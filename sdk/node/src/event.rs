@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::store::{Store, StoreError};
+use crate::factories::{TreeEdition, TreeTxKind};
+use crate::store::{Batch, Store, StoreError};
 
 /// Something an application may want to know. Ids and hashes are lower-case hex.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,6 +244,32 @@ pub enum Event {
         /// What was earned.
         fee_msat: u64,
     },
+    /// Somebody else has published a transaction of a factory's tree, or has spent an output of it.
+    /// Told once, when it is first seen; what we publish ourselves is not told. A wallet is told of
+    /// its own path, an LSP of all.
+    TreeTransaction {
+        /// The factory.
+        factory: String,
+        /// The transaction.
+        txid: String,
+        /// What it does.
+        kind: TreeTxKind,
+        /// Which epoch it belongs to.
+        edition: TreeEdition,
+        /// The places below it.
+        slots: Vec<u16>,
+        /// The height of its block; `None` where it was in the mempool.
+        height: Option<u32>,
+    },
+    /// A transaction that was told has left the chain. If it comes back it is told anew.
+    TreeTransactionReorged {
+        /// The factory.
+        factory: String,
+        /// The transaction.
+        txid: String,
+        /// The height it was at.
+        height: u32,
+    },
     /// Leaving alone began.
     ExitStarted {
         /// The factory.
@@ -304,6 +331,24 @@ impl EventLog {
         let payload = serde_json::to_vec(event).map_err(StoreError::corrupt)?;
         let cursor = self.store.append_event(&payload)?;
         self.newest.send_replace(cursor);
+        Ok(())
+    }
+
+    /// Appends events and sets a setting, both or neither.
+    pub(crate) fn append_with(
+        &self,
+        events: &[Event],
+        setting: &str,
+        value: &[u8],
+    ) -> Result<(), StoreError> {
+        let mut batch = Batch::new().setting(setting, value);
+        for event in events {
+            batch = batch.event(&serde_json::to_vec(event).map_err(StoreError::corrupt)?);
+        }
+        let committed = self.store.commit(&batch)?;
+        if let Some(cursor) = committed.cursors.last() {
+            self.newest.send_replace(*cursor);
+        }
         Ok(())
     }
 

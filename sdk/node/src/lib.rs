@@ -52,7 +52,7 @@ pub use event::{Event, EventPage, StoredEvent};
 pub use factories::{
     BuildRequest, Departure, EngineError, EpochConsent, EpochRequest, ExitInfo, ExitMode, ExitPlan,
     FactoryInfo, InboundQuote, PlaceRequest, PlaceWish, Policy, Preset, SeatInfo, SoldInfo,
-    SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
+    SpeedUp, SpeedUpLimit, TreeEdition, TreeNodeInfo, TreeTxInfo, TreeTxKind,
 };
 pub use hosting::{JitPolicy, JitQuote};
 pub use keys::{Mnemonic, WordCount};

@@ -118,14 +118,20 @@ impl Coordinator {
         found
     }
 
-    fn trees(&self) -> impl Iterator<Item = &Tree> {
+    /// The tree of every epoch that all have signed, the first one first.
+    pub fn trees(&self) -> impl Iterator<Item = &Tree> {
         let first = self.built().map(|built| &built.tree);
         first.into_iter().chain(self.conductor.trees())
     }
 
+    /// The stock of all older epochs, with the sales there were.
+    pub fn retired_chains(&self) -> impl Iterator<Item = &StockChain> {
+        self.conductor.retired_chains()
+    }
+
     fn all_chains(&self) -> Vec<StockChain> {
         let mut chains = self.stock_chains();
-        chains.extend(self.conductor.retired_chains().cloned());
+        chains.extend(self.retired_chains().cloned());
         chains
     }
 

@@ -316,6 +316,11 @@ impl Mover {
         all.map(|prepared| &prepared.version.tree)
     }
 
+    /// The trees of epochs that all have signed, in order.
+    pub(crate) fn switched_trees(&self) -> impl Iterator<Item = &Tree> {
+        self.moved.iter().map(|moved| &moved.prepared.version.tree)
+    }
+
     /// Every epoch that was signed and abandoned.
     fn all_abandoned(&self) -> impl Iterator<Item = &Prepared> {
         let retired = self.moved.iter().flat_map(|moved| &moved.retired.abandoned);

@@ -67,6 +67,11 @@ impl Member {
         self.mover.trees()
     }
 
+    /// Those of them that all have signed, in order: the last is the newest.
+    pub fn switched_trees(&self) -> impl Iterator<Item = &Tree> {
+        self.mover.switched_trees()
+    }
+
     /// Where the place's channel is in each of [`Self::newer_trees`]: a commitment on one of them
     /// counts when that is on chain.
     pub fn awaited_outpoints(&self) -> Vec<OutPoint> {

@@ -24,6 +24,7 @@ use super::error::EngineError;
 use super::exits::Exits;
 use super::guarding::Guarding;
 use super::info::{BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeNodeInfo};
+use super::others::Others;
 use super::patience::Patience;
 use super::sales::{PriceAnswer, Sales};
 use crate::chain::{Chain, Tip};
@@ -197,6 +198,7 @@ pub(crate) struct Engine {
     pub(super) sales: Sales,
     pub(super) epochs: Epochs,
     pub(super) guarding: Guarding,
+    pub(super) others: Others,
     /// Factories whose journal cannot be read, and what is wrong with it.
     pub(super) damaged: BTreeMap<Attempt, String>,
     pub(super) tip: u32,
@@ -235,6 +237,7 @@ impl Engine {
             sales: Sales::default(),
             epochs,
             guarding,
+            others: Others::default(),
             damaged: BTreeMap::new(),
             tip: tip.height,
         };

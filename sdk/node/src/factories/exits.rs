@@ -141,10 +141,7 @@ impl Engine {
     /// Starts leaving, unless that is under way. An LSP forgoes HTLCs worth less than the
     /// transactions that bring them on chain.
     pub(super) async fn begin_exit(&mut self, slot: &SlotRef, reason: &str, at_stake_msat: u64) {
-        let factory = match self.parts.is_lsp {
-            true => bridge::place(slot),
-            false => bridge::name(&slot.attempt),
-        };
+        let factory = self.exit_name(slot);
         if !self.may_begin(&factory, reason) {
             return;
         }
@@ -317,7 +314,7 @@ impl Engine {
 
     /// Carries the planner's actions out; what own coins do for the last of them.
     pub(super) async fn act(
-        &self,
+        &mut self,
         purse: Purse<'_>,
         path: &SignedPath,
         actions: &[Action],
@@ -332,6 +329,9 @@ impl Engine {
             };
             if self.is_revoked(purse.exit, &transaction.input[0].previous_output) {
                 continue;
+            }
+            if let Some(place) = self.exit_slot(purse.exit) {
+                self.note_ours(&place.attempt, transaction).await;
             }
             match self.payer().publish_due(purse, path, transaction).await {
                 Ok(told) => sped = told,

@@ -202,6 +202,7 @@ impl Engine {
         self.look_for_openings();
         self.look_for_states();
         self.look_at_fundings().await;
+        self.look_for_others().await;
         for attempt in self.attempts() {
             self.member(attempt, |_| member::Input::Height(tip.height));
             self.coordinator(attempt, coordinator::Input::Height(tip.height));

@@ -18,6 +18,7 @@ mod info;
 mod inputs;
 mod jit;
 mod late;
+mod others;
 mod paths;
 mod patience;
 mod reclaim;
@@ -39,6 +40,7 @@ pub use info::{
     SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };
 #[cfg(feature = "tower")]
+pub use others::{TreeEdition, TreeTxKind};
 pub(crate) use paths::chain_facts;
 pub use sales::InboundQuote;
 pub use wishes::{Departure, EpochConsent, EpochRequest, PlaceRequest, PlaceWish};

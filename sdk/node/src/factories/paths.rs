@@ -67,6 +67,14 @@ impl Engine {
         }
     }
 
+    /// What the way out of a place is called.
+    pub(super) fn exit_name(&self, slot: &SlotRef) -> String {
+        match self.parts.is_lsp {
+            true => bridge::place(slot),
+            false => bridge::name(&slot.attempt),
+        }
+    }
+
     /// A member leaves by a factory's name, an LSP by name and slot.
     pub(super) fn exit_slot(&self, key: &str) -> Option<SlotRef> {
         match self.parts.is_lsp {

@@ -4,7 +4,7 @@
 //! What always holds: the LSP takes no branch that somebody has begun to open; everything here is
 //! a function of the chain and of what is on disk, tried again with every block.
 
-use bitcoin::{FeeRate, OutPoint};
+use bitcoin::{FeeRate, OutPoint, Transaction};
 use superscalar_factory::coordinator::{Built, Coordinator};
 use superscalar_factory::exit::{self, ChainFacts, Goal, Progress, Spend, Worth};
 use superscalar_factory::member::Member;
@@ -90,25 +90,37 @@ impl Engine {
     }
 
     /// The LSP's: takes what is its own alone, as soon as a block may hold it.
-    pub(super) async fn reclaim(&self) {
+    pub(super) async fn reclaim(&mut self) {
+        let mut due = Vec::new();
         for (attempt, role) in &self.coordinators {
             let Some(built) = role.built().filter(|built| built.complete()) else {
                 continue;
             };
-            if let Err(error) = self.reclaim_from(role, built).await {
-                let factory = bridge::name(attempt);
-                tracing::warn!(factory, %error, "nothing was reclaimed in this block");
+            match self.reclaims(role, built).await {
+                Ok(txs) => due.extend(txs.into_iter().map(|tx| (*attempt, tx))),
+                Err(error) => {
+                    let factory = bridge::name(attempt);
+                    tracing::warn!(factory, %error, "nothing was reclaimed in this block");
+                }
             }
+        }
+        for (attempt, tx) in due {
+            self.note_ours(&attempt, &tx).await;
+            self.payer().publish_alone(&tx).await;
         }
     }
 
-    async fn reclaim_from(&self, role: &Coordinator, built: &Built) -> Result<(), EngineError> {
+    async fn reclaims(
+        &self,
+        role: &Coordinator,
+        built: &Built,
+    ) -> Result<Vec<Transaction>, EngineError> {
         let tree = &built.tree;
         let opened = self.parts.chain.watcher().spend(&tree.funding).is_some();
         let over =
             tree.header.policy == TimeoutPolicy::LspReclaims && self.tip >= tree.header.expiry;
         if !(opened || over) {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let mut facts = self.confirmed_spends(tree.funding, role.outpoints());
         let due = |facts: &ChainFacts| {
@@ -126,17 +138,14 @@ impl Engine {
         }
         let due = due(&facts);
         if due.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let feerate = self.reclaim_feerate().await;
-        for reclaim in due {
-            // What is too dear now waits for other times.
-            let caps = &self.parts.fee_caps;
-            if let Some(tx) = reclaim.spend_within(role.key(), feerate, caps) {
-                self.payer().publish_alone(&tx).await;
-            }
-        }
-        Ok(())
+        // What is too dear now waits for other times.
+        let caps = &self.parts.fee_caps;
+        let spends = due.iter();
+        let spends = spends.filter_map(|it| it.spend_within(role.key(), feerate, caps));
+        Ok(spends.collect())
     }
 
     /// Nobody races for it: what the next dozen blocks take.

@@ -430,7 +430,7 @@ impl Engine {
         self.sales.opened.contains(attempt)
     }
 
-    fn funding_of(&self, attempt: &Attempt) -> Option<bitcoin::OutPoint> {
+    pub(super) fn funding_of(&self, attempt: &Attempt) -> Option<bitcoin::OutPoint> {
         let member = self.members.get(attempt).and_then(Member::tree);
         let built = || self.coordinators.get(attempt)?.built();
         let tree = member.or_else(|| built().map(|built| &built.tree));

@@ -98,6 +98,9 @@ impl Engine {
         let outpoints = path.watched().into_iter().chain(stock).chain(newer);
         let facts = self.confirmed_spends(path.funding(), outpoints);
         for StaleSweep { transactions, .. } in stale::due(&sweeps, &facts) {
+            for tx in transactions {
+                self.note_ours(attempt, tx).await;
+            }
             publish_cheapest(&self.parts.chain, transactions).await;
         }
         Ok(())

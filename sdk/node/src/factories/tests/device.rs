@@ -283,6 +283,7 @@ impl Rooms {
             sales: Sales::default(),
             epochs: Epochs::default(),
             guarding: Default::default(),
+            others: Default::default(),
             damaged: BTreeMap::new(),
             tip: tip.height,
         };
