@@ -14,12 +14,12 @@ use superscalar_sdk::keys::WalletKeys;
 use superscalar_sdk::store::{DATABASE_FILE, Store, StoreError};
 use superscalar_sdk::{
     Begin, BitcoindAuth, BuildRequest, ChainConfig, ChannelInfo, ExitInfo, FactoryInfo, Lsp,
-    LspBuilder, LspUri, Mnemonic, PaymentStatus, Preset, SalePolicy, Wallet, WalletBuilder,
-    WordCount,
+    LspUri, Mnemonic, PaymentStatus, Preset, SalePolicy, Wallet, WalletBuilder, WordCount,
 };
 use tempfile::TempDir;
 
 use crate::remote::Remote;
+use crate::reopening::OpenLsp;
 use crate::wire::{ADD_AND_COMMIT_BYTES, REVOKE_BYTES, Wire};
 
 /// How long anything may take on a busy machine.
@@ -77,6 +77,8 @@ pub struct TestNetwork {
     pub(crate) lsp_mnemonic: String,
     pub(crate) lsp_directory: TempDir,
     policy: LspPolicy,
+    /// Who looks after the LSP, from its next start on.
+    pub lsp_towers: Vec<LspUri>,
     pub(crate) poll_interval: Duration,
 }
 
@@ -115,7 +117,15 @@ impl TestNetwork {
         let lsp_directory = TempDir::new().unwrap();
         let lsp_mnemonic = mnemonic().phrase().to_string();
         let directory = lsp_directory.path();
-        let lsp = open_lsp(&chain, &lsp_mnemonic, directory, poll_interval, &policy).await;
+        let lsp = OpenLsp {
+            chain: &chain,
+            mnemonic: &lsp_mnemonic,
+            directory,
+            poll_interval,
+            policy: &policy,
+            towers: &[],
+        };
+        let lsp = lsp.open().await;
         let mut network = TestNetwork {
             chain,
             lsp: Some(lsp),
@@ -123,6 +133,7 @@ impl TestNetwork {
             lsp_mnemonic,
             lsp_directory,
             policy,
+            lsp_towers: Vec::new(),
             poll_interval,
         };
         network.fund_lsp(&[1_000_000_000]).await;
@@ -364,15 +375,23 @@ impl TestNetwork {
     /// only when it starts, and nobody is led to it.
     pub async fn lsp_beside(&self, saved: &Saved) -> Arc<Lsp> {
         const NEVER: Duration = Duration::from_secs(86_400);
-        let directory = saved.0.path();
-        open_lsp(
-            &self.chain,
-            &self.lsp_mnemonic,
+        let lsp = OpenLsp {
+            poll_interval: NEVER,
+            towers: &[],
+            ..self.lsp_in(saved.0.path())
+        };
+        lsp.open().await
+    }
+
+    fn lsp_in<'a>(&'a self, directory: &'a Path) -> OpenLsp<'a> {
+        OpenLsp {
+            chain: &self.chain,
+            mnemonic: &self.lsp_mnemonic,
             directory,
-            NEVER,
-            &self.policy,
-        )
-        .await
+            poll_interval: self.poll_interval,
+            policy: &self.policy,
+            towers: &self.lsp_towers,
+        }
     }
 
     /// Puts a wire between a member and its chain source, over a restart.
@@ -500,14 +519,7 @@ impl TestNetwork {
     /// Starts the LSP again on its directory; the wallets find it.
     pub async fn restart_lsp(&mut self) {
         self.lose_lsp().await;
-        let lsp = open_lsp(
-            &self.chain,
-            &self.lsp_mnemonic,
-            self.lsp_directory.path(),
-            self.poll_interval,
-            &self.policy,
-        )
-        .await;
+        let lsp = self.lsp_in(self.lsp_directory.path()).open().await;
         self.is_led_by(lsp);
     }
 
@@ -528,25 +540,6 @@ impl TestNetwork {
         let uri = format!("{}@{}", self.lsp().node_id(), wire.address);
         uri.parse().unwrap()
     }
-}
-
-async fn open_lsp(
-    chain: &RegtestNode,
-    mnemonic: &str,
-    directory: &Path,
-    poll_interval: Duration,
-    policy: &LspPolicy,
-) -> Arc<Lsp> {
-    let open = || {
-        LspBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
-            .storage_dir(directory)
-            .chain_source(chain_config(chain))
-            .listen("127.0.0.1:0".parse().unwrap())
-            .sales(sale_policy())
-            .policy(policy.clone())
-            .poll_interval(poll_interval)
-    };
-    crate::reopening::reopened(async || open().start().await).await
 }
 
 fn builder(

@@ -3,11 +3,16 @@
 //! Between fork and exec a program that another test starts holds every file of this process open,
 //! a directory's lock included: for that moment it is locked although nobody uses it.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use superscalar_sdk::WalletError;
+use bitcoin::Network;
+use superscalar_regtest::RegtestNode;
+use superscalar_sdk::hosting::LspPolicy;
+use superscalar_sdk::{Lsp, LspBuilder, LspUri, Mnemonic, WalletError};
 
-use crate::network::LIMIT;
+use crate::network::{LIMIT, chain_config, sale_policy};
 
 /// Opens until the lock is free.
 ///
@@ -23,5 +28,32 @@ pub(crate) async fn reopened<T>(mut open: impl AsyncFnMut() -> Result<T, WalletE
             }
             Err(error) => panic!("{error}"),
         }
+    }
+}
+
+/// An LSP to be opened.
+pub(crate) struct OpenLsp<'a> {
+    pub(crate) chain: &'a RegtestNode,
+    pub(crate) mnemonic: &'a str,
+    pub(crate) directory: &'a Path,
+    pub(crate) poll_interval: Duration,
+    pub(crate) policy: &'a LspPolicy,
+    pub(crate) towers: &'a [LspUri],
+}
+
+impl OpenLsp<'_> {
+    pub(crate) async fn open(&self) -> Arc<Lsp> {
+        let builder = || {
+            let words = Mnemonic::parse(self.mnemonic).expect("our own words");
+            let builder = LspBuilder::new(Network::Regtest, words)
+                .storage_dir(self.directory)
+                .chain_source(chain_config(self.chain))
+                .listen(([127, 0, 0, 1], 0).into())
+                .sales(sale_policy())
+                .policy(self.policy.clone())
+                .poll_interval(self.poll_interval);
+            self.towers.iter().cloned().fold(builder, LspBuilder::tower)
+        };
+        reopened(async || builder().start().await).await
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bitcoin::Amount;
 use serde::Deserialize;
 use superscalar_sdk::hosting::{JitPolicy, LspPolicy, OrdinaryOpens};
-use superscalar_sdk::{BitcoindAuth, ChainConfig, FeeCaps, SalePolicy};
+use superscalar_sdk::{BitcoindAuth, ChainConfig, FeeCaps, LspUri, SalePolicy, UriError};
 
 /// Everything `lsp-node` is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,7 @@ pub(crate) struct Config {
     pub(crate) backup_dir: Option<PathBuf>,
     pub(crate) fee_caps: FeeCaps,
     pub(crate) sales: Option<SalePolicy>,
+    pub(crate) towers: Vec<LspUri>,
 }
 
 /// Why a configuration cannot be used.
@@ -120,6 +121,8 @@ struct File {
     public_address: Option<String>,
     poll_interval_ms: Option<u64>,
     backup_dir: Option<PathBuf>,
+    #[serde(default)]
+    towers: Vec<String>,
     bitcoind: Bitcoind,
     api: Api,
     #[serde(default)]
@@ -232,6 +235,11 @@ impl File {
             backup_dir: self.backup_dir.map(|dir| folder.join(dir)),
             fee_caps: fee_caps(&self.exit_fees)?,
             sales: self.sales.as_ref().map(sales).transpose()?,
+            towers: self
+                .towers
+                .iter()
+                .map(|it| tower(it))
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -354,6 +362,11 @@ fn sales(sales: &Sales) -> Result<SalePolicy, Wrong> {
     })
 }
 
+fn tower(text: &str) -> Result<LspUri, Wrong> {
+    let parsed = text.parse();
+    parsed.map_err(|error: UriError| ("towers", format!("\"{text}\": {error}")))
+}
+
 fn in_range<T: PartialOrd + std::fmt::Display>(
     key: &'static str,
     value: T,
@@ -406,8 +419,12 @@ mod tests {
             .replace("# percent_per_transaction", "percent_per_transaction")
             .replace("# percent_per_exit", "percent_per_exit")
             .replace("# poll_interval_ms", "poll_interval_ms")
-            .replace("# allow_remote", "allow_remote");
+            .replace("# allow_remote", "allow_remote")
+            .replace("# towers", "towers");
         assert_eq!(parse(&spelled_out).unwrap(), config);
+        let uri = format!("02{}@tower:1", "ab".repeat(32));
+        let watched = EXAMPLE.replace("# towers = []", &format!("towers = [\"{uri}\"]"));
+        assert_eq!(parse(&watched).unwrap().towers, [uri.parse().unwrap()]);
         let sells = EXAMPLE.replace("# [sales]", "[sales]");
         assert_eq!(parse(&sells).unwrap().sales, Some(SalePolicy::default()));
         let spelled_out = sells
@@ -483,6 +500,12 @@ mod tests {
                 "public_address = \"lsp\"",
                 "public_address",
                 "host:port",
+            ),
+            (
+                "# towers = []",
+                "towers = [\"tower:9911\"]",
+                "towers",
+                "node_id@host:port",
             ),
             (
                 "# poll_interval_ms = 1000",

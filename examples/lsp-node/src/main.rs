@@ -89,6 +89,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(sales) = config.sales {
         builder = builder.sales(sales);
     }
+    builder = config.towers.into_iter().fold(builder, LspBuilder::tower);
     if let Some(directory) = config.backup_dir {
         let begin = match args.restore {
             true => Begin::Restore,

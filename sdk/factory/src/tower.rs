@@ -174,11 +174,20 @@ const REVOKED: u8 = 1;
 impl Appointment {
     /// What the client calls it: the next content under the same name takes its place.
     pub fn key(&self) -> AppointmentKey {
-        let (label, outpoint) = match self {
-            Appointment::Path { path, .. } => ("superscalar/tower path", path.funding()),
-            Appointment::Revoked { claim, .. } => ("superscalar/tower revoked", claim.outpoint),
+        let (label, outpoint, slot) = match self {
+            Appointment::Path { path, .. } => {
+                let slot = Some(path.slot());
+                ("superscalar/tower path", path.funding(), slot)
+            }
+            Appointment::Revoked { claim, .. } => {
+                ("superscalar/tower revoked", claim.outpoint, None)
+            }
         };
-        AppointmentKey(tagged_hash(label, &[&outpoint.to_bytes()]))
+        // An LSP has every place of a factory looked after.
+        AppointmentKey(tagged_hash(
+            label,
+            &[&outpoint.to_bytes(), &slot.to_bytes()],
+        ))
     }
 
     /// Names its content.

@@ -18,6 +18,7 @@ use crate::factories::{
 use crate::hosting::{LspPolicy, Role};
 use crate::keys::{Mnemonic, WalletKeys};
 use crate::node::{Node, NodeConfig, StartError};
+use crate::towers::TowerHealth;
 use crate::wallet::{
     BackupConfig, Balance, ChainConfig, Exit, Lightning, LspUri, NodeHandle, Onchain, WalletError,
     wait_for_event,
@@ -35,6 +36,7 @@ pub struct LspBuilder {
     fee_caps: FeeCaps,
     backup: Option<BackupConfig>,
     sales: Option<SalePolicy>,
+    towers: Vec<LspUri>,
 }
 
 impl LspBuilder {
@@ -51,6 +53,7 @@ impl LspBuilder {
             fee_caps: FeeCaps::default(),
             backup: None,
             sales: None,
+            towers: Vec::new(),
         }
     }
 
@@ -113,6 +116,15 @@ impl LspBuilder {
         self
     }
 
+    /// One more watchtower, on another machine: it answers kickoffs with the newest states while this
+    /// process does not run, and takes balances of commitments that members have revoked. It has to
+    /// admit the [`client_id`](crate::TowerHealth::client_id) of [`Lsp::towers`].
+    #[must_use]
+    pub fn tower(mut self, tower: LspUri) -> LspBuilder {
+        self.towers.push(tower);
+        self
+    }
+
     /// Opens the node, brings it to the chain's tip and starts it, within the caller's tokio
     /// runtime.
     pub async fn start(self) -> Result<Arc<Lsp>, WalletError> {
@@ -133,7 +145,7 @@ impl LspBuilder {
             fee_caps: self.fee_caps,
             backing,
             sales: self.sales,
-            towers: Vec::new(),
+            towers: self.towers.iter().map(LspUri::tower).collect(),
         })
         .await?;
         let handle = NodeHandle::default();
@@ -295,6 +307,12 @@ impl Lsp {
             .host
             .open_ordinary_channel(peer.node_id, capacity_sat, push_msat)?;
         Ok(())
+    }
+
+    /// How each tower is, in the order in which they were configured.
+    pub fn towers(&self) -> Vec<TowerHealth> {
+        let towers = self.node.towers.as_ref();
+        towers.map_or_else(Vec::new, |towers| towers.health())
     }
 
     /// How the backup stands; `None` without one.

@@ -1,4 +1,5 @@
-//! The server itself: `GET /v1/status`, `GET /v1/balance`, `POST /v1/sync`, `POST /v1/stop`.
+//! The server itself: `GET /v1/status`, `GET /v1/balance`, `GET /v1/towers`, `POST /v1/sync`,
+//! `POST /v1/stop`.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
-use superscalar_sdk::Balance;
+use superscalar_sdk::{Balance, TowerHealth};
 
 use super::Api;
 use super::error::ApiError;
@@ -16,6 +17,7 @@ pub(super) fn routes() -> Router<Arc<Api>> {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/balance", get(balance))
+        .route("/v1/towers", get(towers))
         .route("/v1/sync", post(sync))
         .route("/v1/stop", post(stop))
 }
@@ -41,6 +43,11 @@ async fn status(State(api): State<Arc<Api>>) -> Json<Status> {
 
 async fn balance(State(api): State<Arc<Api>>) -> Json<Balance> {
     Json(api.lsp.balance())
+}
+
+/// How the watchtowers are, in the order of the configuration.
+async fn towers(State(api): State<Arc<Api>>) -> Json<Vec<TowerHealth>> {
+    Json(api.lsp.towers())
 }
 
 #[derive(Serialize)]

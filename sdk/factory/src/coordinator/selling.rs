@@ -36,6 +36,12 @@ impl Coordinator {
         StockChain::of_slot(&built.tree, slot, record).ok()?
     }
 
+    /// How many channels were sold in a place's newest epoch and delivered.
+    pub fn sold(&self, slot: u16) -> usize {
+        let chain = self.seller.chain(slot);
+        chain.map_or(0, |chain| chain.links().len())
+    }
+
     /// All places.
     pub fn places(&self) -> impl Iterator<Item = SlotRef> + use<> {
         let attempt = self.attempt;

@@ -7,18 +7,19 @@ use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, TxIn, TxOut, Tx
 use proptest::prelude::*;
 use superscalar_factory::codec::{Decode, DecodeError, Encode};
 use superscalar_factory::exit::{ChainFacts, Spend};
+use superscalar_factory::shape::Shape;
 use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::tower::{
     Answer, Appointment, Ask, Claim, Digest, Ears, MAX_MESSAGE, MAX_TRIES, RefusalCode, Report,
     Request, Try, answer_to, due, pieces,
 };
-use superscalar_factory::tree::Role;
+use superscalar_factory::tree::{Blueprint, Role};
 
 use crate::epochs::path_with_two_root_epochs;
 use crate::sales::Sold;
 use crate::support::simulated_chain::SimulatedChain;
-use crate::support::{funding, path_of_four};
-use crate::{LEAF, ROOT, START, STATE_DELAY, signed};
+use crate::support::{Parties, funding, path_of_four, terms};
+use crate::{EXPIRY, LEAF, ROOT, START, STATE_DELAY, signed};
 
 fn spending(outpoint: OutPoint, sat: u64) -> Transaction {
     Transaction {
@@ -225,6 +226,28 @@ fn a_claim_is_due_while_its_output_is_on_chain_and_unspent() {
     let taken = |height| (claim.outpoint(), spend(newest, height));
     assert!(is_due(&[confirmed, taken(None)]), "may be replaced");
     assert!(!is_due(&[confirmed, taken(Some(201))]));
+}
+
+#[test]
+fn each_place_of_a_factory_has_an_appointment_of_its_own() {
+    let parties = Parties::new(2);
+    let terms = terms(
+        &parties,
+        Shape::two_layers(2),
+        TimeoutPolicy::MembersReclaim,
+        EXPIRY,
+    );
+    let tree = Blueprint::whole(&terms).unwrap().tree(funding()).unwrap();
+    let key = |slot| {
+        let appointment = Appointment::Path {
+            path: Box::new(parties.signed_path(&tree, slot)),
+            stale: Vec::new(),
+            beside: Vec::new(),
+        };
+        appointment.key()
+    };
+    assert_ne!(key(0), key(1));
+    assert_eq!(key(0), key(0));
 }
 
 #[test]

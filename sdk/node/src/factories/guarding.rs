@@ -1,13 +1,14 @@
-//! A member's factories in the hands of its towers.
+//! Factories in the hands of towers: a member's place, and every place of an LSP's.
 //!
-//! What always holds: what a tower is to look after is what the wallet itself would leave by; what a
+//! What always holds: what a tower is to look after is what the node itself would answer with; what a
 //! role waits for is told to it when a tower has acknowledged exactly that, and a wallet without
 //! towers waits for nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bitcoin::{FeeRate, OutPoint};
-use superscalar_factory::effect::ChannelRef;
+use superscalar_factory::coordinator::Coordinator;
+use superscalar_factory::effect::{ChannelRef, SlotRef};
 use superscalar_factory::exit::{self, ChannelStatus, Goal, OnChain, Progress, SignedPath};
 use superscalar_factory::journal::Guard;
 use superscalar_factory::member::{self, Member};
@@ -16,7 +17,6 @@ use superscalar_factory::stock::StockChain;
 use superscalar_factory::tower::{Appointment, AppointmentKey, Claim, Digest};
 use superscalar_factory::tree::Tree;
 
-use super::bridge;
 use super::engine::Engine;
 use super::error::EngineError;
 use super::exits::BURIED_BLOCKS;
@@ -58,9 +58,19 @@ impl Stand {
             revoked: revoked.count(),
         }
     }
+
+    /// Of an LSP's place. What it revokes is its members' to take.
+    fn of_place(role: &Coordinator, slot: u16) -> Stand {
+        Stand {
+            version: role.version(slot),
+            epochs: 0,
+            sold: role.sold(slot),
+            revoked: 0,
+        }
+    }
 }
 
-/// What was given to the towers of one factory.
+/// What was given to the towers of one place.
 #[derive(Debug)]
 struct Given {
     stand: Stand,
@@ -71,7 +81,9 @@ struct Given {
 /// What was given to the towers since the start, and who has looked.
 #[derive(Debug, Default)]
 pub(super) struct Guarding {
-    given: BTreeMap<Attempt, Given>,
+    given: BTreeMap<SlotRef, Given>,
+    /// Places of which nothing was left to look after at the last block.
+    over: BTreeSet<SlotRef>,
     /// The last block this wallet has looked at.
     looked: u32,
     /// Blocks it has not looked at in time, where it is not known yet whether a tower has.
@@ -110,15 +122,19 @@ impl Engine {
 
     /// Gives the towers what is new, and tells the roles what they keep.
     pub(super) async fn see_towers(&mut self) {
-        let attempts: Vec<Attempt> = self.members.keys().copied().collect();
+        if self.parts.is_lsp && self.parts.towers.is_none() {
+            return;
+        }
+        let members = self.members.values().map(Member::slot);
+        let lsps = self.coordinators.values().flat_map(Coordinator::places);
         let mut any = false;
-        for attempt in attempts {
-            if let Err(error) = self.give(attempt) {
-                let factory = bridge::name(&attempt);
-                tracing::warn!(factory, %error, "not given to the towers yet");
+        for place in members.chain(lsps).collect::<Vec<_>>() {
+            if let Err(error) = self.give(place) {
+                let place = self.exit_name(&place);
+                tracing::warn!(place, %error, "not given to the towers yet");
             }
-            if self.is_guarded(attempt) {
-                self.tell_guarded(attempt);
+            if self.is_guarded(place) {
+                self.tell_guarded(place.attempt);
                 any = true;
             }
         }
@@ -127,28 +143,41 @@ impl Engine {
         }
     }
 
-    fn give(&mut self, attempt: Attempt) -> Result<(), EngineError> {
-        let (Some(towers), Some(role)) = (&self.parts.towers, self.members.get(&attempt)) else {
+    fn stand(&self, place: &SlotRef) -> Option<Stand> {
+        if let Some(role) = self.members.get(&place.attempt) {
+            return Some(Stand::of(role));
+        }
+        let role = self.coordinators.get(&place.attempt)?;
+        let complete = role.built().is_some_and(|built| built.complete());
+        complete.then(|| Stand::of_place(role, place.slot))
+    }
+
+    fn give(&mut self, place: SlotRef) -> Result<(), EngineError> {
+        let (Some(towers), Some(stand)) = (&self.parts.towers, self.stand(&place)) else {
             return Ok(());
         };
-        let stand = Stand::of(role);
-        let given = self.guarding.given.get(&attempt);
-        if given.is_some_and(|given| given.stand == stand) {
+        let given = self.guarding.given.get(&place);
+        let is_given = given.is_some_and(|given| given.stand == stand);
+        if is_given || self.guarding.over.contains(&place) {
             return Ok(());
         }
-        let Some(path) = role.signed_path() else {
-            return Ok(());
+        let path = match self.signed_path(&self.exit_name(&place)) {
+            Ok(path) => path,
+            Err(EngineError::NoPath { .. }) => return Ok(()),
+            Err(error) => return Err(error),
         };
-        let path = path.map_err(|error| EngineError::Exit(error.to_string()))?;
         if self.left(&path) != Left::Path {
+            self.guarding.over.insert(place);
             return Ok(());
         }
-        let mut beside: BTreeSet<OutPoint> = role.newer_trees().flat_map(Tree::outpoints).collect();
+        let role = self.members.get(&place.attempt);
+        let trees = role.into_iter().flat_map(Member::newer_trees);
+        let mut beside: BTreeSet<OutPoint> = trees.flat_map(Tree::outpoints).collect();
         for known in path.watched() {
             beside.remove(&known);
         }
         let appointment = Appointment::Path {
-            stale: self.stale_claims(role),
+            stale: role.map_or_else(Vec::new, |role| self.stale_claims(role)),
             beside: beside.into_iter().collect(),
             path: Box::new(path),
         };
@@ -158,7 +187,7 @@ impl Engine {
             key: appointment.key(),
             digest: appointment.digest(),
         };
-        self.guarding.given.insert(attempt, given);
+        self.guarding.given.insert(place, given);
         Ok(())
     }
 
@@ -176,8 +205,8 @@ impl Engine {
     }
 
     /// Whether a tower keeps what the role stands at, and the role waits for that.
-    fn is_guarded(&self, attempt: Attempt) -> bool {
-        let role = self.members.get(&attempt);
+    fn is_guarded(&self, place: SlotRef) -> bool {
+        let role = self.members.get(&place.attempt);
         let Some(role) = role.filter(|role| role.awaits_tower()) else {
             return false;
         };
@@ -185,7 +214,7 @@ impl Engine {
             // Towers that were taken out of the configuration are waited for no longer.
             return true;
         };
-        let given = self.guarding.given.get(&attempt);
+        let given = self.guarding.given.get(&place);
         let given = given.filter(|given| given.stand == Stand::of(role));
         given.is_some_and(|given| towers.is_kept(given.key, given.digest))
     }
@@ -215,15 +244,16 @@ impl Engine {
 
     /// With every block: what is over is looked after no longer.
     pub(super) fn release_towers(&mut self) {
+        self.guarding.over.clear();
         let Some(towers) = &self.parts.towers else {
             return;
         };
         let mut over = BTreeSet::new();
-        for (attempt, given) in &self.guarding.given {
-            let Ok(path) = self.signed_path(&bridge::name(attempt)) else {
+        for (place, given) in &self.guarding.given {
+            let Ok(path) = self.signed_path(&self.exit_name(place)) else {
                 continue;
             };
-            if self.is_stock_open(attempt, &path) {
+            if self.is_stock_open(&place.attempt, &path) {
                 continue;
             }
             let left = self.left(&path);
@@ -298,13 +328,14 @@ impl Engine {
     /// is not.
     pub(super) fn judge_attention(&mut self) -> Result<(), StoreError> {
         let before = std::mem::replace(&mut self.guarding.looked, self.tip);
-        // Where nothing was bought and every epoch is the first, nothing can be missed.
+        // Where a member has bought nothing and every epoch is the first, it can miss nothing.
         let is_at_stake = |stand: Stand| stand.version > 0 || stand.sold > 0;
         let mut roles: Vec<&Member> = self.members.values().collect();
         roles.retain(|role| role.is_active() && is_at_stake(Stand::of(role)));
-        let steps = roles
-            .into_iter()
-            .filter_map(|role| Some(role.tree()?.header.timing.step));
+        let trees = roles.into_iter().filter_map(Member::tree);
+        let lsps = self.coordinators.values().filter(|role| role.is_active());
+        let trees = trees.chain(lsps.filter_map(Coordinator::newest_tree));
+        let steps = trees.map(|tree| tree.header.timing.step);
         let Some(step) = steps.min() else {
             return Ok(());
         };
