@@ -135,10 +135,16 @@ impl WalletBuilder {
 
     /// The LSP to stay connected to, `node_id@host:port`.
     pub fn lsp(self: Arc<Self>, uri: String) -> Result<Arc<Self>, WalletError> {
-        let uri: sdk::LspUri = uri
-            .parse()
-            .map_err(|error: sdk::UriError| WalletError::argument("lsp", error))?;
+        let uri = node_uri("lsp", &uri)?;
         self.set(|builder| builder.lsp(uri))
+    }
+
+    /// One more watchtower, `node_id@host:port`, which should be run by somebody else than the LSP. It
+    /// has to admit `tower_client_id`. What is bought, and a new epoch, counts when one of all towers
+    /// has acknowledged it; payments wait for none.
+    pub fn tower(self: Arc<Self>, uri: String) -> Result<Arc<Self>, WalletError> {
+        let uri = node_uri("tower", &uri)?;
+        self.set(|builder| builder.tower(uri))
     }
 
     /// An existing directory, on another disk or a mounted share, where everything the wallet holds
@@ -185,6 +191,12 @@ impl WalletBuilder {
         let mut building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
         building.take()
     }
+}
+
+/// A node's address, or which argument is none.
+pub(crate) fn node_uri(argument: &'static str, text: &str) -> Result<sdk::LspUri, WalletError> {
+    let parsed = text.parse();
+    parsed.map_err(|error: sdk::UriError| WalletError::argument(argument, error))
 }
 
 fn used() -> WalletError {

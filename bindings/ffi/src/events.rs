@@ -2,6 +2,57 @@
 
 use superscalar_sdk as sdk;
 
+/// What a transaction that somebody published does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum TreeTxKind {
+    /// Opens a node: the clock of its states begins to run.
+    Kickoff,
+    /// Puts a node's outputs on chain.
+    State,
+    /// Pays the members below a node after the factory's end.
+    Distribution,
+    /// Puts a channel on chain that was sold out of stock.
+    Sale,
+    /// Takes stock: the LSP after its delay, or the member what was revoked.
+    Stock,
+    /// Anything else that spends an output of the tree.
+    Other,
+}
+
+/// Which epoch a transaction belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, uniffi::Enum)]
+pub enum TreeEdition {
+    /// The newest, perhaps to others as well.
+    Newest,
+    /// One that a newer one has replaced.
+    Older,
+    /// One that was signed and that only the LSP could complete.
+    Undecided,
+}
+
+impl From<sdk::TreeTxKind> for TreeTxKind {
+    fn from(kind: sdk::TreeTxKind) -> TreeTxKind {
+        match kind {
+            sdk::TreeTxKind::Kickoff => TreeTxKind::Kickoff,
+            sdk::TreeTxKind::State => TreeTxKind::State,
+            sdk::TreeTxKind::Distribution => TreeTxKind::Distribution,
+            sdk::TreeTxKind::Sale => TreeTxKind::Sale,
+            sdk::TreeTxKind::Stock => TreeTxKind::Stock,
+            _ => TreeTxKind::Other,
+        }
+    }
+}
+
+impl From<sdk::TreeEdition> for TreeEdition {
+    fn from(edition: sdk::TreeEdition) -> TreeEdition {
+        match edition {
+            sdk::TreeEdition::Newest => TreeEdition::Newest,
+            sdk::TreeEdition::Older => TreeEdition::Older,
+            _ => TreeEdition::Undecided,
+        }
+    }
+}
+
 /// Something an application may want to know. Ids and hashes are lower-case hex.
 #[derive(Clone, Debug, PartialEq, Eq, uniffi::Enum)]
 pub enum Event {
@@ -108,6 +159,49 @@ pub enum Event {
         slot: u16,
         /// What the channels hold at most, in millisatoshi.
         most_msat: u64,
+    },
+    /// Everything of a new epoch is there but the acknowledgement of a watchtower, for longer than a
+    /// round: the place's channels rest until one is back or none is configured any more.
+    EpochUnguarded {
+        /// The factory.
+        factory: String,
+        /// Our place in it.
+        slot: u16,
+        /// The version of its path in that epoch.
+        version: u32,
+    },
+    /// Neither this wallet nor a watchtower has looked at the chain in time to be sure of answering
+    /// what somebody may have opened. Keep it running, or add a tower.
+    Unattended {
+        /// The last block that was looked at in time.
+        from_height: u32,
+        /// How many came before the next look.
+        blocks: u32,
+    },
+    /// Somebody else has published a transaction of our path, or has spent an output of it. Told
+    /// once, when it is first seen.
+    TreeTransaction {
+        /// The factory.
+        factory: String,
+        /// The transaction.
+        txid: String,
+        /// What it does.
+        kind: TreeTxKind,
+        /// Which epoch it belongs to.
+        edition: TreeEdition,
+        /// The places below it.
+        slots: Vec<u16>,
+        /// The height of its block; none where it was in the mempool.
+        height: Option<u32>,
+    },
+    /// A transaction that was told has left the chain. If it comes back it is told anew.
+    TreeTransactionReorged {
+        /// The factory.
+        factory: String,
+        /// The transaction.
+        txid: String,
+        /// The height it was at.
+        height: u32,
     },
     /// The LSP wanted something else signed for an epoch that something was signed for, or for an
     /// older one. It was refused; an honest one never does it.
@@ -312,6 +406,46 @@ impl From<sdk::Event> for Event {
                 factory,
                 slot,
                 most_msat,
+            },
+            Told::EpochUnguarded {
+                factory,
+                slot,
+                version,
+            } => Event::EpochUnguarded {
+                factory,
+                slot,
+                version,
+            },
+            Told::Unattended {
+                from_height,
+                blocks,
+            } => Event::Unattended {
+                from_height,
+                blocks,
+            },
+            Told::TreeTransaction {
+                factory,
+                txid,
+                kind,
+                edition,
+                slots,
+                height,
+            } => Event::TreeTransaction {
+                factory,
+                txid,
+                kind: kind.into(),
+                edition: edition.into(),
+                slots,
+                height,
+            },
+            Told::TreeTransactionReorged {
+                factory,
+                txid,
+                height,
+            } => Event::TreeTransactionReorged {
+                factory,
+                txid,
+                height,
             },
             Told::EpochEquivocation {
                 factory,

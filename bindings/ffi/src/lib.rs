@@ -19,6 +19,7 @@ mod factories;
 mod lightning;
 mod onchain;
 mod runtime;
+mod towers;
 mod wallet;
 
 pub use backup::{BackupState, BackupStatus, Begin};
@@ -26,7 +27,7 @@ pub use builder::{
     BitcoindAuth, ChainSource, Network, WalletBuilder, WordCount, generate_mnemonic,
 };
 pub use error::{Action, ErrorInfo, WalletError};
-pub use events::{Event, EventPage, StoredEvent};
+pub use events::{Event, EventPage, StoredEvent, TreeEdition, TreeTxKind};
 pub use exit::{Exit, ExitInfo, ExitMode, ExitPlan};
 pub use factories::{
     Factories, FactoryInfo, InboundQuote, JoinRequest, Policy, SeatInfo, SoldInfo,
@@ -34,6 +35,7 @@ pub use factories::{
 };
 pub use lightning::{Direction, Lightning, Payment, PaymentStatus, SendQuote};
 pub use onchain::{Onchain, OnchainCoins};
+pub use towers::{TowerHealth, TowerState};
 pub use wallet::{Balance, Status, Wallet};
 
 uniffi::setup_scaffolding!();

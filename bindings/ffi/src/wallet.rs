@@ -5,6 +5,7 @@ use std::sync::Arc;
 use superscalar_sdk as sdk;
 
 use crate::backup::BackupStatus;
+use crate::builder::node_uri;
 use crate::error::WalletError;
 use crate::events::EventPage;
 use crate::exit::Exit;
@@ -12,6 +13,7 @@ use crate::factories::Factories;
 use crate::lightning::Lightning;
 use crate::onchain::Onchain;
 use crate::runtime;
+use crate::towers::TowerHealth;
 
 /// A wallet, running or not. Freed while it runs, it stops soon after; its handles keep it alive.
 #[derive(uniffi::Object)]
@@ -156,6 +158,24 @@ impl Wallet {
     pub async fn backup(&self) -> Result<Option<BackupStatus>, WalletError> {
         let wallet = Arc::clone(&self.wallet);
         runtime::compute(move || Ok(wallet.backup().status()?.map(BackupStatus::from))).await
+    }
+
+    /// How each watchtower is, in the order in which they were configured.
+    pub async fn towers(&self) -> Result<Vec<TowerHealth>, WalletError> {
+        let wallet = Arc::clone(&self.wallet);
+        runtime::compute(move || {
+            let towers = wallet.towers()?.into_iter();
+            Ok(towers.map(TowerHealth::from).collect())
+        })
+        .await
+    }
+
+    /// Who this wallet is to a tower, hex: what the tower's operator has to admit. Each tower knows it
+    /// under another name.
+    pub async fn tower_client_id(&self, uri: String) -> Result<String, WalletError> {
+        let uri = node_uri("uri", &uri)?;
+        let wallet = Arc::clone(&self.wallet);
+        runtime::compute(move || wallet.tower_client_id(&uri)).await
     }
 
     /// Leaving alone.

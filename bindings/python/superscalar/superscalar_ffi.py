@@ -607,6 +607,10 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_wallet_sync() != 41188:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_wallet_tower_client_id() != 53821:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_wallet_towers() != 37196:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_wallet_wait_for_event() != 35460:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory() != 27652:
@@ -620,6 +624,8 @@ def _uniffi_check_api_checksums(lib):
     if lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_poll_interval_ms() != 47715:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_storage_dir() != 11974:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_tower() != 1070:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_constructor_walletbuilder_new() != 58131:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
@@ -775,6 +781,12 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_stop.restype = ctypes.c
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_sync.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_sync.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_tower_client_id.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_tower_client_id.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_towers.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_towers.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_wait_for_event.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_wait_for_event.restype = ctypes.c_uint16
@@ -796,6 +808,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_poll_interval_ms
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_storage_dir.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_storage_dir.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_tower.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_tower.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_constructor_walletbuilder_new.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_constructor_walletbuilder_new.restype = ctypes.c_uint16
@@ -1005,6 +1020,15 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_sync.argtypes = (
     ctypes.c_uint64,
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_sync.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_tower_client_id.argtypes = (
+    ctypes.c_uint64,
+    _UniffiRustBuffer,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_tower_client_id.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_towers.argtypes = (
+    ctypes.c_uint64,
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_towers.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_wait_for_event.argtypes = (
     ctypes.c_uint64,
     ctypes.c_uint64,
@@ -1045,6 +1069,12 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_storage_dir.argtypes =
     ctypes.POINTER(_UniffiRustCallStatus),
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_storage_dir.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_tower.argtypes = (
+    ctypes.c_uint64,
+    _UniffiRustBuffer,
+    ctypes.POINTER(_UniffiRustCallStatus),
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_tower.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_constructor_walletbuilder_new.argtypes = (
     _UniffiRustBuffer,
     _UniffiRustBuffer,
@@ -2181,6 +2211,207 @@ class _UniffiFfiConverterUInt32(_UniffiConverterPrimitiveInt):
 
 
 
+class TreeTxKind(enum.Enum):
+    """
+    What a transaction that somebody published does.
+"""
+    
+    KICKOFF = 0
+    """
+    Opens a node: the clock of its states begins to run.
+"""
+    
+    STATE = 1
+    """
+    Puts a node's outputs on chain.
+"""
+    
+    DISTRIBUTION = 2
+    """
+    Pays the members below a node after the factory's end.
+"""
+    
+    SALE = 3
+    """
+    Puts a channel on chain that was sold out of stock.
+"""
+    
+    STOCK = 4
+    """
+    Takes stock: the LSP after its delay, or the member what was revoked.
+"""
+    
+    OTHER = 5
+    """
+    Anything else that spends an output of the tree.
+"""
+    
+
+
+class _UniffiFfiConverterTypeTreeTxKind(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        variant = buf.read_i32()
+        if variant == 1:
+            return TreeTxKind.KICKOFF
+        if variant == 2:
+            return TreeTxKind.STATE
+        if variant == 3:
+            return TreeTxKind.DISTRIBUTION
+        if variant == 4:
+            return TreeTxKind.SALE
+        if variant == 5:
+            return TreeTxKind.STOCK
+        if variant == 6:
+            return TreeTxKind.OTHER
+        raise InternalError("Raw enum value doesn't match any cases")
+
+    @staticmethod
+    def check_lower(value):
+        if value == TreeTxKind.KICKOFF:
+            return
+        if value == TreeTxKind.STATE:
+            return
+        if value == TreeTxKind.DISTRIBUTION:
+            return
+        if value == TreeTxKind.SALE:
+            return
+        if value == TreeTxKind.STOCK:
+            return
+        if value == TreeTxKind.OTHER:
+            return
+        raise ValueError(value)
+
+    @staticmethod
+    def write(value, buf):
+        if value == TreeTxKind.KICKOFF:
+            buf.write_i32(1)
+        if value == TreeTxKind.STATE:
+            buf.write_i32(2)
+        if value == TreeTxKind.DISTRIBUTION:
+            buf.write_i32(3)
+        if value == TreeTxKind.SALE:
+            buf.write_i32(4)
+        if value == TreeTxKind.STOCK:
+            buf.write_i32(5)
+        if value == TreeTxKind.OTHER:
+            buf.write_i32(6)
+
+
+
+
+
+
+
+
+class TreeEdition(enum.Enum):
+    """
+    Which epoch a transaction belongs to.
+"""
+    
+    NEWEST = 0
+    """
+    The newest, perhaps to others as well.
+"""
+    
+    OLDER = 1
+    """
+    One that a newer one has replaced.
+"""
+    
+    UNDECIDED = 2
+    """
+    One that was signed and that only the LSP could complete.
+"""
+    
+
+
+class _UniffiFfiConverterTypeTreeEdition(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        variant = buf.read_i32()
+        if variant == 1:
+            return TreeEdition.NEWEST
+        if variant == 2:
+            return TreeEdition.OLDER
+        if variant == 3:
+            return TreeEdition.UNDECIDED
+        raise InternalError("Raw enum value doesn't match any cases")
+
+    @staticmethod
+    def check_lower(value):
+        if value == TreeEdition.NEWEST:
+            return
+        if value == TreeEdition.OLDER:
+            return
+        if value == TreeEdition.UNDECIDED:
+            return
+        raise ValueError(value)
+
+    @staticmethod
+    def write(value, buf):
+        if value == TreeEdition.NEWEST:
+            buf.write_i32(1)
+        if value == TreeEdition.OLDER:
+            buf.write_i32(2)
+        if value == TreeEdition.UNDECIDED:
+            buf.write_i32(3)
+
+
+
+class _UniffiFfiConverterSequenceUInt16(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        for item in value:
+            _UniffiFfiConverterUInt16.check_lower(item)
+
+    @classmethod
+    def write(cls, value, buf):
+        items = len(value)
+        buf.write_i32(items)
+        for item in value:
+            _UniffiFfiConverterUInt16.write(item, buf)
+
+    @classmethod
+    def read(cls, buf):
+        count = buf.read_i32()
+        if count < 0:
+            raise InternalError("Unexpected negative sequence length")
+
+        return [
+            _UniffiFfiConverterUInt16.read(buf) for i in range(count)
+        ]
+
+class _UniffiFfiConverterOptionalUInt32(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        if value is not None:
+            _UniffiFfiConverterUInt32.check_lower(value)
+
+    @classmethod
+    def write(cls, value, buf):
+        if value is None:
+            buf.write_u8(0)
+            return
+
+        buf.write_u8(1)
+        _UniffiFfiConverterUInt32.write(value, buf)
+
+    @classmethod
+    def read(cls, buf):
+        flag = buf.read_u8()
+        if flag == 0:
+            return None
+        elif flag == 1:
+            return _UniffiFfiConverterUInt32.read(buf)
+        else:
+            raise InternalError("Unexpected flag byte for optional type")
+
+
+
+
+
+
 class Event:
     """
     Something an application may want to know. Ids and hashes are lower-case hex.
@@ -2720,6 +2951,209 @@ class Event:
             return True
 
     @dataclass
+    class EPOCH_UNGUARDED:
+        """
+        Everything of a new epoch is there but the acknowledgement of a watchtower, for longer than a
+        round: the place's channels rest until one is back or none is configured any more.
+"""
+        
+        def __init__(self, factory:str, slot:int, version:int):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.slot = slot
+            
+            """
+        Our place in it.
+"""
+        
+            self.version = version
+            
+            """
+        The version of its path in that epoch.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.EPOCH_UNGUARDED(factory={}, slot={}, version={})".format(self.factory, self.slot, self.version)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_EPOCH_UNGUARDED():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.slot != other.slot:
+                return False
+            if self.version != other.version:
+                return False
+            return True
+
+    @dataclass
+    class UNATTENDED:
+        """
+        Neither this wallet nor a watchtower has looked at the chain in time to be sure of answering
+        what somebody may have opened. Keep it running, or add a tower.
+"""
+        
+        def __init__(self, from_height:int, blocks:int):
+            self.from_height = from_height
+            
+            """
+        The last block that was looked at in time.
+"""
+        
+            self.blocks = blocks
+            
+            """
+        How many came before the next look.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.UNATTENDED(from_height={}, blocks={})".format(self.from_height, self.blocks)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_UNATTENDED():
+                return False
+            if self.from_height != other.from_height:
+                return False
+            if self.blocks != other.blocks:
+                return False
+            return True
+
+    @dataclass
+    class TREE_TRANSACTION:
+        """
+        Somebody else has published a transaction of our path, or has spent an output of it. Told
+        once, when it is first seen.
+"""
+        
+        def __init__(self, factory:str, txid:str, kind:TreeTxKind, edition:TreeEdition, slots:typing.List[int], height:typing.Optional[int]):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.txid = txid
+            
+            """
+        The transaction.
+"""
+        
+            self.kind = kind
+            
+            """
+        What it does.
+"""
+        
+            self.edition = edition
+            
+            """
+        Which epoch it belongs to.
+"""
+        
+            self.slots = slots
+            
+            """
+        The places below it.
+"""
+        
+            self.height = height
+            
+            """
+        The height of its block; none where it was in the mempool.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.TREE_TRANSACTION(factory={}, txid={}, kind={}, edition={}, slots={}, height={})".format(self.factory, self.txid, self.kind, self.edition, self.slots, self.height)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_TREE_TRANSACTION():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.txid != other.txid:
+                return False
+            if self.kind != other.kind:
+                return False
+            if self.edition != other.edition:
+                return False
+            if self.slots != other.slots:
+                return False
+            if self.height != other.height:
+                return False
+            return True
+
+    @dataclass
+    class TREE_TRANSACTION_REORGED:
+        """
+        A transaction that was told has left the chain. If it comes back it is told anew.
+"""
+        
+        def __init__(self, factory:str, txid:str, height:int):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.txid = txid
+            
+            """
+        The transaction.
+"""
+        
+            self.height = height
+            
+            """
+        The height it was at.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.TREE_TRANSACTION_REORGED(factory={}, txid={}, height={})".format(self.factory, self.txid, self.height)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_TREE_TRANSACTION_REORGED():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.txid != other.txid:
+                return False
+            if self.height != other.height:
+                return False
+            return True
+
+    @dataclass
     class EPOCH_EQUIVOCATION:
         """
         The LSP wanted something else signed for an epoch that something was signed for, or for an
@@ -3108,6 +3542,22 @@ class Event:
         return isinstance(self, Event.EPOCH_LIMBO)
     def is_epoch_limbo(self) -> bool:
         return isinstance(self, Event.EPOCH_LIMBO)
+    def is_EPOCH_UNGUARDED(self) -> bool:
+        return isinstance(self, Event.EPOCH_UNGUARDED)
+    def is_epoch_unguarded(self) -> bool:
+        return isinstance(self, Event.EPOCH_UNGUARDED)
+    def is_UNATTENDED(self) -> bool:
+        return isinstance(self, Event.UNATTENDED)
+    def is_unattended(self) -> bool:
+        return isinstance(self, Event.UNATTENDED)
+    def is_TREE_TRANSACTION(self) -> bool:
+        return isinstance(self, Event.TREE_TRANSACTION)
+    def is_tree_transaction(self) -> bool:
+        return isinstance(self, Event.TREE_TRANSACTION)
+    def is_TREE_TRANSACTION_REORGED(self) -> bool:
+        return isinstance(self, Event.TREE_TRANSACTION_REORGED)
+    def is_tree_transaction_reorged(self) -> bool:
+        return isinstance(self, Event.TREE_TRANSACTION_REORGED)
     def is_EPOCH_EQUIVOCATION(self) -> bool:
         return isinstance(self, Event.EPOCH_EQUIVOCATION)
     def is_epoch_equivocation(self) -> bool:
@@ -3157,6 +3607,10 @@ Event.FACTORY_EQUIVOCATION = type("Event.FACTORY_EQUIVOCATION", (Event.FACTORY_E
 Event.EPOCH_MOVED = type("Event.EPOCH_MOVED", (Event.EPOCH_MOVED, Event,), {})  # type: ignore
 Event.EPOCH_ENDED = type("Event.EPOCH_ENDED", (Event.EPOCH_ENDED, Event,), {})  # type: ignore
 Event.EPOCH_LIMBO = type("Event.EPOCH_LIMBO", (Event.EPOCH_LIMBO, Event,), {})  # type: ignore
+Event.EPOCH_UNGUARDED = type("Event.EPOCH_UNGUARDED", (Event.EPOCH_UNGUARDED, Event,), {})  # type: ignore
+Event.UNATTENDED = type("Event.UNATTENDED", (Event.UNATTENDED, Event,), {})  # type: ignore
+Event.TREE_TRANSACTION = type("Event.TREE_TRANSACTION", (Event.TREE_TRANSACTION, Event,), {})  # type: ignore
+Event.TREE_TRANSACTION_REORGED = type("Event.TREE_TRANSACTION_REORGED", (Event.TREE_TRANSACTION_REORGED, Event,), {})  # type: ignore
 Event.EPOCH_EQUIVOCATION = type("Event.EPOCH_EQUIVOCATION", (Event.EPOCH_EQUIVOCATION, Event,), {})  # type: ignore
 Event.PAYMENT_RECEIVED = type("Event.PAYMENT_RECEIVED", (Event.PAYMENT_RECEIVED, Event,), {})  # type: ignore
 Event.PAYMENT_SENT = type("Event.PAYMENT_SENT", (Event.PAYMENT_SENT, Event,), {})  # type: ignore
@@ -3243,45 +3697,71 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
                 _UniffiFfiConverterUInt64.read(buf),
             )
         if variant == 13:
+            return Event.EPOCH_UNGUARDED(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt16.read(buf),
+                _UniffiFfiConverterUInt32.read(buf),
+            )
+        if variant == 14:
+            return Event.UNATTENDED(
+                _UniffiFfiConverterUInt32.read(buf),
+                _UniffiFfiConverterUInt32.read(buf),
+            )
+        if variant == 15:
+            return Event.TREE_TRANSACTION(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterTypeTreeTxKind.read(buf),
+                _UniffiFfiConverterTypeTreeEdition.read(buf),
+                _UniffiFfiConverterSequenceUInt16.read(buf),
+                _UniffiFfiConverterOptionalUInt32.read(buf),
+            )
+        if variant == 16:
+            return Event.TREE_TRANSACTION_REORGED(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt32.read(buf),
+            )
+        if variant == 17:
             return Event.EPOCH_EQUIVOCATION(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt16.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
             )
-        if variant == 14:
+        if variant == 18:
             return Event.PAYMENT_RECEIVED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 15:
+        if variant == 19:
             return Event.PAYMENT_SENT(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 16:
+        if variant == 20:
             return Event.PAYMENT_FAILED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
             )
-        if variant == 17:
+        if variant == 21:
             return Event.EXIT_STARTED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
             )
-        if variant == 18:
+        if variant == 22:
             return Event.EXIT_LEAF_CONFIRMED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt32.read(buf),
             )
-        if variant == 19:
+        if variant == 23:
             return Event.EXIT_PAID_OUT(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 20:
+        if variant == 24:
             return Event.OTHER(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
@@ -3346,6 +3826,28 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
             _UniffiFfiConverterString.check_lower(value.factory)
             _UniffiFfiConverterUInt16.check_lower(value.slot)
             _UniffiFfiConverterUInt64.check_lower(value.most_msat)
+            return
+        if value.is_EPOCH_UNGUARDED():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterUInt16.check_lower(value.slot)
+            _UniffiFfiConverterUInt32.check_lower(value.version)
+            return
+        if value.is_UNATTENDED():
+            _UniffiFfiConverterUInt32.check_lower(value.from_height)
+            _UniffiFfiConverterUInt32.check_lower(value.blocks)
+            return
+        if value.is_TREE_TRANSACTION():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterString.check_lower(value.txid)
+            _UniffiFfiConverterTypeTreeTxKind.check_lower(value.kind)
+            _UniffiFfiConverterTypeTreeEdition.check_lower(value.edition)
+            _UniffiFfiConverterSequenceUInt16.check_lower(value.slots)
+            _UniffiFfiConverterOptionalUInt32.check_lower(value.height)
+            return
+        if value.is_TREE_TRANSACTION_REORGED():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterString.check_lower(value.txid)
+            _UniffiFfiConverterUInt32.check_lower(value.height)
             return
         if value.is_EPOCH_EQUIVOCATION():
             _UniffiFfiConverterString.check_lower(value.factory)
@@ -3444,40 +3946,62 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterUInt16.write(value.slot, buf)
             _UniffiFfiConverterUInt64.write(value.most_msat, buf)
-        if value.is_EPOCH_EQUIVOCATION():
+        if value.is_EPOCH_UNGUARDED():
             buf.write_i32(13)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterUInt16.write(value.slot, buf)
+            _UniffiFfiConverterUInt32.write(value.version, buf)
+        if value.is_UNATTENDED():
+            buf.write_i32(14)
+            _UniffiFfiConverterUInt32.write(value.from_height, buf)
+            _UniffiFfiConverterUInt32.write(value.blocks, buf)
+        if value.is_TREE_TRANSACTION():
+            buf.write_i32(15)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterString.write(value.txid, buf)
+            _UniffiFfiConverterTypeTreeTxKind.write(value.kind, buf)
+            _UniffiFfiConverterTypeTreeEdition.write(value.edition, buf)
+            _UniffiFfiConverterSequenceUInt16.write(value.slots, buf)
+            _UniffiFfiConverterOptionalUInt32.write(value.height, buf)
+        if value.is_TREE_TRANSACTION_REORGED():
+            buf.write_i32(16)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterString.write(value.txid, buf)
+            _UniffiFfiConverterUInt32.write(value.height, buf)
+        if value.is_EPOCH_EQUIVOCATION():
+            buf.write_i32(17)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterUInt16.write(value.slot, buf)
             _UniffiFfiConverterString.write(value.epoch, buf)
             _UniffiFfiConverterString.write(value.peer, buf)
         if value.is_PAYMENT_RECEIVED():
-            buf.write_i32(14)
+            buf.write_i32(18)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterUInt64.write(value.amount_msat, buf)
         if value.is_PAYMENT_SENT():
-            buf.write_i32(15)
+            buf.write_i32(19)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterString.write(value.preimage, buf)
             _UniffiFfiConverterUInt64.write(value.fee_msat, buf)
         if value.is_PAYMENT_FAILED():
-            buf.write_i32(16)
+            buf.write_i32(20)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterString.write(value.reason, buf)
         if value.is_EXIT_STARTED():
-            buf.write_i32(17)
+            buf.write_i32(21)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterString.write(value.reason, buf)
         if value.is_EXIT_LEAF_CONFIRMED():
-            buf.write_i32(18)
+            buf.write_i32(22)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterUInt32.write(value.height, buf)
         if value.is_EXIT_PAID_OUT():
-            buf.write_i32(19)
+            buf.write_i32(23)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterString.write(value.outpoint, buf)
             _UniffiFfiConverterUInt64.write(value.amount_sat, buf)
         if value.is_OTHER():
-            buf.write_i32(20)
+            buf.write_i32(24)
             _UniffiFfiConverterString.write(value.kind, buf)
             _UniffiFfiConverterString.write(value.json, buf)
 
@@ -3583,31 +4107,6 @@ class _UniffiFfiConverterTypeEventPage(_UniffiConverterRustBuffer):
     def write(value, buf):
         _UniffiFfiConverterSequenceTypeStoredEvent.write(value.events, buf)
         _UniffiFfiConverterBoolean.write(value.gap, buf)
-
-class _UniffiFfiConverterOptionalUInt32(_UniffiConverterRustBuffer):
-    @classmethod
-    def check_lower(cls, value):
-        if value is not None:
-            _UniffiFfiConverterUInt32.check_lower(value)
-
-    @classmethod
-    def write(cls, value, buf):
-        if value is None:
-            buf.write_u8(0)
-            return
-
-        buf.write_u8(1)
-        _UniffiFfiConverterUInt32.write(value, buf)
-
-    @classmethod
-    def read(cls, buf):
-        flag = buf.read_u8()
-        if flag == 0:
-            return None
-        elif flag == 1:
-            return _UniffiFfiConverterUInt32.read(buf)
-        else:
-            raise InternalError("Unexpected flag byte for optional type")
 
 @dataclass
 class ExitInfo:
@@ -4845,6 +5344,147 @@ class _UniffiFfiConverterTypeStatus(_UniffiConverterRustBuffer):
         _UniffiFfiConverterBoolean.write(value.old_state, buf)
         _UniffiFfiConverterBoolean.write(value.unconfirmed, buf)
         _UniffiFfiConverterOptionalTypeBackupStatus.write(value.backup, buf)
+
+
+
+
+
+
+class TowerState(enum.Enum):
+    """
+    Whether a tower can be reached.
+"""
+    
+    CONNECTED = 0
+    """
+    It answers.
+"""
+    
+    AWAY = 1
+    """
+    It cannot be reached, or does not admit this wallet.
+"""
+    
+    REFUSING = 2
+    """
+    It answers, and refuses what it should look after.
+"""
+    
+
+
+class _UniffiFfiConverterTypeTowerState(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        variant = buf.read_i32()
+        if variant == 1:
+            return TowerState.CONNECTED
+        if variant == 2:
+            return TowerState.AWAY
+        if variant == 3:
+            return TowerState.REFUSING
+        raise InternalError("Raw enum value doesn't match any cases")
+
+    @staticmethod
+    def check_lower(value):
+        if value == TowerState.CONNECTED:
+            return
+        if value == TowerState.AWAY:
+            return
+        if value == TowerState.REFUSING:
+            return
+        raise ValueError(value)
+
+    @staticmethod
+    def write(value, buf):
+        if value == TowerState.CONNECTED:
+            buf.write_i32(1)
+        if value == TowerState.AWAY:
+            buf.write_i32(2)
+        if value == TowerState.REFUSING:
+            buf.write_i32(3)
+
+
+
+@dataclass
+class TowerHealth:
+    """
+    How one tower is, as far as this wallet knows.
+"""
+    def __init__(self, *, uri:str, client_id:str, state:TowerState, height:typing.Optional[int], last_contact_secs:typing.Optional[int], kept:int, backlog:int, coins_sat:typing.Optional[int], refused:typing.Optional[str]):
+        self.uri = uri
+        self.client_id = client_id
+        self.state = state
+        self.height = height
+        self.last_contact_secs = last_contact_secs
+        self.kept = kept
+        self.backlog = backlog
+        self.coins_sat = coins_sat
+        self.refused = refused
+        
+        
+
+    
+    def __str__(self):
+        return "TowerHealth(uri={}, client_id={}, state={}, height={}, last_contact_secs={}, kept={}, backlog={}, coins_sat={}, refused={})".format(self.uri, self.client_id, self.state, self.height, self.last_contact_secs, self.kept, self.backlog, self.coins_sat, self.refused)
+    def __eq__(self, other):
+        if self.uri != other.uri:
+            return False
+        if self.client_id != other.client_id:
+            return False
+        if self.state != other.state:
+            return False
+        if self.height != other.height:
+            return False
+        if self.last_contact_secs != other.last_contact_secs:
+            return False
+        if self.kept != other.kept:
+            return False
+        if self.backlog != other.backlog:
+            return False
+        if self.coins_sat != other.coins_sat:
+            return False
+        if self.refused != other.refused:
+            return False
+        return True
+
+class _UniffiFfiConverterTypeTowerHealth(_UniffiConverterRustBuffer):
+    @staticmethod
+    def read(buf):
+        return TowerHealth(
+            uri=_UniffiFfiConverterString.read(buf),
+            client_id=_UniffiFfiConverterString.read(buf),
+            state=_UniffiFfiConverterTypeTowerState.read(buf),
+            height=_UniffiFfiConverterOptionalUInt32.read(buf),
+            last_contact_secs=_UniffiFfiConverterOptionalUInt64.read(buf),
+            kept=_UniffiFfiConverterUInt32.read(buf),
+            backlog=_UniffiFfiConverterUInt32.read(buf),
+            coins_sat=_UniffiFfiConverterOptionalUInt64.read(buf),
+            refused=_UniffiFfiConverterOptionalString.read(buf),
+        )
+
+    @staticmethod
+    def check_lower(value):
+        _UniffiFfiConverterString.check_lower(value.uri)
+        _UniffiFfiConverterString.check_lower(value.client_id)
+        _UniffiFfiConverterTypeTowerState.check_lower(value.state)
+        _UniffiFfiConverterOptionalUInt32.check_lower(value.height)
+        _UniffiFfiConverterOptionalUInt64.check_lower(value.last_contact_secs)
+        _UniffiFfiConverterUInt32.check_lower(value.kept)
+        _UniffiFfiConverterUInt32.check_lower(value.backlog)
+        _UniffiFfiConverterOptionalUInt64.check_lower(value.coins_sat)
+        _UniffiFfiConverterOptionalString.check_lower(value.refused)
+
+    @staticmethod
+    def write(value, buf):
+        _UniffiFfiConverterString.write(value.uri, buf)
+        _UniffiFfiConverterString.write(value.client_id, buf)
+        _UniffiFfiConverterTypeTowerState.write(value.state, buf)
+        _UniffiFfiConverterOptionalUInt32.write(value.height, buf)
+        _UniffiFfiConverterOptionalUInt64.write(value.last_contact_secs, buf)
+        _UniffiFfiConverterUInt32.write(value.kept, buf)
+        _UniffiFfiConverterUInt32.write(value.backlog, buf)
+        _UniffiFfiConverterOptionalUInt64.write(value.coins_sat, buf)
+        _UniffiFfiConverterOptionalString.write(value.refused, buf)
 
 
 
@@ -6497,6 +7137,29 @@ class _UniffiFfiConverterTypeOnchain:
     def write(cls, value: Onchain, buf: _UniffiRustBuffer):
         buf.write_u64(cls.lower(value))
 
+class _UniffiFfiConverterSequenceTypeTowerHealth(_UniffiConverterRustBuffer):
+    @classmethod
+    def check_lower(cls, value):
+        for item in value:
+            _UniffiFfiConverterTypeTowerHealth.check_lower(item)
+
+    @classmethod
+    def write(cls, value, buf):
+        items = len(value)
+        buf.write_i32(items)
+        for item in value:
+            _UniffiFfiConverterTypeTowerHealth.write(item, buf)
+
+    @classmethod
+    def read(cls, buf):
+        count = buf.read_i32()
+        if count < 0:
+            raise InternalError("Unexpected negative sequence length")
+
+        return [
+            _UniffiFfiConverterTypeTowerHealth.read(buf) for i in range(count)
+        ]
+
 
 class WalletProtocol(typing.Protocol):
     """
@@ -6581,6 +7244,17 @@ class WalletProtocol(typing.Protocol):
     async def sync(self, ) -> int:
         """
         Looks for new blocks now; returns the height when everything has reacted to them.
+"""
+        raise NotImplementedError
+    async def tower_client_id(self, uri: str) -> str:
+        """
+        Who this wallet is to a tower, hex: what the tower's operator has to admit. Each tower knows it
+        under another name.
+"""
+        raise NotImplementedError
+    async def towers(self, ) -> typing.List[TowerHealth]:
+        """
+        How each watchtower is, in the order in which they were configured.
 """
         raise NotImplementedError
     async def wait_for_event(self, cursor: int) -> None:
@@ -6876,6 +7550,44 @@ class Wallet(WalletProtocol):
             _uniffi_lift_return,
             _uniffi_error_converter,
         )
+    async def tower_client_id(self, uri: str) -> str:
+        """
+        Who this wallet is to a tower, hex: what the tower's operator has to admit. Each tower knows it
+        under another name.
+"""
+        
+        _UniffiFfiConverterString.check_lower(uri)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterString.lower(uri),
+        )
+        _uniffi_lift_return = _UniffiFfiConverterString.lift
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_tower_client_id(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
+    async def towers(self, ) -> typing.List[TowerHealth]:
+        """
+        How each watchtower is, in the order in which they were configured.
+"""
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+        )
+        _uniffi_lift_return = _UniffiFfiConverterSequenceTypeTowerHealth.lift
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        return await _uniffi_rust_call_async(
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_towers(*_uniffi_lowered_args),
+            _UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer,
+            _UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer,
+            _uniffi_lift_return,
+            _uniffi_error_converter,
+        )
     async def wait_for_event(self, cursor: int) -> None:
         """
         Waits until there is an event behind `cursor`. Ends with code `stopped` when the wallet is
@@ -6962,6 +7674,13 @@ class WalletBuilderProtocol(typing.Protocol):
     def storage_dir(self, path: str) -> WalletBuilder:
         """
         Directory of the database. One wallet per directory, one process at a time.
+"""
+        raise NotImplementedError
+    def tower(self, uri: str) -> WalletBuilder:
+        """
+        One more watchtower, `node_id@host:port`, which should be run by somebody else than the LSP. It
+        has to admit `tower_client_id`. What is bought, and a new epoch, counts when one of all towers
+        has acknowledged it; payments wait for none.
 """
         raise NotImplementedError
 
@@ -7121,6 +7840,26 @@ class WalletBuilder(WalletBuilderProtocol):
             *_uniffi_lowered_args,
         )
         return _uniffi_lift_return(_uniffi_ffi_result)
+    def tower(self, uri: str) -> WalletBuilder:
+        """
+        One more watchtower, `node_id@host:port`, which should be run by somebody else than the LSP. It
+        has to admit `tower_client_id`. What is bought, and a new epoch, counts when one of all towers
+        has acknowledged it; payments wait for none.
+"""
+        
+        _UniffiFfiConverterString.check_lower(uri)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterString.lower(uri),
+        )
+        _uniffi_lift_return = _UniffiFfiConverterTypeWalletBuilder.lift
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        _uniffi_ffi_result = _uniffi_rust_call_with_error(
+            _uniffi_error_converter,
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_tower,
+            *_uniffi_lowered_args,
+        )
+        return _uniffi_lift_return(_uniffi_ffi_result)
 
 
 
@@ -7192,10 +7931,13 @@ __all__ = [
     "BackupState",
     "Departure",
     "Action",
+    "TreeTxKind",
+    "TreeEdition",
     "Event",
     "Policy",
     "Direction",
     "PaymentStatus",
+    "TowerState",
     "Begin",
     "BitcoindAuth",
     "ChainSource",
@@ -7224,6 +7966,7 @@ __all__ = [
     "Payment",
     "SendQuote",
     "Status",
+    "TowerHealth",
     "generate_mnemonic",
     "standard_join_request",
     "Exit",

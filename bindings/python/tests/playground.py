@@ -1,4 +1,4 @@
-"""Everything around a wallet, in processes of its own: bitcoind, an LSP, an ordinary node.
+"""Everything around a wallet, in processes of its own: bitcoind, an LSP, a watchtower, an ordinary node.
 
 `SUPERSCALAR_BIN_DIR` says where the program that starts them is.
 """
@@ -18,6 +18,7 @@ class Playground:
         self._process = process
         self._one_at_a_time = asyncio.Lock()
         self.lsp = ready["lsp"]
+        self.tower = ready["tower"]
         bitcoind = ready["bitcoind"]
         auth = BitcoindAuth.USER_PASSWORD(bitcoind["user"], bitcoind["password"])
         self.chain = ChainSource.BITCOIND(bitcoind["address"], auth)
@@ -46,9 +47,11 @@ class Playground:
         assert "done" in answer, f"{name}: {answer}"
         return answer["done"]
 
-    async def wallet(self, directory, mnemonic) -> Wallet:
+    async def wallet(self, directory, mnemonic, towers=()) -> Wallet:
         """A wallet of this seed in this directory, not yet started."""
         builder = WalletBuilder(Network.REGTEST, mnemonic)
         builder.storage_dir(str(directory)).chain_source(self.chain).lsp(self.lsp)
         builder.poll_interval_ms(200)
+        for tower in towers:
+            builder.tower(tower)
         return await builder.build()

@@ -15,6 +15,7 @@ from superscalar import (
     Network,
     PaymentStatus,
     Policy,
+    TowerState,
     WalletBuilder,
     WalletError,
     WordCount,
@@ -82,6 +83,39 @@ async def test_a_first_payment_into_each_of_two_wallets(playground, tmp_path):
     for it in balance, other:
         assert it.spendable_msat + it.reserved_msat == 20_000_000
         assert it.inbound_msat > 0 and it.onchain_sat == it.onchain_pending_sat == 0
+
+
+async def test_a_watchtower_keeps_what_is_signed(playground, tmp_path):
+    async def one(name):
+        mnemonic = generate_mnemonic(WordCount.TWELVE)
+        wallet = await playground.wallet(tmp_path / name, mnemonic, [playground.tower])
+        await wallet.start()
+        await wallet.factories().join(500_000)
+        return wallet
+
+    async def health(wallet):
+        (tower,) = await wallet.towers()
+        return tower
+
+    alice, bob = [await one(name) for name in ("alice", "bob")]
+    factory = (await playground.call("create_factory", members=2))["factory"]
+    for wallet in (alice, bob):
+        await until(wallet, Event.FACTORY_COMPLETE, factory=factory)
+
+        async def kept():
+            tower = await health(wallet)
+            return tower.kept == 1 and tower.backlog == 0
+
+        await until_true(kept)
+        tower = await health(wallet)
+        assert (tower.uri, tower.state) == (playground.tower, TowerState.CONNECTED)
+        assert tower.client_id == await wallet.tower_client_id(playground.tower)
+        assert tower.coins_sat == 0 and tower.refused is None
+    # Nobody can tell that they have the same tower.
+    assert (await health(alice)).client_id != (await health(bob)).client_id
+    assert (await refusal(alice.tower_client_id("nowhere"))).code == "invalid_argument"
+    for wallet in (alice, bob):
+        await wallet.stop()
 
 
 async def test_other_conditions_than_the_standard_ones(playground, tmp_path):

@@ -1,5 +1,5 @@
-//! Everything around a wallet, for tests in other languages: bitcoind, `lsp-node` with coins and an
-//! ordinary Lightning node with a channel to it, as processes of their own.
+//! Everything around a wallet, for tests in other languages: bitcoind, `lsp-node` with coins, an
+//! ordinary Lightning node with a channel to it and a watchtower, as processes of their own.
 //!
 //! It says on stdout where they are, is then told what to do by lines of JSON on stdin, a
 //! [`Request`] each, and answers each with one line: `{"done": …}` or `{"failed": "…"}`. It ends
@@ -18,7 +18,7 @@ use superscalar_regtest::{RegtestNode, wait_until};
 use superscalar_sdk::{BuildRequest, Policy, package};
 use superscalar_tests::demo::outside::OutsideNode;
 use superscalar_tests::network::regtest_factory;
-use superscalar_tests::processes::LspProcess;
+use superscalar_tests::processes::{LspProcess, TowerProcess};
 
 /// How long anything may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -56,6 +56,7 @@ struct Playground {
     chain: RegtestNode,
     lsp: LspProcess,
     outside: OutsideNode,
+    tower: TowerProcess,
 }
 
 fn main() -> Result<()> {
@@ -76,10 +77,12 @@ impl Playground {
         let chain = RegtestNode::new()?;
         let lsp = LspProcess::start(&chain)?;
         let outside = OutsideNode::start(&chain)?;
+        let tower = TowerProcess::start(&chain, "")?;
         let mut playground = Playground {
             chain,
             lsp,
             outside,
+            tower,
         };
         playground.fund()?;
         playground.open_channel()?;
@@ -96,6 +99,7 @@ impl Playground {
                 "password": self.chain.rpc_password(),
             },
             "lsp": self.lsp.uri,
+            "tower": format!("{}@{}", self.tower.uri().node_id(), self.tower.uri().address()),
         })
     }
 
@@ -155,6 +159,7 @@ impl Playground {
             chain,
             lsp,
             outside,
+            ..
         } = self;
         outside.open_channel(&lsp.uri, OUTSIDE_CAPACITY_SAT, OUTSIDE_PUSH_MSAT)?;
         until("its channel's funding to be published", || {

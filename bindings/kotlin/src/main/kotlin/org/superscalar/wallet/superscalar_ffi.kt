@@ -698,6 +698,8 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_storage_dir(
     ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_tower(
+    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_exit_export_package(
@@ -776,6 +778,10 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_wallet_sync(
     ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_wallet_tower_client_id(
+    ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_wallet_towers(
+    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_wallet_wait_for_event(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_constructor_walletbuilder_new(
@@ -817,6 +823,8 @@ internal object UniffiLib {
     external fun uniffi_superscalar_ffi_fn_method_walletbuilder_poll_interval_ms(`ptr`: Long,`intervalMs`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_walletbuilder_storage_dir(`ptr`: Long,`path`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus, 
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_walletbuilder_tower(`ptr`: Long,`uri`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus, 
     ): Long
     external fun uniffi_superscalar_ffi_fn_clone_exit(`handle`: Long,uniffi_out_err: UniffiRustCallStatus, 
     ): Long
@@ -915,6 +923,10 @@ internal object UniffiLib {
     external fun uniffi_superscalar_ffi_fn_method_wallet_stop(`ptr`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_wallet_sync(`ptr`: Long,
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_wallet_tower_client_id(`ptr`: Long,`uri`: RustBuffer.ByValue,
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_wallet_towers(`ptr`: Long,
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_wallet_wait_for_event(`ptr`: Long,`cursor`: Long,
     ): Long
@@ -1065,6 +1077,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
     if ((lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_storage_dir() and 0xFFFF) != 11974) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_tower() and 0xFFFF) != 1070) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
     if ((lib.uniffi_superscalar_ffi_checksum_method_exit_accept_restored_state() and 0xFFFF) != 9854) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
@@ -1180,6 +1195,12 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_wallet_sync() and 0xFFFF) != 41188) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_wallet_tower_client_id() and 0xFFFF) != 53821) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_wallet_towers() and 0xFFFF) != 37196) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_wallet_wait_for_event() and 0xFFFF) != 35460) {
@@ -3466,6 +3487,17 @@ public interface WalletInterface {
     suspend fun `sync`(): kotlin.UInt
     
     /**
+     * Who this wallet is to a tower, hex: what the tower's operator has to admit. Each tower knows it
+     * under another name.
+     */
+    suspend fun `towerClientId`(`uri`: kotlin.String): kotlin.String
+    
+    /**
+     * How each watchtower is, in the order in which they were configured.
+     */
+    suspend fun `towers`(): List<TowerHealth>
+    
+    /**
      * Waits until there is an event behind `cursor`. Ends with code `stopped` when the wallet is
      * stopped meanwhile.
      */
@@ -3917,6 +3949,56 @@ open class Wallet: Disposable, AutoCloseable, WalletInterface
 
     
     /**
+     * Who this wallet is to a tower, hex: what the tower's operator has to admit. Each tower knows it
+     * under another name.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `towerClientId`(`uri`: kotlin.String) : kotlin.String {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_tower_client_id(
+                uniffiHandle,
+                
+        FfiConverterString.lower(`uri`),
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
+        // lift function
+        { FfiConverterString.lift(it) },
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
+     * How each watchtower is, in the order in which they were configured.
+     */
+    @Throws(WalletException::class)
+    @Suppress("ASSIGNED_BUT_NEVER_ACCESSED_VARIABLE")
+    override suspend fun `towers`() : List<TowerHealth> {
+        return uniffiRustCallAsync(
+        callWithHandle { uniffiHandle ->
+            UniffiLib.uniffi_superscalar_ffi_fn_method_wallet_towers(
+                uniffiHandle,
+                
+            )
+        },
+        { future, callback, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_poll_rust_buffer(future, callback, continuation) },
+        { future, continuation -> UniffiLib.ffi_superscalar_ffi_rust_future_complete_rust_buffer(future, continuation) },
+        { future -> UniffiLib.ffi_superscalar_ffi_rust_future_free_rust_buffer(future) },
+        // lift function
+        { FfiConverterSequenceTypeTowerHealth.lift(it) },
+        // Error FFI converter
+        WalletException.ErrorHandler,
+    )
+    }
+
+    
+    /**
      * Waits until there is an event behind `cursor`. Ends with code `stopped` when the wallet is
      * stopped meanwhile.
      */
@@ -4111,6 +4193,13 @@ public interface WalletBuilderInterface {
      * Directory of the database. One wallet per directory, one process at a time.
      */
     fun `storageDir`(`path`: kotlin.String): WalletBuilder
+    
+    /**
+     * One more watchtower, `node_id@host:port`, which should be run by somebody else than the LSP. It
+     * has to admit `tower_client_id`. What is bought, and a new epoch, counts when one of all towers
+     * has acknowledged it; payments wait for none.
+     */
+    fun `tower`(`uri`: kotlin.String): WalletBuilder
     
     companion object
 }
@@ -4343,6 +4432,26 @@ open class WalletBuilder: Disposable, AutoCloseable, WalletBuilderInterface
         it,
         
         FfiConverterString.lower(`path`),_status)
+}
+    }
+    )
+    }
+    
+
+    
+    /**
+     * One more watchtower, `node_id@host:port`, which should be run by somebody else than the LSP. It
+     * has to admit `tower_client_id`. What is bought, and a new epoch, counts when one of all towers
+     * has acknowledged it; payments wait for none.
+     */
+    @Throws(WalletException::class)override fun `tower`(`uri`: kotlin.String): WalletBuilder {
+            return FfiConverterTypeWalletBuilder.lift(
+    callWithHandle {
+    uniffiRustCallWithError(WalletException) { _status ->
+    UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_tower(
+        it,
+        
+        FfiConverterString.lower(`uri`),_status)
 }
     }
     )
@@ -5971,6 +6080,109 @@ public object FfiConverterTypeStoredEvent: FfiConverterRustBuffer<StoredEvent> {
 
 
 /**
+ * How one tower is, as far as this wallet knows.
+ */
+data class TowerHealth (
+    /**
+     * The tower, `node_id@host:port`.
+     */
+    val `uri`: kotlin.String
+    , 
+    /**
+     * Who this wallet is to it, hex: what its operator admits.
+     */
+    val `clientId`: kotlin.String
+    , 
+    /**
+     * Whether it can be reached.
+     */
+    val `state`: TowerState
+    , 
+    /**
+     * The last block it had looked at when it last answered.
+     */
+    val `height`: kotlin.UInt?
+    , 
+    /**
+     * When it last answered, in seconds since 1970.
+     */
+    val `lastContactSecs`: kotlin.ULong?
+    , 
+    /**
+     * What it has acknowledged.
+     */
+    val `kept`: kotlin.UInt
+    , 
+    /**
+     * What it has not acknowledged yet.
+     */
+    val `backlog`: kotlin.UInt
+    , 
+    /**
+     * Coins it has to pay fees with, in satoshi.
+     */
+    val `coinsSat`: kotlin.ULong?
+    , 
+    /**
+     * What it last refused, and why.
+     */
+    val `refused`: kotlin.String?
+    
+){
+    
+
+    
+
+    
+    companion object
+}
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeTowerHealth: FfiConverterRustBuffer<TowerHealth> {
+    override fun read(buf: ByteBuffer): TowerHealth {
+        return TowerHealth(
+            FfiConverterString.read(buf),
+            FfiConverterString.read(buf),
+            FfiConverterTypeTowerState.read(buf),
+            FfiConverterOptionalUInt.read(buf),
+            FfiConverterOptionalULong.read(buf),
+            FfiConverterUInt.read(buf),
+            FfiConverterUInt.read(buf),
+            FfiConverterOptionalULong.read(buf),
+            FfiConverterOptionalString.read(buf),
+        )
+    }
+
+    override fun allocationSize(value: TowerHealth) = (
+            FfiConverterString.allocationSize(value.`uri`) +
+            FfiConverterString.allocationSize(value.`clientId`) +
+            FfiConverterTypeTowerState.allocationSize(value.`state`) +
+            FfiConverterOptionalUInt.allocationSize(value.`height`) +
+            FfiConverterOptionalULong.allocationSize(value.`lastContactSecs`) +
+            FfiConverterUInt.allocationSize(value.`kept`) +
+            FfiConverterUInt.allocationSize(value.`backlog`) +
+            FfiConverterOptionalULong.allocationSize(value.`coinsSat`) +
+            FfiConverterOptionalString.allocationSize(value.`refused`)
+    )
+
+    override fun write(value: TowerHealth, buf: ByteBuffer) {
+            FfiConverterString.write(value.`uri`, buf)
+            FfiConverterString.write(value.`clientId`, buf)
+            FfiConverterTypeTowerState.write(value.`state`, buf)
+            FfiConverterOptionalUInt.write(value.`height`, buf)
+            FfiConverterOptionalULong.write(value.`lastContactSecs`, buf)
+            FfiConverterUInt.write(value.`kept`, buf)
+            FfiConverterUInt.write(value.`backlog`, buf)
+            FfiConverterOptionalULong.write(value.`coinsSat`, buf)
+            FfiConverterOptionalString.write(value.`refused`, buf)
+    }
+}
+
+
+
+/**
  * What the person in front of the screen can do about an error.
  */
 
@@ -6811,6 +7023,109 @@ sealed class Event {
     }
     
     /**
+     * Everything of a new epoch is there but the acknowledgement of a watchtower, for longer than a
+     * round: the place's channels rest until one is back or none is configured any more.
+     */
+    data class EpochUnguarded(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * Our place in it.
+         */
+        val `slot`: kotlin.UShort, 
+        /**
+         * The version of its path in that epoch.
+         */
+        val `version`: kotlin.UInt) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
+     * Neither this wallet nor a watchtower has looked at the chain in time to be sure of answering
+     * what somebody may have opened. Keep it running, or add a tower.
+     */
+    data class Unattended(
+        /**
+         * The last block that was looked at in time.
+         */
+        val `fromHeight`: kotlin.UInt, 
+        /**
+         * How many came before the next look.
+         */
+        val `blocks`: kotlin.UInt) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
+     * Somebody else has published a transaction of our path, or has spent an output of it. Told
+     * once, when it is first seen.
+     */
+    data class TreeTransaction(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * The transaction.
+         */
+        val `txid`: kotlin.String, 
+        /**
+         * What it does.
+         */
+        val `kind`: org.superscalar.wallet.TreeTxKind, 
+        /**
+         * Which epoch it belongs to.
+         */
+        val `edition`: org.superscalar.wallet.TreeEdition, 
+        /**
+         * The places below it.
+         */
+        val `slots`: List<kotlin.UShort>, 
+        /**
+         * The height of its block; none where it was in the mempool.
+         */
+        val `height`: kotlin.UInt?) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
+     * A transaction that was told has left the chain. If it comes back it is told anew.
+     */
+    data class TreeTransactionReorged(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * The transaction.
+         */
+        val `txid`: kotlin.String, 
+        /**
+         * The height it was at.
+         */
+        val `height`: kotlin.UInt) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
      * The LSP wanted something else signed for an epoch that something was signed for, or for an
      * older one. It was refused; an honest one never does it.
      */
@@ -7052,39 +7367,61 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 FfiConverterUShort.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            13 -> Event.EpochEquivocation(
+            13 -> Event.EpochUnguarded(
+                FfiConverterString.read(buf),
+                FfiConverterUShort.read(buf),
+                FfiConverterUInt.read(buf),
+                )
+            14 -> Event.Unattended(
+                FfiConverterUInt.read(buf),
+                FfiConverterUInt.read(buf),
+                )
+            15 -> Event.TreeTransaction(
+                FfiConverterString.read(buf),
+                FfiConverterString.read(buf),
+                FfiConverterTypeTreeTxKind.read(buf),
+                FfiConverterTypeTreeEdition.read(buf),
+                FfiConverterSequenceUShort.read(buf),
+                FfiConverterOptionalUInt.read(buf),
+                )
+            16 -> Event.TreeTransactionReorged(
+                FfiConverterString.read(buf),
+                FfiConverterString.read(buf),
+                FfiConverterUInt.read(buf),
+                )
+            17 -> Event.EpochEquivocation(
                 FfiConverterString.read(buf),
                 FfiConverterUShort.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
-            14 -> Event.PaymentReceived(
+            18 -> Event.PaymentReceived(
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            15 -> Event.PaymentSent(
+            19 -> Event.PaymentSent(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            16 -> Event.PaymentFailed(
+            20 -> Event.PaymentFailed(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
-            17 -> Event.ExitStarted(
+            21 -> Event.ExitStarted(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
-            18 -> Event.ExitLeafConfirmed(
+            22 -> Event.ExitLeafConfirmed(
                 FfiConverterString.read(buf),
                 FfiConverterUInt.read(buf),
                 )
-            19 -> Event.ExitPaidOut(
+            23 -> Event.ExitPaidOut(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            20 -> Event.Other(
+            24 -> Event.Other(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
@@ -7196,6 +7533,44 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 + FfiConverterString.allocationSize(value.`factory`)
                 + FfiConverterUShort.allocationSize(value.`slot`)
                 + FfiConverterULong.allocationSize(value.`mostMsat`)
+            )
+        }
+        is Event.EpochUnguarded -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterUShort.allocationSize(value.`slot`)
+                + FfiConverterUInt.allocationSize(value.`version`)
+            )
+        }
+        is Event.Unattended -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterUInt.allocationSize(value.`fromHeight`)
+                + FfiConverterUInt.allocationSize(value.`blocks`)
+            )
+        }
+        is Event.TreeTransaction -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterString.allocationSize(value.`txid`)
+                + FfiConverterTypeTreeTxKind.allocationSize(value.`kind`)
+                + FfiConverterTypeTreeEdition.allocationSize(value.`edition`)
+                + FfiConverterSequenceUShort.allocationSize(value.`slots`)
+                + FfiConverterOptionalUInt.allocationSize(value.`height`)
+            )
+        }
+        is Event.TreeTransactionReorged -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterString.allocationSize(value.`txid`)
+                + FfiConverterUInt.allocationSize(value.`height`)
             )
         }
         is Event.EpochEquivocation -> {
@@ -7351,8 +7726,38 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 FfiConverterULong.write(value.`mostMsat`, buf)
                 Unit
             }
-            is Event.EpochEquivocation -> {
+            is Event.EpochUnguarded -> {
                 buf.putInt(13)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterUShort.write(value.`slot`, buf)
+                FfiConverterUInt.write(value.`version`, buf)
+                Unit
+            }
+            is Event.Unattended -> {
+                buf.putInt(14)
+                FfiConverterUInt.write(value.`fromHeight`, buf)
+                FfiConverterUInt.write(value.`blocks`, buf)
+                Unit
+            }
+            is Event.TreeTransaction -> {
+                buf.putInt(15)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterString.write(value.`txid`, buf)
+                FfiConverterTypeTreeTxKind.write(value.`kind`, buf)
+                FfiConverterTypeTreeEdition.write(value.`edition`, buf)
+                FfiConverterSequenceUShort.write(value.`slots`, buf)
+                FfiConverterOptionalUInt.write(value.`height`, buf)
+                Unit
+            }
+            is Event.TreeTransactionReorged -> {
+                buf.putInt(16)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterString.write(value.`txid`, buf)
+                FfiConverterUInt.write(value.`height`, buf)
+                Unit
+            }
+            is Event.EpochEquivocation -> {
+                buf.putInt(17)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterUShort.write(value.`slot`, buf)
                 FfiConverterString.write(value.`epoch`, buf)
@@ -7360,45 +7765,45 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 Unit
             }
             is Event.PaymentReceived -> {
-                buf.putInt(14)
+                buf.putInt(18)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterULong.write(value.`amountMsat`, buf)
                 Unit
             }
             is Event.PaymentSent -> {
-                buf.putInt(15)
+                buf.putInt(19)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterString.write(value.`preimage`, buf)
                 FfiConverterULong.write(value.`feeMsat`, buf)
                 Unit
             }
             is Event.PaymentFailed -> {
-                buf.putInt(16)
+                buf.putInt(20)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterString.write(value.`reason`, buf)
                 Unit
             }
             is Event.ExitStarted -> {
-                buf.putInt(17)
+                buf.putInt(21)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterString.write(value.`reason`, buf)
                 Unit
             }
             is Event.ExitLeafConfirmed -> {
-                buf.putInt(18)
+                buf.putInt(22)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterUInt.write(value.`height`, buf)
                 Unit
             }
             is Event.ExitPaidOut -> {
-                buf.putInt(19)
+                buf.putInt(23)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterString.write(value.`outpoint`, buf)
                 FfiConverterULong.write(value.`amountSat`, buf)
                 Unit
             }
             is Event.Other -> {
-                buf.putInt(20)
+                buf.putInt(24)
                 FfiConverterString.write(value.`kind`, buf)
                 FfiConverterString.write(value.`json`, buf)
                 Unit
@@ -7592,6 +7997,159 @@ public object FfiConverterTypePolicy: FfiConverterRustBuffer<Policy> {
     override fun allocationSize(value: Policy) = 4UL
 
     override fun write(value: Policy, buf: ByteBuffer) {
+        buf.putInt(value.ordinal + 1)
+    }
+}
+
+
+
+
+
+/**
+ * Whether a tower can be reached.
+ */
+
+enum class TowerState {
+    
+    /**
+     * It answers.
+     */
+    CONNECTED,
+    /**
+     * It cannot be reached, or does not admit this wallet.
+     */
+    AWAY,
+    /**
+     * It answers, and refuses what it should look after.
+     */
+    REFUSING;
+
+    
+
+
+    companion object
+}
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeTowerState: FfiConverterRustBuffer<TowerState> {
+    override fun read(buf: ByteBuffer) = try {
+        TowerState.values()[buf.getInt() - 1]
+    } catch (e: IndexOutOfBoundsException) {
+        throw RuntimeException("invalid enum value, something is very wrong!!", e)
+    }
+
+    override fun allocationSize(value: TowerState) = 4UL
+
+    override fun write(value: TowerState, buf: ByteBuffer) {
+        buf.putInt(value.ordinal + 1)
+    }
+}
+
+
+
+
+
+/**
+ * Which epoch a transaction belongs to.
+ */
+
+enum class TreeEdition {
+    
+    /**
+     * The newest, perhaps to others as well.
+     */
+    NEWEST,
+    /**
+     * One that a newer one has replaced.
+     */
+    OLDER,
+    /**
+     * One that was signed and that only the LSP could complete.
+     */
+    UNDECIDED;
+
+    
+
+
+    companion object
+}
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeTreeEdition: FfiConverterRustBuffer<TreeEdition> {
+    override fun read(buf: ByteBuffer) = try {
+        TreeEdition.values()[buf.getInt() - 1]
+    } catch (e: IndexOutOfBoundsException) {
+        throw RuntimeException("invalid enum value, something is very wrong!!", e)
+    }
+
+    override fun allocationSize(value: TreeEdition) = 4UL
+
+    override fun write(value: TreeEdition, buf: ByteBuffer) {
+        buf.putInt(value.ordinal + 1)
+    }
+}
+
+
+
+
+
+/**
+ * What a transaction that somebody published does.
+ */
+
+enum class TreeTxKind {
+    
+    /**
+     * Opens a node: the clock of its states begins to run.
+     */
+    KICKOFF,
+    /**
+     * Puts a node's outputs on chain.
+     */
+    STATE,
+    /**
+     * Pays the members below a node after the factory's end.
+     */
+    DISTRIBUTION,
+    /**
+     * Puts a channel on chain that was sold out of stock.
+     */
+    SALE,
+    /**
+     * Takes stock: the LSP after its delay, or the member what was revoked.
+     */
+    STOCK,
+    /**
+     * Anything else that spends an output of the tree.
+     */
+    OTHER;
+
+    
+
+
+    companion object
+}
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterTypeTreeTxKind: FfiConverterRustBuffer<TreeTxKind> {
+    override fun read(buf: ByteBuffer) = try {
+        TreeTxKind.values()[buf.getInt() - 1]
+    } catch (e: IndexOutOfBoundsException) {
+        throw RuntimeException("invalid enum value, something is very wrong!!", e)
+    }
+
+    override fun allocationSize(value: TreeTxKind) = 4UL
+
+    override fun write(value: TreeTxKind, buf: ByteBuffer) {
         buf.putInt(value.ordinal + 1)
     }
 }
@@ -7878,6 +8436,34 @@ public object FfiConverterOptionalTypePayment: FfiConverterRustBuffer<Payment?> 
 /**
  * @suppress
  */
+public object FfiConverterSequenceUShort: FfiConverterRustBuffer<List<kotlin.UShort>> {
+    override fun read(buf: ByteBuffer): List<kotlin.UShort> {
+        val len = buf.getInt()
+        return List<kotlin.UShort>(len) {
+            FfiConverterUShort.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<kotlin.UShort>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterUShort.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<kotlin.UShort>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterUShort.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
 public object FfiConverterSequenceTypeExitInfo: FfiConverterRustBuffer<List<ExitInfo>> {
     override fun read(buf: ByteBuffer): List<ExitInfo> {
         val len = buf.getInt()
@@ -8064,6 +8650,34 @@ public object FfiConverterSequenceTypeStoredEvent: FfiConverterRustBuffer<List<S
         buf.putInt(value.size)
         value.iterator().forEach {
             FfiConverterTypeStoredEvent.write(it, buf)
+        }
+    }
+}
+
+
+
+
+/**
+ * @suppress
+ */
+public object FfiConverterSequenceTypeTowerHealth: FfiConverterRustBuffer<List<TowerHealth>> {
+    override fun read(buf: ByteBuffer): List<TowerHealth> {
+        val len = buf.getInt()
+        return List<TowerHealth>(len) {
+            FfiConverterTypeTowerHealth.read(buf)
+        }
+    }
+
+    override fun allocationSize(value: List<TowerHealth>): ULong {
+        val sizeForLength = 4UL
+        val sizeForItems = value.map { FfiConverterTypeTowerHealth.allocationSize(it) }.sum()
+        return sizeForLength + sizeForItems
+    }
+
+    override fun write(value: List<TowerHealth>, buf: ByteBuffer) {
+        buf.putInt(value.size)
+        value.iterator().forEach {
+            FfiConverterTypeTowerHealth.write(it, buf)
         }
     }
 }
