@@ -14,6 +14,7 @@
 )]
 
 mod ceremony;
+mod library;
 mod sale;
 mod signing;
 mod yardstick;
@@ -92,6 +93,7 @@ fn figures(rounds: u32) -> Result<Vec<Figure>, Box<dyn Error>> {
     let name = "bench shape: binary, 127 members".to_owned();
     signing_figures(&mut figures, &name, &bench, rounds)?;
     figures.insert(1, in_verifications(&name, &bench, rounds)?);
+    figures.insert(2, above_the_library(&name, &bench, rounds)?);
     for members in [4, 8, 16, 64] {
         let shape = Shape::two_layers(members);
         let name = format!("{members} members, {} per leaf", shape.members_per_leaf);
@@ -186,6 +188,30 @@ fn signing_figures(
         ),
     });
     Ok(())
+}
+
+/// What a factory costs in the curve library's own calls for the same signatures.
+fn above_the_library(
+    name: &str,
+    case: &signing::Case,
+    rounds: u32,
+) -> Result<Figure, Box<dyn Error>> {
+    let mut ratios = Vec::new();
+    for round in 0..rounds {
+        let before_s = library::signatures_s(case, 2 * round)?;
+        let whole_s = signing::run(case, round)?.whole.cpu_s;
+        let after_s = library::signatures_s(case, 2 * round + 1)?;
+        ratios.push(2.0 * whole_s / (before_s + after_s));
+    }
+    Ok(Figure {
+        figure: name.to_owned(),
+        value: format!("{:.2}", median(ratios.into_iter())),
+        unit: "ratio",
+        remark:
+            "to libsecp256k1's own calls for the same signatures and nothing else, measured in \
+                 turns"
+                .to_owned(),
+    })
 }
 
 /// How many verifications a factory costs as much as.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 
 use bitcoin::{Amount, Network, OutPoint};
-use superscalar_factory::shape::Shape;
+use superscalar_factory::shape::{NodeId, Shape};
 use superscalar_factory::signing::{
     AggregateNonce, FactoryKey, NoncePool, PublicNonce, SecretNonce, SigningSession,
 };
@@ -107,6 +107,31 @@ pub(crate) fn run(case: &Case, round: u32) -> Result<Run, Box<dyn Error>> {
         exit_vbytes: longest.iter().sum(),
         exit_count: longest.len(),
     })
+}
+
+/// Who signs at each node, the LSP being number 0, and how many transactions.
+pub(crate) fn signers(case: &Case) -> Result<BTreeMap<NodeId, Signers>, Box<dyn Error>> {
+    let keys: Vec<FactoryKey> = (0..=u64::from(case.members))
+        .map(|signer| FactoryKey::derive(&bytes("seed", signer), &bytes("salt", signer)))
+        .collect();
+    let tree = Blueprint::whole(&terms(case, &keys)?)?.tree(OutPoint::null())?;
+    let mut all: BTreeMap<NodeId, Signers> = BTreeMap::new();
+    for tx in tree.transactions() {
+        let node = tx.name.node;
+        let members = tree.topology().node(node).slots.clone();
+        let members = members.map(|slot| usize::from(slot) + 1);
+        let signers = all.entry(node).or_default();
+        signers.numbers = [0].into_iter().chain(members).collect();
+        signers.transactions += 1;
+    }
+    Ok(all)
+}
+
+/// See [`signers`].
+#[derive(Default)]
+pub(crate) struct Signers {
+    pub(crate) numbers: Vec<usize>,
+    pub(crate) transactions: usize,
 }
 
 fn terms(case: &Case, keys: &[FactoryKey]) -> Result<Terms, Box<dyn Error>> {
