@@ -70,6 +70,21 @@ async fn a_member_silent_at_the_end_holds_up_nobody() {
     };
     let refused = network.lsp().create_factory(less).await.unwrap_err();
     assert_eq!(refused.code(), "not_enough_members");
+    // More than the LSP has: nobody is asked, and everybody waits on.
+    let all_sat = 9_000_000_000;
+    let more = BuildRequest {
+        capacity_sat: all_sat / 3,
+        stock_sat: 1,
+        ..request.clone()
+    };
+    let refused = network.lsp().create_factory(more).await.unwrap_err();
+    let funds = [("needed_sat", all_sat + 3), ("available_sat", all_sat)];
+    assert_eq!(refused.code(), "insufficient_funds");
+    assert_eq!(
+        refused.fields(),
+        funds.map(|(key, sat)| (key, sat.to_string()))
+    );
+    assert_eq!(network.lsp().waiting().await.unwrap().len(), 3);
 
     // One member is late with its channel, so that the root cannot be signed yet.
     let wires: Vec<_> = network.members.iter().map(|it| &it.wire).collect();

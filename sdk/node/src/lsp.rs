@@ -204,6 +204,10 @@ impl Lsp {
 
     /// Begins to build a factory with members that are waiting; gives its name. What becomes of it
     /// is in [`factories`](Self::factories) and the events.
+    ///
+    /// # Errors
+    /// `not_enough_members` and `insufficient_funds` with what there is and what is wanted, both
+    /// before anybody is asked; `invalid_terms` for what can be no factory.
     pub async fn create_factory(&self, request: BuildRequest) -> Result<String, WalletError> {
         let asked = self
             .node

@@ -181,6 +181,8 @@ impl Playground {
             policy,
             ..regtest_factory(members)
         };
+        // The change of the factory before this one is spent again once its block was seen.
+        lsp.sync()?;
         let factory = lsp.create_factory(&request)?;
         until("its funding to be published", || {
             let info = lsp.factory(&factory)?;

@@ -81,6 +81,12 @@ impl BuildRequest {
         Amount::from_sat(self.capacity_sat)
     }
 
+    /// What the channels and the stock take from the LSP's coins, without any fee.
+    pub(super) fn funds(&self) -> Amount {
+        let place_sat = self.capacity_sat.saturating_add(self.stock_sat);
+        Amount::from_sat(place_sat.saturating_mul(self.members.into()))
+    }
+
     pub(super) fn shape(&self) -> Option<Shape> {
         let (members_per_leaf, arity) = self.shape.as_ref()?.split_last()?;
         Some(Shape {

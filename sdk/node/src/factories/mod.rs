@@ -6,6 +6,7 @@
 //! next input is looked at: a record is on disk before the message after it leaves.
 
 mod bridge;
+mod building;
 mod bumps;
 mod defence;
 mod effects;

@@ -289,7 +289,11 @@ impl WalletError {
             WalletError::Factory(EngineError::Buy(BuyError::Expired { valid_until })) => {
                 add("valid_until_height", valid_until);
             }
-            WalletError::Onchain(OnchainError::InsufficientFunds { needed, available }) => {
+            WalletError::Onchain(OnchainError::InsufficientFunds { needed, available })
+            | WalletError::Factory(EngineError::Onchain(OnchainError::InsufficientFunds {
+                needed,
+                available,
+            })) => {
                 add("needed_sat", &needed.to_sat());
                 add("available_sat", &available.to_sat());
             }
