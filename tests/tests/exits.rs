@@ -528,10 +528,11 @@ async fn what_cannot_begin_is_refused_and_what_began_does_not_begin_again() {
         }
         assert_eq!(exit.status().await.unwrap(), []);
     }
-    // The LSP cannot pay for this one: the members have joined, and hold no path.
+    // The LSP has enough for all of this one but its fees: the members have joined, and hold no path.
     network.all_waiting(2).await;
+    let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
     let unpayable = BuildRequest {
-        capacity_sat: 800_000_000,
+        capacity_sat: coins_sat / 2 - pair().stock_sat,
         ..pair()
     };
     let factory = network.lsp().create_factory(unpayable).await.unwrap();
