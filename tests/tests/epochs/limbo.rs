@@ -3,7 +3,7 @@
 use superscalar_sdk::{BuildRequest, EpochRequest, Event, PaymentStatus};
 use superscalar_tests::network::TestNetwork;
 
-use super::{buy, with_stock};
+use super::{buy, until_left, with_stock};
 
 /// Of three members that are paid something the two of one leaf.
 async fn leaf(network: &TestNetwork, factory: &str) -> (usize, usize) {
@@ -226,5 +226,54 @@ async fn what_limbo_leaves_room_for_counts_all_channels_and_what_is_on_its_way()
     let hash = paying.send(&late, Some(room_msat)).await.unwrap();
     network.settled(network.wallet(signs), &hash).await;
     assert_eq!(network.at_rest(signs).await.0, own_msat);
+    network.stop().await;
+}
+
+/// The epoch it has signed would give it more than it has left: what it leaves with is the rest, in the
+/// channel there always was, and what the other has is untouched by that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_in_limbo_spends_what_it_has_and_leaves_with_the_rest() {
+    let mut network = TestNetwork::start(3).await;
+    let factory = network.build(impatient()).await;
+    let (signs, silent) = hanging(&network, &factory).await;
+    network.lsp().abandon_epoch(&factory).await.unwrap();
+    network.members[silent].wire.to_lsp.pass();
+    network
+        .wait("the epoch to be over", async || {
+            let over = async |member| network.seat(member, &factory).await.moving.is_none();
+            over(signs).await && over(silent).await
+        })
+        .await;
+    // Drained: all that a channel's reserve and the commitment's fee leave to be spent.
+    let third = 3 - signs - silent;
+    let spendable = |network: &TestNetwork| {
+        let balance = network.wallet(signs).balance().unwrap();
+        balance.spendable_msat
+    };
+    let sendable_msat = spendable(&network) * 97 / 100;
+    network.pay(signs, third, sendable_msat).await;
+    let rest_msat = network.at_rest(signs).await.0;
+    assert!(rest_msat < 60_000_000 - sendable_msat && spendable(&network) < 2_000_000);
+    let other_msat = network.at_rest(silent).await.0;
+    let places = [
+        (signs, network.seat(signs, &factory).await),
+        (silent, network.seat(silent, &factory).await),
+    ];
+    assert_eq!(places[0].1.most_msat, Some(60_000_000), "still in limbo");
+
+    network.lose_lsp().await;
+    for (member, _) in &places {
+        network.leave(*member, &factory).await;
+    }
+    for ((member, seat), msat) in places.iter().zip([rest_msat, other_msat]) {
+        until_left(&network, *member, &[signs, silent]).await;
+        let own = [(
+            seat.channel.as_ref().unwrap().parse().unwrap(),
+            msat / 1_000,
+        )];
+        let coins = network.wallet(*member).onchain().balance().unwrap();
+        assert_eq!(coins.spendable_sat, network.came_home_sat(&own));
+        assert_eq!(network.balance_msat(*member), 0);
+    }
     network.stop().await;
 }

@@ -151,6 +151,8 @@ struct Known {
     kept: HashMap<AppointmentKey, Digest>,
     due: BTreeSet<(Urgency, AppointmentKey)>,
     report: Option<Report>,
+    /// How much it keeps besides, and its sum, as of the last report; `None` if less, or not known.
+    besides: Option<(u32, Digest)>,
     last_contact_secs: Option<u64>,
     is_connected: bool,
     refused: Option<String>,
@@ -165,6 +167,21 @@ impl Known {
         let mut sum = Digest::default();
         self.kept.values().for_each(|digest| sum.toggle(*digest));
         sum
+    }
+
+    /// Whether it keeps what it has acknowledged. What it keeps besides is of another disk with the
+    /// same words: it may be all that guards money there, and is left alone once giving everything
+    /// again has not changed it.
+    fn keeps_what_it_acknowledged(&mut self, report: Report) -> bool {
+        let mut sum = report.sum;
+        sum.toggle(self.sum());
+        let count = report.kept.checked_sub(self.kept.len() as u32);
+        let besides = count.map(|count| (count, sum));
+        let nothing = Some((0, Digest::default()));
+        let is_known = besides == nothing || besides.is_some() && besides == self.besides;
+        self.besides = besides;
+        self.report = Some(report);
+        is_known
     }
 
     fn settled(&mut self, key: AppointmentKey) {
@@ -443,18 +460,17 @@ impl Towers {
     }
 
     /// What a tower says of itself. One that keeps something else than it has acknowledged is given
-    /// everything again.
+    /// everything again, once for the same difference.
     fn reported(&self, index: usize, report: Report) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
         let State { wanted, towers } = &mut *state;
         let Some(tower) = towers.get_mut(index) else {
             return Ok(());
         };
-        tower.report = Some(report);
-        if report.sum == tower.sum() && report.kept as usize == tower.kept.len() {
+        if tower.keeps_what_it_acknowledged(report) {
             return Ok(());
         }
-        tracing::warn!(uri = %tower.uri, "the tower has lost something: it is given all again");
+        tracing::warn!(uri = %tower.uri, "not what it has acknowledged: it is given all again");
         let name = tower.namespace();
         self.store.transaction(|tx| {
             tx.execute(
@@ -517,6 +533,7 @@ fn read(
             kept,
             due: BTreeSet::new(),
             report: None,
+            besides: None,
             last_contact_secs: None,
             is_connected: false,
             refused: None,
@@ -536,4 +553,70 @@ fn wanted_of(bytes: &[u8]) -> Option<(u32, Appointment)> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(byte: u8) -> Digest {
+        Digest([byte; 32])
+    }
+
+    /// A tower that has acknowledged these, by the wallet's disk.
+    fn known(kept: &[u8]) -> Known {
+        let node_id = crate::hosting::node_id(&[7; 32]);
+        let kept = kept
+            .iter()
+            .map(|it| (AppointmentKey([*it; 32]), digest(*it)));
+        Known {
+            uri: TowerAddress {
+                node_id,
+                address: "localhost:1".to_owned(),
+            },
+            client: node_id,
+            kept: kept.collect(),
+            due: BTreeSet::new(),
+            report: None,
+            besides: None,
+            last_contact_secs: None,
+            is_connected: true,
+            refused: None,
+        }
+    }
+
+    /// What a tower that keeps these reports.
+    fn report(kept: &[u8]) -> Report {
+        let mut sum = Digest::default();
+        kept.iter().for_each(|it| sum.toggle(digest(*it)));
+        Report {
+            height: 1,
+            coins_sat: 0,
+            kept: kept.len() as u32,
+            quota: 100,
+            sum,
+        }
+    }
+
+    #[test]
+    fn what_a_tower_keeps_of_another_disk_is_no_reason_to_give_all_again_for_ever() {
+        let mut tower = known(&[1, 2]);
+        assert!(!tower.keeps_what_it_acknowledged(report(&[1, 2, 8, 9])));
+        assert!(tower.keeps_what_it_acknowledged(report(&[1, 2, 8, 9])));
+        // One more of ours changes nothing of the rest.
+        tower.kept.insert(AppointmentKey([3; 32]), digest(3));
+        assert!(tower.keeps_what_it_acknowledged(report(&[1, 2, 3, 8, 9])));
+        // One of ours is lost: the same number is not the same content.
+        assert!(!tower.keeps_what_it_acknowledged(report(&[1, 2, 8, 9, 10])));
+    }
+
+    #[test]
+    fn a_tower_that_keeps_less_is_given_all_again_each_time() {
+        let mut tower = known(&[1, 2]);
+        assert!(tower.keeps_what_it_acknowledged(report(&[1, 2])));
+        for _ in 0..2 {
+            assert!(!tower.keeps_what_it_acknowledged(report(&[1])));
+        }
+        assert!(tower.keeps_what_it_acknowledged(report(&[1, 2])));
+    }
 }
