@@ -19,6 +19,8 @@ const AMOUNT_MSAT: u64 = 50_000_000;
 const FEE_MSAT: u64 = 2_000_000;
 /// `funding_signed` (BOLT2).
 const FUNDING_SIGNED: u16 = 35;
+/// `channel_ready` (BOLT2).
+const CHANNEL_READY: u16 = 36;
 
 /// Two members of a factory, the first with 200,000 sat to pay with, and an LSP that sells.
 async fn market() -> TestNetwork {
@@ -225,9 +227,17 @@ async fn a_purchase_survives_restarts_of_both() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_channel_that_does_not_come_about_costs_nobody_anything() {
-    let mut network = market().await;
+    let policy = JitPolicy {
+        max_opening: 1,
+        ..JitPolicy::default()
+    };
+    let mut network = market_with(policy).await;
     let buyer = network.add_wallet().await;
+    let second = network.add_wallet().await;
+    // Enough for both at once.
+    network.fund_lsp(&[1_000_000_000]).await;
     let invoice = buy(&network, buyer, AMOUNT_MSAT).await;
+    let second_invoice = buy(&network, second, AMOUNT_MSAT).await;
     network.settle_of(0).await;
     no_coins_reserved(&network).await;
     let coins = coins_sat(&network);
@@ -243,7 +253,7 @@ async fn a_channel_that_does_not_come_about_costs_nobody_anything() {
     network.restart(buyer).await;
     let tap = network.tap(buyer).await;
     let silent: Rule = Box::new(|who, message| match (who, message.kind) {
-        (Side::Member, FUNDING_SIGNED) => vec![],
+        (Side::Member, FUNDING_SIGNED | CHANNEL_READY) => vec![],
         _ => vec![message],
     });
     tap.set_rule(silent);
@@ -256,6 +266,9 @@ async fn a_channel_that_does_not_come_about_costs_nobody_anything() {
             reserved_sat(&network) > 0
         })
         .await;
+    // Another would be one too many.
+    let too_many = payer.lightning().send(&second_invoice, None).await.unwrap();
+    failed(&network, payer, &too_many).await;
     network.members[buyer].wire.hang_up();
     failed(&network, payer, &hash).await;
     no_coins_reserved(&network).await;
@@ -275,6 +288,14 @@ async fn a_channel_that_does_not_come_about_costs_nobody_anything() {
     let funding = published(&network).await;
     confirmed(&network, funding.compute_txid()).await;
     assert_eq!(network.balance_msat(buyer), AMOUNT_MSAT - FEE_MSAT);
+    // So does the other's, now that there is room.
+    let payer = network.wallet(0);
+    let hash = payer.lightning().send(&second_invoice, None).await.unwrap();
+    network.settled(payer, &hash).await;
+    network.settled(network.wallet(second), &hash).await;
+    let funding = published(&network).await;
+    confirmed(&network, funding.compute_txid()).await;
+    assert_eq!(network.balance_msat(second), AMOUNT_MSAT - FEE_MSAT);
     network.stop().await;
 }
 

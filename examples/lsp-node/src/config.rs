@@ -198,6 +198,7 @@ struct Lsps2 {
     min_payment_msat: Option<u64>,
     max_payment_msat: Option<u64>,
     headroom_sat: Option<u64>,
+    max_opening: Option<u16>,
 }
 
 /// A key and what is wrong with its value.
@@ -308,6 +309,7 @@ fn jit_policy(lsps2: &Lsps2) -> Result<JitPolicy, Wrong> {
     let min_payment = lsps2.min_payment_msat.unwrap_or(usual.min_payment_msat);
     let max_payment = lsps2.max_payment_msat.unwrap_or(usual.max_payment_msat);
     let headroom = lsps2.headroom_sat.unwrap_or(usual.headroom_sat);
+    let opening = lsps2.max_opening.unwrap_or(usual.max_opening);
     let max_payment = in_range("lsps2.max_payment_msat", max_payment, 1..=MOST_MSAT)?;
     Ok(JitPolicy {
         min_fee_msat: in_range("lsps2.min_fee_msat", min_fee, 0..=MOST_MSAT)?,
@@ -318,6 +320,7 @@ fn jit_policy(lsps2: &Lsps2) -> Result<JitPolicy, Wrong> {
         min_payment_msat: in_range("lsps2.min_payment_msat", min_payment, 1..=max_payment)?,
         max_payment_msat: max_payment,
         headroom_sat: in_range("lsps2.headroom_sat", headroom, 0..=100_000_000)?,
+        max_opening: in_range("lsps2.max_opening", opening, 1..=1_000)?,
     })
 }
 

@@ -48,6 +48,10 @@ pub struct JitPolicy {
     pub max_payment_msat: u64,
     /// What can be received beside the first payment.
     pub headroom_sat: u64,
+    /// How many channels may be under way at once: so many coins, each of at most `max_payment_msat`
+    /// and `headroom_sat`, can be tied up by payments that are never claimed. A payment for one more
+    /// fails, and can be tried again.
+    pub max_opening: u16,
 }
 
 impl Default for JitPolicy {
@@ -61,6 +65,7 @@ impl Default for JitPolicy {
             min_payment_msat: 10_000_000,
             max_payment_msat: 1_000_000_000,
             headroom_sat: 100_000,
+            max_opening: 32,
         }
     }
 }

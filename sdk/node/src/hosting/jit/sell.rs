@@ -272,12 +272,13 @@ impl Host {
             },
             ..channels.get_current_config()
         };
-        let opening = self
-            .parts
-            .sold
-            .update(id, |it| it.phase = SoldPhase::Opening)
-            .map_err(|error| error.to_string());
-        let opened = opening.and_then(|_| {
+        let opening = self.parts.sold.open(id, policy.max_opening);
+        let opening = opening.map_err(|error| error.to_string());
+        let room = opening.and_then(|is_room| match is_room {
+            true => Ok(()),
+            false => Err("as many as may be are under way".to_owned()),
+        });
+        let opened = room.and_then(|()| {
             let opened =
                 channels.create_channel(sold.peer, capacity_sat, 0, id, None, Some(config));
             let channel = opened.map_err(|error| format!("{error:?}"))?;

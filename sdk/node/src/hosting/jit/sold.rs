@@ -165,7 +165,15 @@ impl SoldChannels {
         id: u128,
         change: impl FnOnce(&mut Sold),
     ) -> Result<Option<Sold>, lightning::io::Error> {
-        let mut entries = self.lock();
+        self.change(&mut self.lock(), id, change)
+    }
+
+    fn change(
+        &self,
+        entries: &mut Entries,
+        id: u128,
+        change: impl FnOnce(&mut Sold),
+    ) -> Result<Option<Sold>, lightning::io::Error> {
         entries.touched.insert(id, Instant::now());
         let Some(entry) = entries.by_id.get_mut(&id) else {
             return Ok(None);
@@ -175,6 +183,19 @@ impl SoldChannels {
         self.write(&changed)?;
         *entry = changed.clone();
         Ok(Some(changed))
+    }
+
+    /// Begins to open a channel whose payment is here; `false`, and nothing is changed, where `most`
+    /// are under way already.
+    pub(super) fn open(&self, id: u128, most: u16) -> Result<bool, lightning::io::Error> {
+        let mut entries = self.lock();
+        let under_way = SoldPhase::Opening..=SoldPhase::Given;
+        let all = entries.by_id.values();
+        if all.filter(|it| under_way.contains(&it.phase)).count() >= usize::from(most) {
+            return Ok(false);
+        }
+        self.change(&mut entries, id, |it| it.phase = SoldPhase::Opening)?;
+        Ok(true)
     }
 
     /// Forgets an entry. What cannot be removed from the disk is an entry again after the next
@@ -326,6 +347,9 @@ mod tests {
             ids
         };
         assert_eq!(overdue(), [2, 3, 4, 5]);
+        // 3, 4, 5 and 8 are under way: there is room for a fifth, and no more.
+        assert!(!register.open(2, 4).unwrap());
+        assert_eq!(register.get(2).unwrap().phase, SoldPhase::Unpaid);
         register.touch(3);
         assert_eq!(overdue(), [2, 4, 5]);
     }
