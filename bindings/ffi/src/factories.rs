@@ -194,9 +194,13 @@ impl Factories {
 pub struct EpochConsent {
     /// Least capacity of the new channel in satoshi; absent for what its channels hold together.
     pub min_capacity_sat: Option<u64>,
-    /// Whether the LSP may have the place back. It is signed away only when nothing at all of the
-    /// wallet's is in its channels.
+    /// Whether the LSP may have the place back. It is signed away only when no more of the wallet's
+    /// is in its channels than `forgo_sat`.
     pub departure: Departure,
+    /// The most the wallet loses by giving the place up, in satoshi: what is in a channel's reserve
+    /// cannot be sent, and stays behind.
+    #[uniffi(default = 0)]
+    pub forgo_sat: u64,
 }
 
 impl From<EpochConsent> for sdk::EpochConsent {
@@ -207,6 +211,7 @@ impl From<EpochConsent> for sdk::EpochConsent {
                 Departure::Stays => sdk::Departure::Stays,
                 Departure::Leaves => sdk::Departure::Leaves,
             },
+            forgo_sat: consent.forgo_sat,
         }
     }
 }

@@ -1845,19 +1845,22 @@ class EpochConsent:
     """
     What a wallet agrees to when its LSP gives its place in a factory a new epoch.
 """
-    def __init__(self, *, min_capacity_sat:typing.Optional[int], departure:Departure):
+    def __init__(self, *, min_capacity_sat:typing.Optional[int], departure:Departure, forgo_sat:int = 0):
         self.min_capacity_sat = min_capacity_sat
         self.departure = departure
+        self.forgo_sat = forgo_sat
         
         
 
     
     def __str__(self):
-        return "EpochConsent(min_capacity_sat={}, departure={})".format(self.min_capacity_sat, self.departure)
+        return "EpochConsent(min_capacity_sat={}, departure={}, forgo_sat={})".format(self.min_capacity_sat, self.departure, self.forgo_sat)
     def __eq__(self, other):
         if self.min_capacity_sat != other.min_capacity_sat:
             return False
         if self.departure != other.departure:
+            return False
+        if self.forgo_sat != other.forgo_sat:
             return False
         return True
 
@@ -1867,17 +1870,20 @@ class _UniffiFfiConverterTypeEpochConsent(_UniffiConverterRustBuffer):
         return EpochConsent(
             min_capacity_sat=_UniffiFfiConverterOptionalUInt64.read(buf),
             departure=_UniffiFfiConverterTypeDeparture.read(buf),
+            forgo_sat=_UniffiFfiConverterUInt64.read(buf),
         )
 
     @staticmethod
     def check_lower(value):
         _UniffiFfiConverterOptionalUInt64.check_lower(value.min_capacity_sat)
         _UniffiFfiConverterTypeDeparture.check_lower(value.departure)
+        _UniffiFfiConverterUInt64.check_lower(value.forgo_sat)
 
     @staticmethod
     def write(value, buf):
         _UniffiFfiConverterOptionalUInt64.write(value.min_capacity_sat, buf)
         _UniffiFfiConverterTypeDeparture.write(value.departure, buf)
+        _UniffiFfiConverterUInt64.write(value.forgo_sat, buf)
 
 class _UniffiFfiConverterMapStringString(_UniffiConverterRustBuffer):
     @classmethod

@@ -127,9 +127,12 @@ pub(crate) enum Command {
         /// Least capacity of the new channel.
         #[arg(long, value_name = "SAT")]
         min_capacity: Option<u64>,
-        /// Give the place up, once nothing at all of the wallet's is in its channels.
+        /// Give the place up, once no more of the wallet's is in its channels than it would lose.
         #[arg(long)]
         leave: bool,
+        /// The most to lose by giving the place up: a channel's reserve cannot be sent.
+        #[arg(long, value_name = "SAT", requires = "leave", default_value_t = 0)]
+        forgo: u64,
     },
     /// Leave a factory alone, asking nobody.
     #[command(subcommand)]

@@ -216,6 +216,7 @@ async fn converse(client: &mut Client, command: Command) -> Result<(Kind, Value)
             factory,
             min_capacity,
             leave,
+            forgo,
         } => {
             let consent = EpochConsent {
                 min_capacity_sat: min_capacity,
@@ -223,6 +224,7 @@ async fn converse(client: &mut Client, command: Command) -> Result<(Kind, Value)
                     true => Departure::Leaves,
                     false => Departure::Stays,
                 },
+                forgo_sat: forgo,
             };
             (Kind::Object, Request::Consent { factory, consent })
         }

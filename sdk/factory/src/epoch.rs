@@ -72,6 +72,9 @@ pub struct EpochLimits {
     pub min_capacity: Option<Amount>,
     /// Whether the member wants to give its place up.
     pub departure: Departure,
+    /// The most that may be left in its channels of a place it gives up, in millisatoshi, which it
+    /// loses: a channel's reserve cannot be sent.
+    pub forgo_msat: u64,
     /// Who must have acknowledged the new epoch before it counts.
     pub guard: Guard,
     /// Whether they could do so now: nothing begins that would have to wait for them.
@@ -83,6 +86,7 @@ impl Default for EpochLimits {
         EpochLimits {
             min_capacity: None,
             departure: Departure::Stays,
+            forgo_msat: 0,
             guard: Guard::Member,
             readiness: Readiness::Ready,
         }
@@ -105,6 +109,7 @@ pub enum Readiness {
 pub enum Departure {
     /// It does not.
     Stays,
-    /// It does: with nothing of its own left in its channels it signs the place away.
+    /// It does: with no more of its own left in its channels than it would lose it signs the place
+    /// away.
     Leaves,
 }

@@ -197,7 +197,8 @@ async fn members_by_slot(network: &TestNetwork, factory: &str) -> [usize; 4] {
     by_slot
 }
 
-/// A member that was never paid gives its place up; what was its channel and stock is the LSP's.
+/// A member that has spent all it can gives its place up, and what is left of it; what was its
+/// channel and stock is the LSP's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
     let network = TestNetwork::start(3).await;
@@ -213,6 +214,13 @@ async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
         panic!("two members in the first leaf");
     };
     network.lsp_pays(stays, 70_000_001).await;
+    network.lsp_pays(leaves, 50_000_000).await;
+    network.at_rest(leaves).await;
+    let spendable_msat = network.wallet(leaves).balance().unwrap().spendable_msat;
+    let third = 3 - leaves - stays;
+    network.pay(leaves, third, spendable_msat * 97 / 100).await;
+    let left_msat = network.at_rest(leaves).await.0;
+    assert!((1..8_000_000).contains(&left_msat), "{left_msat}");
     let before = network.at_rest(stays).await.0;
     let request = EpochRequest {
         slot,
@@ -240,16 +248,30 @@ async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
         })
         .await;
 
-    let wallet = network.wallet(leaves);
-    let factories = wallet.factories();
-    let consent = EpochConsent {
+    let factories = network.wallet(leaves).factories();
+    let consent = |forgo_sat| EpochConsent {
         departure: Departure::Leaves,
+        forgo_sat,
         ..EpochConsent::default()
     };
-    factories
-        .set_epoch_consent(&factory, consent)
-        .await
-        .unwrap();
+    // It would lose more than it agrees to.
+    let enough_sat = left_msat.div_ceil(1_000);
+    let less = factories.set_epoch_consent(&factory, consent(enough_sat - 1));
+    less.await.unwrap();
+    lsp.begin_epoch(&factory, request.clone()).await.unwrap();
+    network
+        .wait("the second epoch to end", async || {
+            ended(&network.lsp_events()) == 2
+        })
+        .await;
+    let enough = factories.set_epoch_consent(&factory, consent(enough_sat));
+    enough.await.unwrap();
+    network
+        .wait("the channels to wake again", async || {
+            let lightning = network.wallet(stays).lightning();
+            lightning.receive(Some(1_000_000), "", 60).await.is_ok()
+        })
+        .await;
     lsp.begin_epoch(&factory, request).await.unwrap();
     network
         .wait("both to move", async || {
@@ -265,7 +287,7 @@ async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
     assert_eq!(network.balance_msat(leaves), 0);
     assert!(network.channels_with(leaves).is_empty());
     assert_eq!(network.at_rest(stays).await.0, before);
-    network.pay(stays, 3 - leaves - stays, 20_000_000).await;
+    network.pay(stays, third, 20_000_000).await;
     network.stop().await;
 }
 
@@ -432,16 +454,15 @@ async fn payments_under_way_are_settled_and_none_begins_meanwhile() {
     network.stop().await;
 }
 
-/// Mines until the exit of member 0 is done.
-async fn until_left(network: &TestNetwork) {
+/// Mines until a member's exit is done.
+async fn until_left(network: &TestNetwork, member: usize, followers: &[usize]) {
     for _ in 0..400 {
-        network.chain.mine(1).unwrap();
-        network.follow(&[0]).await;
-        if network.exit(0).await.stage == "done" {
+        if network.exit(member).await.stage == "done" {
             break;
         }
+        network.block(followers).await;
     }
-    let info = network.exit(0).await;
+    let info = network.exit(member).await;
     assert_eq!(info.stage, "done", "{info:?}");
 }
 
@@ -464,7 +485,7 @@ async fn after_a_switch_the_new_channel_brings_everything_home() {
     let exit = network.wallet(0).exit();
     assert_eq!(exit.plan(&factory).await.unwrap().balance_sat, own[0].1);
     exit.start(&factory, ExitMode::Leave).await.unwrap();
-    until_left(&network).await;
+    until_left(&network, 0, &[0]).await;
     let coins = network.wallet(0).onchain().balance().unwrap();
     assert_eq!(coins.spendable_sat, network.came_home_sat(&own));
     assert_eq!((coins.reserved_sat, coins.pending_sat), (0, 0));
@@ -487,7 +508,7 @@ async fn before_a_switch_the_old_channel_brings_everything_home() {
         let exit = network.wallet(0).exit();
         assert_eq!(exit.plan(&factory).await.unwrap().balance_sat, own[0].1);
         exit.start(&factory, ExitMode::Leave).await.unwrap();
-        until_left(&network).await;
+        until_left(&network, 0, &[0]).await;
         let coins = network.wallet(0).onchain().balance().unwrap();
         assert_eq!(coins.spendable_sat, network.came_home_sat(&own), "{moving}");
         assert_eq!(network.balance_msat(0), 0);

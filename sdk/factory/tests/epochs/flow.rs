@@ -235,30 +235,34 @@ fn a_departed_member_leaves_a_plain_output() {
     world.begin_epoch(&plan).unwrap();
     world.deliver();
     agree(&world, 1, 0);
-    let leaves = EpochLimits {
+    // Nor with anything left, or more than it would lose.
+    endow(&mut world);
+    let left_msat = balance(&world, 1);
+    let forgoes = |forgo_msat| EpochLimits {
         departure: Departure::Leaves,
+        forgo_msat,
         ..EpochLimits::default()
     };
-    world
-        .members
-        .get_mut(&1)
-        .unwrap()
-        .set_epoch_limits(Some(leaves));
-    // Nor with anything left.
-    endow(&mut world);
-    let since = world.log.len();
-    world.begin_epoch(&plan).unwrap();
-    world.deliver();
-    agree(&world, 1, 0);
+    let set = |world: &mut World, limits| {
+        let member = world.members.get_mut(&1).unwrap();
+        member.set_epoch_limits(Some(limits));
+    };
     let ready = |(who, message): &(Party, Message)| {
         *who == Party::Member(1) && matches!(message, Message::EpochReady(_))
     };
-    assert!(
-        !world.log[since..].iter().any(ready),
-        "it is the member that refuses"
-    );
-    let first = ChannelRef::first(world.slot_ref(1));
-    world.epochs.balances.remove(&first);
+    for forgo_msat in [0, left_msat - 1] {
+        set(&mut world, forgoes(forgo_msat));
+        let since = world.log.len();
+        let plan = world.epoch_plan(1, depart).unwrap();
+        world.begin_epoch(&plan).unwrap();
+        world.deliver();
+        agree(&world, 1, 0);
+        assert!(
+            !world.log[since..].iter().any(ready),
+            "it is the member that refuses"
+        );
+    }
+    set(&mut world, forgoes(left_msat));
     let plan = world.epoch_plan(1, depart).unwrap();
     world.begin_epoch(&plan).unwrap();
     world.deliver();

@@ -56,9 +56,12 @@ impl From<PlaceWish> for Wish {
 pub struct EpochConsent {
     /// Least capacity of the new channel in satoshi; `None` for what its channels hold together.
     pub min_capacity_sat: Option<u64>,
-    /// Whether the LSP may have the place back. It is signed away only when nothing at all of the
-    /// wallet's is in its channels, what is held as a reserve included.
+    /// Whether the LSP may have the place back. It is signed away only when no more of the wallet's
+    /// is in its channels than `forgo_sat`.
     pub departure: Departure,
+    /// The most the wallet loses by giving the place up, in satoshi: what is in a channel's reserve
+    /// cannot be sent, and stays behind.
+    pub forgo_sat: u64,
 }
 
 /// Whether a wallet gives its place up.
@@ -80,6 +83,7 @@ impl From<&EpochConsent> for EpochLimits {
                 Departure::Stays => epoch::Departure::Stays,
                 Departure::Leaves => epoch::Departure::Leaves,
             },
+            forgo_msat: consent.forgo_sat.saturating_mul(1_000),
             ..EpochLimits::default()
         }
     }

@@ -134,12 +134,14 @@ impl Conductor {
             };
             let theirs: BTreeMap<u32, u64> = said.balances.iter().copied().collect();
             let total = sum(ours);
-            let most = match offers.get(slot).map(|it| verify::cut(it, said.funding_key)) {
-                Some(Cut::Channel(cut)) => cut.capacity.to_sat() * 1_000,
-                _ => 0,
+            let fits = match offers.get(slot).map(|it| verify::cut(it, said.funding_key)) {
+                Some(Cut::Channel(cut)) => total <= cut.capacity.to_sat() * 1_000,
+                // What a member leaves behind is its own decision.
+                Some(Cut::Departed) => true,
+                None => false,
             };
             let agreed = theirs == *ours && theirs.len() == said.balances.len();
-            if !agreed || total > most {
+            if !agreed || !fits {
                 return self.void(ground, RefusalCode::Channel, &[*slot]);
             }
         }

@@ -54,7 +54,7 @@ impl Mover {
         let total = each.fold(0, u64::saturating_add);
         let cut = verify::cut(&ceremony.offer, funding_key);
         let sound = match &cut {
-            Cut::Departed => total == 0,
+            Cut::Departed => total <= self.limits.as_ref().map_or(0, |it| it.forgo_msat),
             Cut::Channel(channel) => {
                 let fits = total <= channel.capacity.to_sat() * 1_000;
                 fits && cut.check(&ground.path.terms().facts.record).is_ok()

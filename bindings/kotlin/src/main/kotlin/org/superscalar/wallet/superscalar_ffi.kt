@@ -4652,10 +4652,16 @@ data class EpochConsent (
     val `minCapacitySat`: kotlin.ULong?
     , 
     /**
-     * Whether the LSP may have the place back. It is signed away only when nothing at all of the
-     * wallet's is in its channels.
+     * Whether the LSP may have the place back. It is signed away only when no more of the wallet's
+     * is in its channels than `forgo_sat`.
      */
     val `departure`: Departure
+    , 
+    /**
+     * The most the wallet loses by giving the place up, in satoshi: what is in a channel's reserve
+     * cannot be sent, and stays behind.
+     */
+    val `forgoSat`: kotlin.ULong = 0uL 
     
 ){
     
@@ -4674,17 +4680,20 @@ public object FfiConverterTypeEpochConsent: FfiConverterRustBuffer<EpochConsent>
         return EpochConsent(
             FfiConverterOptionalULong.read(buf),
             FfiConverterTypeDeparture.read(buf),
+            FfiConverterULong.read(buf),
         )
     }
 
     override fun allocationSize(value: EpochConsent) = (
             FfiConverterOptionalULong.allocationSize(value.`minCapacitySat`) +
-            FfiConverterTypeDeparture.allocationSize(value.`departure`)
+            FfiConverterTypeDeparture.allocationSize(value.`departure`) +
+            FfiConverterULong.allocationSize(value.`forgoSat`)
     )
 
     override fun write(value: EpochConsent, buf: ByteBuffer) {
             FfiConverterOptionalULong.write(value.`minCapacitySat`, buf)
             FfiConverterTypeDeparture.write(value.`departure`, buf)
+            FfiConverterULong.write(value.`forgoSat`, buf)
     }
 }
 
