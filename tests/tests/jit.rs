@@ -363,6 +363,50 @@ async fn a_payment_larger_than_any_channel_goes_over_factory_and_chain() {
     network.stop().await;
 }
 
+/// A channel that was bought before the wallet had one in a factory was given the shorter delta.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_bought_before_it_joined_names_the_longer_delta() {
+    let policy = LspPolicy {
+        jit: Some(JitPolicy::default()),
+        ..LspPolicy::default()
+    };
+    let network = TestNetwork::start_by(policy, 2).await;
+    let outside = Outside::start(&network).await;
+    let invoice = buy(&network, 0, AMOUNT_MSAT).await;
+    outside.pay(&network, &invoice).await;
+    let funding = published(&network).await;
+    confirmed(&network, funding.compute_txid()).await;
+    let deltas = async || {
+        let lightning = network.wallet(0).lightning();
+        let invoice = lightning.receive(Some(1_000_000), "bread", 600).await;
+        let parsed = Bolt11Invoice::from_str(&invoice.unwrap()).unwrap();
+        let hints = parsed.route_hints();
+        let deltas = hints.iter().map(|it| it.0[0].cltv_expiry_delta);
+        deltas.collect::<Vec<u16>>()
+    };
+    let [short] = deltas().await[..] else {
+        panic!("one channel");
+    };
+    network.build(regtest_factory(2)).await;
+    let [first, second] = deltas().await[..] else {
+        panic!("two channels");
+    };
+    assert!(first == second && first > short, "{short} {first} {second}");
+    outside
+        .pay(
+            &network,
+            &network
+                .wallet(0)
+                .lightning()
+                .receive(Some(1_000_000), "more", 600)
+                .await
+                .unwrap(),
+        )
+        .await;
+    outside.stop().await;
+    network.stop().await;
+}
+
 async fn balances(network: &TestNetwork, first_msat: u64, second_msat: u64) {
     network
         .wait("the members to have what they should", async || {

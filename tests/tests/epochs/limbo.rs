@@ -205,11 +205,12 @@ async fn what_limbo_leaves_room_for_counts_all_channels_and_what_is_on_its_way()
     network
         .wait("the payment to be on its way", async || pending() == 1)
         .await;
-    let paying = lsp.lightning();
-    let hash = paying.send(&early, Some(SENT_MSAT)).await.unwrap();
+    // The LSP forwards over the smallest channel there is room in, which is the bought one.
+    let other = network.wallet(silent).lightning();
+    let hash = other.send(&early, Some(SENT_MSAT)).await.unwrap();
     network
         .wait("what has no room to be failed back", async || {
-            let payment = paying.payment(&hash).unwrap();
+            let payment = other.payment(&hash).unwrap();
             payment.is_some_and(|it| it.status == PaymentStatus::Failed)
         })
         .await;
@@ -223,6 +224,7 @@ async fn what_limbo_leaves_room_for_counts_all_channels_and_what_is_on_its_way()
     let room_msat = own_msat - left_msat;
     let balance = network.wallet(signs).balance().unwrap();
     assert_eq!(balance.inbound_msat, room_msat);
+    let paying = lsp.lightning();
     let hash = paying.send(&late, Some(room_msat)).await.unwrap();
     network.settled(network.wallet(signs), &hash).await;
     assert_eq!(network.at_rest(signs).await.0, own_msat);
@@ -275,5 +277,65 @@ async fn a_member_in_limbo_spends_what_it_has_and_leaves_with_the_rest() {
         assert_eq!(coins.spendable_sat, network.came_home_sat(&own));
         assert_eq!(network.balance_msat(*member), 0);
     }
+    network.stop().await;
+}
+
+/// Who held one epoch up is asked to sign the next before all others, so that it leaves nobody in limbo
+/// again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_silent_signs_first() {
+    let network = TestNetwork::start(3).await;
+    let factory = network.build(impatient()).await;
+    let (signs, silent) = hanging(&network, &factory).await;
+    let lsp = network.lsp();
+    lsp.abandon_epoch(&factory).await.unwrap();
+    let wire = &network.members[silent].wire.to_lsp;
+    wire.pass();
+    network
+        .wait("the epoch to be over", async || {
+            let over = async |member| network.seat(member, &factory).await.moving.is_none();
+            over(signs).await && over(silent).await
+        })
+        .await;
+
+    // The next is one of the root, with everybody; its signature is the last that is held.
+    wire.hold();
+    let begun = lsp.begin_epoch(&factory, EpochRequest::default()).await;
+    begun.unwrap();
+    network
+        .wait("it to have signed", async || {
+            let seat = network.seat(silent, &factory).await;
+            let signed = seat.moving.as_deref() == Some("committed");
+            if !signed && wire.held_bytes() > 0 {
+                wire.release();
+            }
+            signed
+        })
+        .await;
+    network
+        .wait("the LSP to wait for it again", async || {
+            let hangs = |event: &&Event| matches!(event, Event::EpochHangs { .. });
+            network.lsp_events().iter().filter(hangs).count() == 2
+        })
+        .await;
+    let third = 3 - signs - silent;
+    for member in [signs, third] {
+        let seat = network.seat(member, &factory).await;
+        assert_eq!(seat.moving.as_deref(), Some("stored"));
+    }
+    assert_eq!(network.seat(third, &factory).await.most_msat, None);
+    wire.pass();
+    network
+        .wait("all to move", async || {
+            let mut moved = 0;
+            for member in 0..3 {
+                let seat = network.seat(member, &factory).await;
+                moved += u32::from(seat.moving.is_none() && seat.version == 2);
+            }
+            moved == 3
+        })
+        .await;
+    network.reconnected().await;
+    network.pay(signs, silent, 10_000_000).await;
     network.stop().await;
 }

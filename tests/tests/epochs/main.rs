@@ -201,7 +201,7 @@ async fn members_by_slot(network: &TestNetwork, factory: &str) -> [usize; 4] {
 /// channel and stock is the LSP's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
-    let network = TestNetwork::start(3).await;
+    let mut network = TestNetwork::start(3).await;
     let factory = network.build(with_stock(3, 100_000)).await;
     let mut leaf = Vec::new();
     for member in 0..3 {
@@ -279,6 +279,7 @@ async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
             of(slot) && of(other)
         })
         .await;
+    network.restart(leaves).await;
     let gone = network.seat(leaves, &factory).await;
     assert_eq!(
         (gone.capacity_sat, gone.stock_sat, gone.channel),

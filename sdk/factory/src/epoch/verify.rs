@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitcoin::{Amount, TxOut};
+use bitcoin::TxOut;
 
 use super::mover::{Ground, Mover};
 use super::version::Version;
@@ -73,16 +73,8 @@ pub(super) fn offer(
     propose: &EpochPropose,
 ) -> Result<(), Wrong> {
     let record = &ground.path.terms().facts.record;
-    let CutOffer::Channel {
-        capacity,
-        stock_hash,
-        ..
-    } = &propose.cut
-    else {
-        return match (limits.departure, mover.is_departed()) {
-            (Departure::Stays, false) => Err((RefusalCode::Limits, "cut")),
-            _ => Ok(()),
-        };
+    let CutOffer::Channel { stock_hash, .. } = &propose.cut else {
+        return within(ground, mover, limits, &propose.cut);
     };
     if mover.is_departed() {
         return Err((RefusalCode::Terms, "cut"));
@@ -91,15 +83,32 @@ pub(super) fn offer(
     let cut = cut(&propose.cut, record.member_funding_key);
     let checked = cut.check(record);
     checked.map_err(|error| (RefusalCode::Terms, error.field()))?;
-    let channels = ground.channels.iter();
-    let held: Amount = channels.map(|(_, capacity)| *capacity).sum();
-    if *capacity < limits.min_capacity.unwrap_or(held) {
-        return Err((RefusalCode::Limits, "capacity"));
-    }
+    within(ground, mover, limits, &propose.cut)?;
     // The preimage of a hash that is used again would be known before its time.
     match mover.knows_hash(ground, stock_hash) {
         true => Err((RefusalCode::Terms, "stock_hash")),
         false => Ok(()),
+    }
+}
+
+/// Whether the member accepts a place that is cut so: its user may have thought better of it.
+pub(super) fn within(
+    ground: &Ground<'_>,
+    mover: &Mover,
+    limits: &EpochLimits,
+    cut: &CutOffer,
+) -> Result<(), Wrong> {
+    let held = || ground.channels.iter().map(|(_, capacity)| *capacity).sum();
+    match cut {
+        CutOffer::Departed if limits.departure == Departure::Stays && !mover.is_departed() => {
+            Err((RefusalCode::Limits, "cut"))
+        }
+        CutOffer::Channel { capacity, .. }
+            if *capacity < limits.min_capacity.unwrap_or_else(held) =>
+        {
+            Err((RefusalCode::Limits, "capacity"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -61,7 +61,7 @@ fn time_out(world: &mut World, slot: u16) {
     world.deliver();
 }
 
-fn abandon(world: &mut World) {
+pub(crate) fn abandon(world: &mut World) {
     let effects = world.lsp.as_mut().unwrap().abandon_epoch();
     world.act(Party::Lsp, effects);
     world.deliver();

@@ -7,6 +7,7 @@
 )]
 
 mod crashes;
+mod departures;
 mod disagreements;
 mod flow;
 mod limbo;

@@ -27,6 +27,7 @@ use super::info::{BuildRequest, ExitInfo, ExitMode, ExitPlan, FactoryInfo, TreeN
 use super::others::Others;
 use super::patience::Patience;
 use super::sales::{PriceAnswer, Sales};
+use super::silence::Silent;
 use crate::chain::{Chain, Tip};
 use crate::event::EventLog;
 use crate::hosting::{Host, HostEvent};
@@ -197,6 +198,7 @@ pub(crate) struct Engine {
     pub(super) exits: Exits,
     pub(super) sales: Sales,
     pub(super) epochs: Epochs,
+    pub(super) silent: Silent,
     pub(super) guarding: Guarding,
     pub(super) others: Others,
     /// Factories whose journal cannot be read, and what is wrong with it.
@@ -236,6 +238,7 @@ impl Engine {
             exits,
             sales: Sales::default(),
             epochs,
+            silent: Silent::default(),
             guarding,
             others: Others::default(),
             damaged: BTreeMap::new(),

@@ -175,11 +175,15 @@ impl Engine {
             let funding_key = host.funding_pubkey(&bridge::channel_id(id));
             PlacePlan { wish, funding_key }
         });
+        let places = places.collect();
+        let slots: Vec<u16> = next.channels.iter().map(|id| id.slot.slot).collect();
         let plan = EpochPlan {
             slot: request.slot,
-            places: places.collect(),
-            waves: Vec::new(),
+            places,
+            waves: vec![self.first_wave(&attempt, &slots)],
         };
+        let role = self.coordinators.get_mut(&attempt);
+        let role = role.ok_or(EngineError::Stopped)?;
         let effects = role.begin_epoch(&plan, randomness)?;
         self.queue(attempt, effects);
         Ok(next.epoch.to_string())
@@ -210,10 +214,12 @@ impl Engine {
             return Err(unknown());
         }
         let mut consents = self.epochs.consents.clone();
-        consents.insert(factory.to_owned(), consent);
+        consents.insert(bridge::name(&attempt), consent);
         let bytes = serde_json::to_vec(&consents).map_err(StoreError::corrupt)?;
         self.parts.store.set_setting(SETTING, &bytes)?;
         self.epochs.consents = consents;
+        // It holds for an epoch under way as well, until that is signed.
+        self.set_epoch_limits(&attempt);
         Ok(())
     }
 
@@ -586,11 +592,14 @@ impl Engine {
         // The peer could go on for ever.
         let lsp = self.members.get(&attempt).map(Member::lsp);
         Ok(Some(match event {
-            CoreEvent::Moved { slot, version } => Event::EpochMoved {
-                factory,
-                slot: slot.slot,
-                version,
-            },
+            CoreEvent::Moved { slot, version } => {
+                self.was_heard(&attempt, slot.slot);
+                Event::EpochMoved {
+                    factory,
+                    slot: slot.slot,
+                    version,
+                }
+            }
             CoreEvent::EpochSigned { epoch, .. } => Event::EpochSigned {
                 factory,
                 epoch: epoch.to_string(),
@@ -613,11 +622,14 @@ impl Engine {
                     at_fault,
                 }
             }
-            CoreEvent::EpochHangs { epoch, silent, .. } => Event::EpochHangs {
-                factory,
-                epoch: epoch.to_string(),
-                silent,
-            },
+            CoreEvent::EpochHangs { epoch, silent, .. } => {
+                self.were_silent(&attempt, &silent);
+                Event::EpochHangs {
+                    factory,
+                    epoch: epoch.to_string(),
+                    silent,
+                }
+            }
             CoreEvent::Limbo { slot, frozen_msat } => Event::EpochLimbo {
                 factory,
                 slot: slot.slot,

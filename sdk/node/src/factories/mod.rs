@@ -26,6 +26,7 @@ mod reclaim;
 mod replay;
 mod sales;
 mod seats;
+mod silence;
 mod stale;
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,9 @@ impl Engine {
                 Err(detail) => self.quarantine(attempt, detail),
             }
         }
+        // What users have said holds before anybody is heard.
+        let members: Vec<Attempt> = self.members.keys().copied().collect();
+        members.iter().for_each(|it| self.set_epoch_limits(it));
         Ok(())
     }
 

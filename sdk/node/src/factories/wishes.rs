@@ -36,7 +36,7 @@ pub enum PlaceWish {
     Merge,
     /// A channel of so many satoshi; the rest is stock.
     CapacitySat(u64),
-    /// Nothing: the member has asked to leave, and has nothing of its own in its channels.
+    /// Nothing: the member has asked to leave, and loses what is left in its channels.
     Depart,
 }
 

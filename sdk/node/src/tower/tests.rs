@@ -528,6 +528,36 @@ async fn an_acknowledgement_of_something_else_counts_for_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_tower_cannot_take_for_a_moment_is_no_refusal() {
+    let mut asked = 0;
+    let liar = Liar::new(move |request| match request.ask {
+        Ask::Keep { appointment, .. } => {
+            asked += 1;
+            match asked {
+                1 => Answer::Refused {
+                    code: RefusalCode::Unavailable,
+                    detail: "the chain cannot be seen".to_owned(),
+                },
+                _ => Answer::Kept(appointment.digest()),
+            }
+        }
+        _ => empty_report(),
+    });
+    let liar = liar.await;
+    let directory = TempDir::new().unwrap();
+    let store = wallet_store(&directory);
+    let towers = started(store, &SEED, std::slice::from_ref(&liar.address));
+    let it = revoked(1);
+    towers.keep(TIP + 1, &it).unwrap();
+    until("the refusal", || towers.health()[0].refused.is_some()).await;
+    assert!(!towers.have_room());
+    until("it to be kept", || towers.is_kept(it.key(), it.digest())).await;
+    until("room", || towers.have_room()).await;
+    assert_eq!(towers.health()[0].refused, None);
+    towers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tower_that_has_lost_something_is_given_all_again() {
     let (told, mut heard) = mpsc::unbounded_channel();
     let liar = Liar::new(move |request| match request.ask {

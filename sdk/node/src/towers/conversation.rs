@@ -126,8 +126,12 @@ impl Conversation {
         match self.ask(ask).await? {
             Answer::Kept(kept) if Some(kept) == digest => {
                 self.towers.took(self.index, key, digest)?;
+                self.takes(refused);
             }
-            Answer::Forgotten if digest.is_none() => self.towers.took(self.index, key, None)?,
+            Answer::Forgotten if digest.is_none() => {
+                self.towers.took(self.index, key, None)?;
+                self.takes(refused);
+            }
             Answer::Refused { code, detail } => {
                 if digest.is_none() && !code.is_temporary() {
                     // Nothing is there: as wished.
@@ -147,6 +151,13 @@ impl Conversation {
             other => return Err(unexpected(&other)),
         }
         Ok(())
+    }
+
+    /// It takes what it is given: what it could not take for a moment was no refusal.
+    fn takes(&self, refused: &HashMap<AppointmentKey, Option<Digest>>) {
+        if refused.is_empty() {
+            self.towers.known(self.index, |it| it.refused = None);
+        }
     }
 
     /// One request and its answer.

@@ -10,6 +10,7 @@ pub(crate) mod link;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bitcoin::OutPoint;
 use bitcoin::hashes::{Hash as _, HashEngine as _, Hmac, HmacEngine, sha256};
@@ -47,6 +48,10 @@ impl std::fmt::Display for TowerAddress {
 
 /// As far back as a tower has to look for a channel: a week, which all of them do.
 const RECENT_BLOCKS: u32 = 1_000;
+
+/// How often a tower that does not keep what it has acknowledged is given everything again: one that
+/// says something else each time makes no more work than that.
+const GIVEN_AGAIN_EVERY: Duration = Duration::from_secs(600);
 
 /// Whether a tower can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +158,8 @@ struct Known {
     report: Option<Report>,
     /// How much it keeps besides, and its sum, as of the last report; `None` if less, or not known.
     besides: Option<(u32, Digest)>,
+    /// When it was last given everything again.
+    given_again: Option<Instant>,
     last_contact_secs: Option<u64>,
     is_connected: bool,
     refused: Option<String>,
@@ -460,16 +467,18 @@ impl Towers {
     }
 
     /// What a tower says of itself. One that keeps something else than it has acknowledged is given
-    /// everything again, once for the same difference.
+    /// everything again, once for the same difference and not at every report.
     fn reported(&self, index: usize, report: Report) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
         let State { wanted, towers } = &mut *state;
         let Some(tower) = towers.get_mut(index) else {
             return Ok(());
         };
-        if tower.keeps_what_it_acknowledged(report) {
+        let recently = |at: Instant| at.elapsed() < GIVEN_AGAIN_EVERY;
+        if tower.keeps_what_it_acknowledged(report) || tower.given_again.is_some_and(recently) {
             return Ok(());
         }
+        tower.given_again = Some(Instant::now());
         tracing::warn!(uri = %tower.uri, "not what it has acknowledged: it is given all again");
         let name = tower.namespace();
         self.store.transaction(|tx| {
@@ -534,6 +543,7 @@ fn read(
             due: BTreeSet::new(),
             report: None,
             besides: None,
+            given_again: None,
             last_contact_secs: None,
             is_connected: false,
             refused: None,
@@ -579,6 +589,7 @@ mod tests {
             due: BTreeSet::new(),
             report: None,
             besides: None,
+            given_again: None,
             last_contact_secs: None,
             is_connected: true,
             refused: None,

@@ -440,7 +440,8 @@ impl Factories {
     }
 
     /// Says what this wallet agrees to when its LSP gives its place in a factory a new epoch. Unless
-    /// it says otherwise it stays, and its new channel is no smaller than what it has.
+    /// it says otherwise it stays, and its new channel is no smaller than what it has. It holds for an
+    /// epoch under way as well, until the wallet has signed that: its place is `committed` then.
     ///
     /// # Errors
     /// `unknown_factory`.

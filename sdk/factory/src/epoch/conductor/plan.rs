@@ -53,7 +53,7 @@ pub enum Wish {
     Merge,
     /// A channel of this capacity; the rest is stock.
     Capacity(Amount),
-    /// Nothing: the member has left, with nothing of its own in its channels.
+    /// Nothing: the member has left, and loses what is left in its channels.
     Depart,
 }
 

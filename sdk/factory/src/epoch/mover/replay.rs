@@ -26,8 +26,9 @@ impl Mover {
                     .cut
                     .check(&facts.record)
                     .map_err(|_| "the new epoch does not pay what distributions pay")?;
+                // What is left in a place that is given up was the member's own decision.
                 let most = built.cut.channel().map(|cut| cut.capacity.to_sat() * 1_000);
-                if built.push_msat() > most.unwrap_or(0) {
+                if most.is_some_and(|most| built.push_msat() > most) {
                     return Err("the new channel holds less than its member has");
                 }
                 self.ceremony = Some(Box::new(Ceremony {

@@ -10,7 +10,7 @@ use crate::effect::{ChannelRef, Effect, Event};
 use crate::epoch::{EpochStage, verify};
 use crate::journal::{EpochEnded, EpochSigned, Guard, MemberEpochGuarded, MemberEpochSeen};
 use crate::member::reserve;
-use crate::message::{EpochEnd, EpochNonce, EpochReady, RefusalCode, SwitchAck};
+use crate::message::{CutOffer, EpochEnd, EpochNonce, EpochReady, RefusalCode, SwitchAck};
 use crate::tree::Cut;
 
 impl Mover {
@@ -54,13 +54,13 @@ impl Mover {
         let total = each.fold(0, u64::saturating_add);
         let cut = verify::cut(&ceremony.offer, funding_key);
         let sound = match &cut {
-            Cut::Departed => total <= self.limits.as_ref().map_or(0, |it| it.forgo_msat),
+            Cut::Departed => true,
             Cut::Channel(channel) => {
                 let fits = total <= channel.capacity.to_sat() * 1_000;
                 fits && cut.check(&ground.path.terms().facts.record).is_ok()
             }
         };
-        if !listed || !sound {
+        if !listed || !sound || !self.is_accepted(ground, total) {
             return self.give_up_aloud(ground, RefusalCode::Limits);
         }
         let Ok(nonces) = reserve(ground.key, below, randomness) else {
@@ -255,7 +255,24 @@ impl Mover {
         }
     }
 
-    fn give_up_aloud(&mut self, ground: &Ground<'_>, code: RefusalCode) -> Vec<Effect> {
+    /// Whether what is under way is what the host accepts now, with so much of the member's in its
+    /// channels.
+    pub(super) fn is_accepted(&self, ground: &Ground<'_>, own_msat: u64) -> bool {
+        let Some(ceremony) = &self.ceremony else {
+            return false;
+        };
+        let leaves = ceremony.offer == CutOffer::Departed && !self.is_departed();
+        match &self.limits {
+            Some(limits) => {
+                let forgone = !leaves || own_msat <= limits.forgo_msat;
+                forgone && verify::within(ground, self, limits, &ceremony.offer).is_ok()
+            }
+            // Not said yet since a restart: only what takes nothing goes on.
+            None => !leaves,
+        }
+    }
+
+    pub(super) fn give_up_aloud(&mut self, ground: &Ground<'_>, code: RefusalCode) -> Vec<Effect> {
         let Some(epoch) = self.ceremony.as_ref().map(|it| it.name.clone()) else {
             return Vec::new();
         };

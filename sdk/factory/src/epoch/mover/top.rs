@@ -17,13 +17,23 @@ impl Mover {
         ground: &Ground<'_>,
         ask: &EpochAsk,
     ) -> Result<Vec<Effect>, Refusal> {
-        let opened = self.opened;
+        let (opened, accepted) = (self.opened, self.is_prepared_accepted(ground));
         let ceremony = self.under_way(&ask.epoch)?;
-        let Stage::Stored { held, round, .. } = &mut ceremony.stage else {
+        let Stage::Stored {
+            held,
+            round,
+            committed,
+            ..
+        } = &mut ceremony.stage
+        else {
             return refuse(RefusalCode::Unexpected, "epoch");
         };
         if opened {
             return Ok(Vec::new());
+        }
+        // Before anybody who is asked with it signs.
+        if !*committed && !accepted {
+            return Ok(self.give_up_aloud(ground, RefusalCode::Limits));
         }
         if round
             .as_ref()
@@ -44,6 +54,11 @@ impl Mover {
         })
     }
 
+    fn is_prepared_accepted(&self, ground: &Ground<'_>) -> bool {
+        let prepared = self.ceremony.as_ref().and_then(|it| it.prepared());
+        prepared.is_none_or(|it| self.is_accepted(ground, it.push_msat()))
+    }
+
     pub(super) fn commit(
         &mut self,
         ground: &Ground<'_>,
@@ -54,6 +69,7 @@ impl Mover {
         let prepared = self.ceremony.as_ref().and_then(|it| it.prepared());
         let meant = prepared.and_then(|it| it.version.commitment());
         let before = meant.and_then(|(outpoint, _)| self.committed.get(&outpoint).copied());
+        let accepted = self.is_prepared_accepted(ground);
         let ceremony = self.under_way(&commit.epoch)?;
         let Stage::Stored {
             prepared,
@@ -66,6 +82,10 @@ impl Mover {
         };
         if !*held || opened {
             return refuse(RefusalCode::Unexpected, "epoch");
+        }
+        // The last moment for its user's word to count.
+        if !*committed && !accepted {
+            return Ok(self.give_up_aloud(ground, RefusalCode::Limits));
         }
         let lost = vec![say(
             ground,

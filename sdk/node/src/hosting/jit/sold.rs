@@ -347,7 +347,7 @@ mod tests {
             ids
         };
         assert_eq!(overdue(), [2, 3, 4, 5]);
-        // 3, 4, 5 and 8 are under way: there is room for a fifth, and no more.
+        // 3, 4, 5 and 8 are under way: there is no room for a fifth where four may be.
         assert!(!register.open(2, 4).unwrap());
         assert_eq!(register.get(2).unwrap().phase, SoldPhase::Unpaid);
         register.touch(3);
