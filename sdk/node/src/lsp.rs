@@ -259,7 +259,7 @@ impl Lsp {
         Ok(self.node.engine.ask(Command::List).await?)
     }
 
-    /// All nodes of a factory's tree.
+    /// All nodes of a factory's tree in its newest epoch.
     pub async fn tree(&self, factory: &str) -> Result<Vec<TreeNodeInfo>, WalletError> {
         let factory = factory.to_owned();
         let asked = self

@@ -9,7 +9,7 @@
 //! | another content of a proposal, a leaf, a signature; a try or an epoch anew | `epoch_content`, C `epochs/refusals`, `epochs/disagreements` |
 //! | preimages wrong, too few, or none | `epoch_silence`, C `epochs/refusals`, `epochs/lost_sales` |
 //! | signed by all and kept back; completed against the promise | `epoch_silence`, C `epochs/limbo` |
-//! | an older epoch on chain, by the LSP or a member, sold from, or with a revoked balance | `old_epochs`, C `epochs/stale` |
+//! | an older epoch on chain, by the LSP or a member, sold from, or with a revoked balance | `old_epochs`, `old_roots`, C `epochs/stale` |
 //! | stock that was sold is taken after its delay | `sale` |
 //! | another quote, acceptance or signature of a sale; one output sold twice | C `sales/attacks` |
 //! | a sale while the factory is being opened | `selling`, C `sales/refusals` |

@@ -501,7 +501,8 @@ impl Engine {
         let (tree, phase) = if let Some(role) = self.coordinators.get(&attempt) {
             (role.newest_tree(), role.phase())
         } else if let Some(role) = self.members.get(&attempt) {
-            (role.path().map(|path| &path.tree), role.phase())
+            let first = role.path().map(|path| &path.tree);
+            (role.switched_trees().last().or(first), role.phase())
         } else {
             return Err(unknown());
         };

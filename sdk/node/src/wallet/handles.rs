@@ -481,7 +481,7 @@ impl Factories {
         Ok(bought.await??)
     }
 
-    /// The own path of a factory, node by node.
+    /// The own path of a factory in its newest epoch, node by node.
     pub async fn tree(&self, factory: &str) -> Result<Vec<TreeNodeInfo>, WalletError> {
         let factory = factory.to_owned();
         let node = self.node.get()?;
