@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bitcoin::{Amount, OutPoint, ScriptBuf};
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, Txid};
 use superscalar_factory::effect::ChannelRef;
 use superscalar_factory::exit::Goal;
 use superscalar_factory::journal::Record;
@@ -126,19 +126,19 @@ impl World {
         };
         let funding = kept.path.funding();
         let unconfirmed = match self.chain.height_of(&funding.txid) {
-            Some(_) => None,
+            Some(_) => Vec::new(),
             // Its LSP will see to it that it confirms (again), if it is honest.
-            None => match self.fundings.get(&funding.txid) {
-                Some(tx) if self.lsp.is_honest() => Some(tx),
-                _ => return Ok(()),
-            },
+            None if self.lsp.is_honest() && self.fundings.contains_key(&funding.txid) => {
+                self.unconfirmed_fundings(funding.txid)
+            }
+            None => return Ok(()),
         };
         let payout = self.payout(number);
         let holding = holding(party, kept, keys, &payout);
         let counted = party.counted(&place).map(|(_, it)| &it.balances);
         let due = recover::due(counted, header.tree_feerate);
         let alone = |goal| {
-            let alone = recover::alone(&self.chain, unconfirmed, &holding, goal);
+            let alone = recover::alone(&self.chain, &unconfirmed, &holding, goal);
             alone.map_err(|error| {
                 let what = format!("cannot leave ({goal:?}): {error}");
                 lost(number, attempt, &what)
@@ -224,7 +224,7 @@ impl World {
         }
         let payout = self.payout(number);
         let holding = holding(party, kept, keys, &payout);
-        let recovered = recover::alone(&self.chain, None, &holding, Goal::Leave)
+        let recovered = recover::alone(&self.chain, &[], &holding, Goal::Leave)
             .map_err(|error| early(&error))?;
         if recovered.way == Way::Stale {
             // It has not looked for as long as it takes to outrun the newest state.
@@ -235,6 +235,24 @@ impl World {
             true => Ok(()),
             false => Err(early("which expires before it could be claimed")),
         }
+    }
+
+    /// A funding transaction that is not in the chain, after those it spends the change of: a reorg
+    /// may have taken these out as well.
+    fn unconfirmed_fundings(&self, txid: Txid) -> Vec<&Transaction> {
+        let missing = |txid: &Txid| self.chain.height_of(txid).is_none();
+        let Some(tx) = self.fundings.get(&txid).filter(|_| missing(&txid)) else {
+            return Vec::new();
+        };
+        let parents = tx.input.iter().map(|input| input.previous_output.txid);
+        let mut all: Vec<&Transaction> = Vec::new();
+        for parent in parents.flat_map(|txid| self.unconfirmed_fundings(txid)) {
+            if !all.contains(&parent) {
+                all.push(parent);
+            }
+        }
+        all.push(tx);
+        all
     }
 }
 

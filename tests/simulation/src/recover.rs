@@ -130,15 +130,16 @@ pub(crate) enum Way {
     Distribution,
 }
 
-/// Lets the member act alone. `funding` is the funding transaction if it is not in the chain yet.
+/// Lets the member act alone. `fundings` are the funding transaction and what it spends, as far as
+/// they are not in the chain yet, parents first.
 pub(crate) fn alone(
     chain: &Chain,
-    funding: Option<&Transaction>,
+    fundings: &[&Transaction],
     holding: &Holding<'_>,
     goal: Goal,
 ) -> Result<Recovered, String> {
     let mut fork = Fork::new(chain);
-    if let Some(tx) = funding {
+    for tx in fundings {
         fork.confirm(tx)?;
     }
     let outpoint = loop {
