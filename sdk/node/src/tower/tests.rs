@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bitcoin::absolute::LockTime;
@@ -529,18 +530,16 @@ async fn an_acknowledgement_of_something_else_counts_for_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_tower_cannot_take_for_a_moment_is_no_refusal() {
-    let mut asked = 0;
+    let sees = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&sees);
     let liar = Liar::new(move |request| match request.ask {
-        Ask::Keep { appointment, .. } => {
-            asked += 1;
-            match asked {
-                1 => Answer::Refused {
-                    code: RefusalCode::Unavailable,
-                    detail: "the chain cannot be seen".to_owned(),
-                },
-                _ => Answer::Kept(appointment.digest()),
-            }
-        }
+        Ask::Keep { appointment, .. } => match seen.load(Ordering::SeqCst) {
+            true => Answer::Kept(appointment.digest()),
+            false => Answer::Refused {
+                code: RefusalCode::Unavailable,
+                detail: "the chain cannot be seen".to_owned(),
+            },
+        },
         _ => empty_report(),
     });
     let liar = liar.await;
@@ -551,6 +550,7 @@ async fn what_a_tower_cannot_take_for_a_moment_is_no_refusal() {
     towers.keep(TIP + 1, &it).unwrap();
     until("the refusal", || towers.health()[0].refused.is_some()).await;
     assert!(!towers.have_room());
+    sees.store(true, Ordering::SeqCst);
     until("it to be kept", || towers.is_kept(it.key(), it.digest())).await;
     until("room", || towers.have_room()).await;
     assert_eq!(towers.health()[0].refused, None);

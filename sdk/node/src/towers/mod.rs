@@ -7,6 +7,8 @@
 
 mod conversation;
 pub(crate) mod link;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -156,7 +158,7 @@ struct Known {
     kept: HashMap<AppointmentKey, Digest>,
     due: BTreeSet<(Urgency, AppointmentKey)>,
     report: Option<Report>,
-    /// How much it keeps besides, and its sum, as of the last report; `None` if less, or not known.
+    /// How much it kept besides, and its sum, when it was last given everything again.
     besides: Option<(u32, Digest)>,
     /// When it was last given everything again.
     given_again: Option<Instant>,
@@ -176,19 +178,31 @@ impl Known {
         sum
     }
 
-    /// Whether it keeps what it has acknowledged. What it keeps besides is of another disk with the
-    /// same words: it may be all that guards money there, and is left alone once giving everything
-    /// again has not changed it.
-    fn keeps_what_it_acknowledged(&mut self, report: Report) -> bool {
+    /// Whether it is to be given everything again, because it does not keep what it has acknowledged.
+    /// What it keeps besides is of another disk with the same words: it may be all that guards money
+    /// there, and is left alone once giving everything again has not changed it.
+    fn needs_all_again(&mut self, report: Report) -> bool {
+        self.report = Some(report);
         let mut sum = report.sum;
         sum.toggle(self.sum());
-        let count = report.kept.checked_sub(self.kept.len() as u32);
-        let besides = count.map(|count| (count, sum));
-        let nothing = Some((0, Digest::default()));
-        let is_known = besides == nothing || besides.is_some() && besides == self.besides;
+        let before = self.besides.take();
+        let besides = report.kept.checked_sub(self.kept.len() as u32);
+        let besides = besides.map(|count| (count, sum));
+        match besides {
+            Some((0, sum)) if sum == Digest::default() => return false,
+            // As many with another content are none besides: one of ours is not as it should be.
+            Some((1.., _)) if besides == before => {
+                self.besides = before;
+                return false;
+            }
+            _ => {}
+        }
+        let recently = |at: Instant| at.elapsed() < GIVEN_AGAIN_EVERY;
+        if self.given_again.is_some_and(recently) {
+            return false;
+        }
         self.besides = besides;
-        self.report = Some(report);
-        is_known
+        true
     }
 
     fn settled(&mut self, key: AppointmentKey) {
@@ -474,11 +488,9 @@ impl Towers {
         let Some(tower) = towers.get_mut(index) else {
             return Ok(());
         };
-        let recently = |at: Instant| at.elapsed() < GIVEN_AGAIN_EVERY;
-        if tower.keeps_what_it_acknowledged(report) || tower.given_again.is_some_and(recently) {
+        if !tower.needs_all_again(report) {
             return Ok(());
         }
-        tower.given_again = Some(Instant::now());
         tracing::warn!(uri = %tower.uri, "not what it has acknowledged: it is given all again");
         let name = tower.namespace();
         self.store.transaction(|tx| {
@@ -488,6 +500,7 @@ impl Towers {
             )?;
             Ok::<_, StoreError>(())
         })?;
+        tower.given_again = Some(Instant::now());
         tower.kept.clear();
         tower.look_what_is_due(wanted);
         Ok(())
@@ -563,71 +576,4 @@ fn wanted_of(bytes: &[u8]) -> Option<(u32, Appointment)> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn digest(byte: u8) -> Digest {
-        Digest([byte; 32])
-    }
-
-    /// A tower that has acknowledged these, by the wallet's disk.
-    fn known(kept: &[u8]) -> Known {
-        let node_id = crate::hosting::node_id(&[7; 32]);
-        let kept = kept
-            .iter()
-            .map(|it| (AppointmentKey([*it; 32]), digest(*it)));
-        Known {
-            uri: TowerAddress {
-                node_id,
-                address: "localhost:1".to_owned(),
-            },
-            client: node_id,
-            kept: kept.collect(),
-            due: BTreeSet::new(),
-            report: None,
-            besides: None,
-            given_again: None,
-            last_contact_secs: None,
-            is_connected: true,
-            refused: None,
-        }
-    }
-
-    /// What a tower that keeps these reports.
-    fn report(kept: &[u8]) -> Report {
-        let mut sum = Digest::default();
-        kept.iter().for_each(|it| sum.toggle(digest(*it)));
-        Report {
-            height: 1,
-            coins_sat: 0,
-            kept: kept.len() as u32,
-            quota: 100,
-            sum,
-        }
-    }
-
-    #[test]
-    fn what_a_tower_keeps_of_another_disk_is_no_reason_to_give_all_again_for_ever() {
-        let mut tower = known(&[1, 2]);
-        assert!(!tower.keeps_what_it_acknowledged(report(&[1, 2, 8, 9])));
-        assert!(tower.keeps_what_it_acknowledged(report(&[1, 2, 8, 9])));
-        // One more of ours changes nothing of the rest.
-        tower.kept.insert(AppointmentKey([3; 32]), digest(3));
-        assert!(tower.keeps_what_it_acknowledged(report(&[1, 2, 3, 8, 9])));
-        // One of ours is lost: the same number is not the same content.
-        assert!(!tower.keeps_what_it_acknowledged(report(&[1, 2, 8, 9, 10])));
-    }
-
-    #[test]
-    fn a_tower_that_keeps_less_is_given_all_again_each_time() {
-        let mut tower = known(&[1, 2]);
-        assert!(tower.keeps_what_it_acknowledged(report(&[1, 2])));
-        for _ in 0..2 {
-            assert!(!tower.keeps_what_it_acknowledged(report(&[1])));
-        }
-        assert!(tower.keeps_what_it_acknowledged(report(&[1, 2])));
-    }
 }
