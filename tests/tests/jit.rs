@@ -117,6 +117,17 @@ async fn confirmed(network: &TestNetwork, txid: Txid) {
     assert_eq!(height, Some(network.chain.height().unwrap()));
 }
 
+/// The member pays for the channel of a wallet that has bought one and has nothing else.
+async fn pays_for_channel(network: &TestNetwork, payer: usize, invoice: &str, buyer: usize) {
+    let payer = network.wallet(payer);
+    let hash = payer.lightning().send(invoice, None).await.unwrap();
+    network.settled(payer, &hash).await;
+    network.settled(network.wallet(buyer), &hash).await;
+    let funding = published(network).await;
+    confirmed(network, funding.compute_txid()).await;
+    assert_eq!(network.balance_msat(buyer), AMOUNT_MSAT - FEE_MSAT);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_wallet_without_a_channel_buys_one_and_receives() {
     let mut network = market().await;
@@ -281,21 +292,9 @@ async fn a_channel_that_does_not_come_about_costs_nobody_anything() {
     tap.pass();
     // The LSP answers: it knows that the buyer is back.
     quote(&network, buyer, AMOUNT_MSAT).await;
-    let payer = network.wallet(0);
-    let hash = payer.lightning().send(&invoice, None).await.unwrap();
-    network.settled(payer, &hash).await;
-    network.settled(network.wallet(buyer), &hash).await;
-    let funding = published(&network).await;
-    confirmed(&network, funding.compute_txid()).await;
-    assert_eq!(network.balance_msat(buyer), AMOUNT_MSAT - FEE_MSAT);
+    pays_for_channel(&network, 0, &invoice, buyer).await;
     // So does the other's, now that there is room.
-    let payer = network.wallet(0);
-    let hash = payer.lightning().send(&second_invoice, None).await.unwrap();
-    network.settled(payer, &hash).await;
-    network.settled(network.wallet(second), &hash).await;
-    let funding = published(&network).await;
-    confirmed(&network, funding.compute_txid()).await;
-    assert_eq!(network.balance_msat(second), AMOUNT_MSAT - FEE_MSAT);
+    pays_for_channel(&network, 0, &second_invoice, second).await;
     network.stop().await;
 }
 
@@ -308,12 +307,7 @@ async fn a_payment_larger_than_any_channel_goes_over_factory_and_chain() {
     };
     let network = market_with(policy).await;
     let invoice = buy(&network, 1, AMOUNT_MSAT).await;
-    let payer = network.wallet(0);
-    let hash = payer.lightning().send(&invoice, None).await.unwrap();
-    network.settled(payer, &hash).await;
-    network.settled(network.wallet(1), &hash).await;
-    let funding = published(&network).await;
-    confirmed(&network, funding.compute_txid()).await;
+    pays_for_channel(&network, 0, &invoice, 1).await;
     network.lsp_pays(0, 250_000_000).await;
     let outside = Outside::start(&network).await;
     let invoice = buy(&network, 0, 150_000_000).await;
@@ -392,17 +386,9 @@ async fn who_bought_before_it_joined_names_the_longer_delta() {
         panic!("two channels");
     };
     assert!(first == second && first > short, "{short} {first} {second}");
-    outside
-        .pay(
-            &network,
-            &network
-                .wallet(0)
-                .lightning()
-                .receive(Some(1_000_000), "more", 600)
-                .await
-                .unwrap(),
-        )
-        .await;
+    let lightning = network.wallet(0).lightning();
+    let more = lightning.receive(Some(1_000_000), "more", 600).await;
+    outside.pay(&network, &more.unwrap()).await;
     outside.stop().await;
     network.stop().await;
 }
@@ -439,13 +425,7 @@ async fn an_open_that_was_not_bought_is_refused() {
     let invoice = buy(&network, buyer, AMOUNT_MSAT).await;
     // One that the payment would not fit into.
     refused(&network, (AMOUNT_MSAT - FEE_MSAT) / 1_000).await;
-    let payer = network.wallet(0);
-    let hash = payer.lightning().send(&invoice, None).await.unwrap();
-    network.settled(payer, &hash).await;
-    network.settled(network.wallet(buyer), &hash).await;
-    let funding = published(&network).await;
-    confirmed(&network, funding.compute_txid()).await;
-    assert_eq!(network.balance_msat(buyer), AMOUNT_MSAT - FEE_MSAT);
+    pays_for_channel(&network, 0, &invoice, buyer).await;
     network.stop().await;
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::consents::Consents;
 use super::epochs::{EpochCommand, Epochs};
 use super::error::EngineError;
 use super::exits::Exits;
@@ -198,6 +199,7 @@ pub(crate) struct Engine {
     pub(super) exits: Exits,
     pub(super) sales: Sales,
     pub(super) epochs: Epochs,
+    pub(super) consents: Consents,
     pub(super) silent: Silent,
     pub(super) guarding: Guarding,
     pub(super) others: Others,
@@ -218,7 +220,7 @@ impl Engine {
         let tips = parts.chain.tip();
         let tip = *tips.borrow();
         let exits = Exits::load(&parts.store)?;
-        let epochs = Epochs::load(&parts.store)?;
+        let consents = Consents::load(&parts.store)?;
         let guarding = Guarding::since(parts.looked);
         let mut engine = Engine {
             parts,
@@ -237,7 +239,8 @@ impl Engine {
             given_up: BTreeMap::new(),
             exits,
             sales: Sales::default(),
-            epochs,
+            epochs: Epochs::default(),
+            consents,
             silent: Silent::default(),
             guarding,
             others: Others::default(),

@@ -8,9 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use superscalar_factory::coordinator::{self, Coordinator};
 use superscalar_factory::effect::{ChannelRef, Effect, Event as CoreEvent, SlotRef};
-use superscalar_factory::epoch::{
-    EpochError, EpochLimits, EpochPlan, EpochStage, PlacePlan, Readiness, UnderWay, Wish,
-};
+use superscalar_factory::epoch::{EpochError, EpochPlan, EpochStage, PlacePlan, UnderWay, Wish};
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::Attempt;
 use superscalar_factory::tree::Cut;
@@ -25,12 +23,10 @@ use super::inputs::MEMBER_PATIENCE_ROUNDS;
 use super::wishes::{EpochConsent, EpochRequest};
 use crate::event::Event;
 use crate::hosting::{ChannelError, SlotId, SlotPhase};
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 
 /// LDK does not say when the last HTLC of a channel is gone: it is asked this often.
 const LOOK_AFTER: Duration = Duration::from_millis(25);
-/// Where it is written what the user agrees to.
-const SETTING: &str = "epoch_consents";
 
 /// What the application asks for.
 #[cfg_attr(
@@ -73,27 +69,9 @@ pub(super) struct Epochs {
     rounds: BTreeMap<Attempt, (Step, Option<Instant>)>,
     /// What the roles named when they came back.
     named: BTreeSet<ChannelRef>,
-    /// By factory; elsewhere the standard holds.
-    consents: BTreeMap<String, EpochConsent>,
 }
 
 impl Epochs {
-    pub(super) fn load(store: &Store) -> Result<Epochs, StoreError> {
-        let consents = match store.setting(SETTING)? {
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(StoreError::corrupt)?,
-            None => BTreeMap::new(),
-        };
-        Ok(Epochs {
-            consents,
-            ..Epochs::default()
-        })
-    }
-
-    fn limits(&self, attempt: &Attempt) -> EpochLimits {
-        let consent = self.consents.get(&bridge::name(attempt));
-        consent.map(EpochLimits::from).unwrap_or_default()
-    }
-
     /// A role is back and wants these things done.
     pub(super) fn named(&mut self, effects: &[Effect]) {
         let named = effects.iter().filter_map(|effect| match effect {
@@ -204,38 +182,6 @@ impl Engine {
         let effects = role.abandon_epoch();
         self.queue(attempt, effects);
         Ok(())
-    }
-
-    /// A member's: what it agrees to from now on.
-    fn set_consent(&mut self, factory: &str, consent: EpochConsent) -> Result<(), EngineError> {
-        let unknown = || self.missing(factory);
-        let attempt = bridge::attempt(factory).ok_or_else(unknown)?;
-        if !self.members.contains_key(&attempt) {
-            return Err(unknown());
-        }
-        let mut consents = self.epochs.consents.clone();
-        consents.insert(bridge::name(&attempt), consent);
-        let bytes = serde_json::to_vec(&consents).map_err(StoreError::corrupt)?;
-        self.parts.store.set_setting(SETTING, &bytes)?;
-        self.epochs.consents = consents;
-        // It holds for an epoch under way as well, until that is signed.
-        self.set_epoch_limits(&attempt);
-        Ok(())
-    }
-
-    /// Says to a role what is accepted of the epoch that is proposed now: towers come and go.
-    pub(super) fn set_epoch_limits(&mut self, attempt: &Attempt) {
-        let limits = EpochLimits {
-            guard: self.guard(),
-            readiness: match self.check_towers() {
-                Ok(()) => Readiness::Ready,
-                Err(_) => Readiness::Away,
-            },
-            ..self.epochs.limits(attempt)
-        };
-        if let Some(role) = self.members.get_mut(attempt) {
-            role.set_epoch_limits(Some(limits));
-        }
     }
 
     /// Carries out what a new epoch asks for.

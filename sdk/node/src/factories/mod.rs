@@ -8,6 +8,7 @@
 mod bridge;
 mod building;
 mod bumps;
+mod consents;
 mod defence;
 mod effects;
 mod engine;

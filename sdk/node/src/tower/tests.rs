@@ -499,6 +499,15 @@ impl Liar {
     }
 }
 
+/// A wallet whose one tower is this, and what it wants kept.
+fn one_to_keep(directory: &TempDir, liar: &Liar) -> (Arc<Towers>, Appointment) {
+    let store = wallet_store(directory);
+    let towers = started(store, &SEED, std::slice::from_ref(&liar.address));
+    let it = revoked(1);
+    towers.keep(TIP + 1, &it).unwrap();
+    (towers, it)
+}
+
 fn empty_report() -> Answer {
     Answer::Report(Report {
         height: TIP,
@@ -517,10 +526,7 @@ async fn an_acknowledgement_of_something_else_counts_for_nothing() {
     });
     let liar = liar.await;
     let directory = TempDir::new().unwrap();
-    let store = wallet_store(&directory);
-    let towers = started(store, &SEED, std::slice::from_ref(&liar.address));
-    let it = revoked(1);
-    towers.keep(TIP + 1, &it).unwrap();
+    let (towers, it) = one_to_keep(&directory, &liar);
     let said = || towers.health()[0].refused.clone().unwrap_or_default();
     until("the lie", || said().contains("something else")).await;
     assert!(!towers.is_kept(it.key(), it.digest()));
@@ -544,10 +550,7 @@ async fn what_a_tower_cannot_take_for_a_moment_is_no_refusal() {
     });
     let liar = liar.await;
     let directory = TempDir::new().unwrap();
-    let store = wallet_store(&directory);
-    let towers = started(store, &SEED, std::slice::from_ref(&liar.address));
-    let it = revoked(1);
-    towers.keep(TIP + 1, &it).unwrap();
+    let (towers, it) = one_to_keep(&directory, &liar);
     until("the refusal", || towers.health()[0].refused.is_some()).await;
     assert!(!towers.have_room());
     sees.store(true, Ordering::SeqCst);

@@ -282,6 +282,7 @@ impl Rooms {
             exits,
             sales: Sales::default(),
             epochs: Epochs::default(),
+            consents: Default::default(),
             silent: Default::default(),
             guarding: Default::default(),
             others: Default::default(),
