@@ -63,6 +63,8 @@ pub enum Bug {
     SalesStayOffChain,
     /// A member that does not leave leaves kickoffs unanswered.
     KickoffsUnanswered,
+    /// Watchtowers acknowledge, look, and publish nothing.
+    TowerOnlyAcknowledges,
 }
 
 impl Bug {
@@ -77,6 +79,7 @@ impl Bug {
                 | Bug::EpochLost
                 | Bug::FrozenIgnored
                 | Bug::LimboIgnored
+                | Bug::TowerOnlyAcknowledges
         )
     }
 

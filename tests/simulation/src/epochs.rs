@@ -460,13 +460,19 @@ impl World {
                 .filter(|(it, _)| !live.opened.contains(it));
             for (attempt, role) in closed {
                 if role.stands().epoch == Some(EpochStage::Guarding) {
-                    waiting.push((Who::Wallet(number), *attempt));
+                    waiting.push((number, *attempt));
                 }
             }
         }
-        let Some(&(who, attempt)) = self.dice.pick(&waiting) else {
+        let Some(&(number, attempt)) = self.dice.pick(&waiting) else {
             return Ok(false);
         };
+        let who = Who::Wallet(number);
+        let Some(Role::Member(role)) = self.party(who).role(&attempt) else {
+            return Ok(false);
+        };
+        let place = (attempt, role.slot().slot);
+        self.hand_over(number, place)?;
         let Some(Role::Member(role)) = self.party_mut(who).role_mut(&attempt) else {
             return Ok(false);
         };

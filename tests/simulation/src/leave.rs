@@ -27,7 +27,7 @@ use crate::world::World;
 const BURIED_BLOCKS: u32 = 12;
 
 /// What stock of older epochs is taken at.
-const SWEEP_FEERATES: [FeeRate; 2] = [
+pub(crate) const SWEEP_FEERATES: [FeeRate; 2] = [
     FeeRate::from_sat_per_vb_u32(2),
     FeeRate::from_sat_per_vb_u32(10),
 ];
@@ -233,6 +233,9 @@ impl World {
         if self.finished.contains(&place) {
             return Ok(());
         }
+        if goal.is_none() && self.relies_on_tower(&place) {
+            return Ok(());
+        }
         let Some(planned) = self.follow(who, place, goal.unwrap_or(Goal::Defend))? else {
             return Ok(());
         };
@@ -277,7 +280,12 @@ impl World {
             Who::Wallet(number) => &self.wallets[usize::from(number)],
         };
         let kept = party.live.as_ref().and_then(|live| live.kept.get(&place));
-        let Some(Kept { path, watched, .. }) = kept else {
+        let Some(Kept {
+            path,
+            watched,
+            sweeps,
+        }) = kept
+        else {
             return Ok(None);
         };
         let mut facts = self.chain.facts(&path.funding(), watched);
@@ -289,6 +297,7 @@ impl World {
             Violation::new(Invariant::Exit, format!("{who} has no plan: {error}"))
         })?;
         let root = path.nodes()[0].kickoff.compute_txid();
+        let taken: Vec<OutPoint> = sweeps.iter().map(|it| it.outpoint).collect();
         for action in planned.actions.clone() {
             let Action::Publish {
                 name: what,
@@ -318,6 +327,10 @@ impl World {
             if kept_back && who != Who::Lsp {
                 continue;
             }
+            // All of that output is the member's, and not divided by a sale of then.
+            if taken.contains(&transaction.input[0].previous_output) {
+                continue;
+            }
             match self.chain.submit(&transaction) {
                 Ok(()) => {
                     let what = format!("{who} publishes the {what} of {}", name(&place.0));
@@ -332,7 +345,10 @@ impl World {
         }
         // Whoever waits for a distribution leaves the race to others.
         if self.party(who).is_honest() && goal != Goal::Reclaim {
-            self.note_races(who, &place);
+            let live = self.party(who).live.as_ref();
+            let kept = live.and_then(|live| live.kept.get(&place));
+            let races = kept.map(|kept| self.races(&kept.path, &taken));
+            self.races.extend(races.unwrap_or_default());
         }
         Ok(Some(planned))
     }

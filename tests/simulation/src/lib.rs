@@ -96,6 +96,7 @@ mod rest;
 mod run;
 mod script;
 mod sell;
+mod tower;
 mod trail;
 mod world;
 

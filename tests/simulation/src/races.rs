@@ -8,6 +8,7 @@
 
 use bitcoin::{FeeRate, OutPoint, Transaction, Txid};
 use superscalar_factory::coordinator::Coordinator;
+use superscalar_factory::exit::SignedPath;
 use superscalar_factory::exit::reclaim::Reclaim;
 use superscalar_factory::exit::stale;
 use superscalar_factory::journal::Record;
@@ -16,20 +17,17 @@ use superscalar_factory::message::Attempt;
 
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::observer::name;
-use crate::party::{Kept, Place, Role, Who};
+use crate::party::{Place, Role, Who};
 use crate::world::World;
 
 /// What stock is taken at, in sat/vB.
 const RECLAIM_SAT_PER_VB: u32 = 3;
 
 impl World {
-    /// An honest party has looked at a place: what it holds that could be in the next block has to
-    /// win from now on.
-    pub(crate) fn note_races(&mut self, who: Who, place: &Place) {
-        let live = self.party(who).live.as_ref();
-        let Some(Kept { path, .. }) = live.and_then(|live| live.kept.get(place)) else {
-            return;
-        };
+    /// An honest party, or its tower, has looked at a place: what it holds that could be in the next
+    /// block has to win from now on. `taken` are outputs that are the member's as a whole, which no
+    /// sale of then divides.
+    pub(crate) fn races(&self, path: &SignedPath, taken: &[OutPoint]) -> Vec<(OutPoint, Txid)> {
         let timing = &path.header().timing;
         let next = self.chain.tip() + 1;
         let mut found: Vec<(OutPoint, Txid)> = Vec::new();
@@ -50,18 +48,18 @@ impl World {
                     break;
                 }
                 parent = sold.link().channel.txid;
-                found.push((sold.stock().outpoint(), parent));
+                let stock = sold.stock().outpoint();
+                if taken.contains(&stock) {
+                    break;
+                }
+                found.push((stock, parent));
             }
         }
-        for (outpoint, ours) in found {
-            let rival = self
-                .chain
-                .spender(&outpoint)
-                .is_some_and(|it| it.txid != ours);
-            if !rival {
-                self.races.insert(outpoint, ours);
-            }
-        }
+        found.retain(|(outpoint, ours)| {
+            let spender = self.chain.spender(outpoint);
+            spender.is_none_or(|it| it.txid == *ours)
+        });
+        found
     }
 
     /// Nobody who was in time is outrun.

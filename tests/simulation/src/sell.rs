@@ -152,6 +152,12 @@ impl World {
             return Ok(false);
         };
         let id = ChannelRef::sold(role.slot(), role.version(), place);
+        let place = (attempt, role.slot().slot);
+        self.hand_over(number, place)?;
+        let role = self.party_mut(who).role_mut(&attempt);
+        let Some(Role::Member(role)) = role else {
+            return Ok(false);
+        };
         let effects = role.handle(member::Input::BoughtGuarded(id));
         let any = !effects.is_empty();
         self.queue(who, attempt, effects);

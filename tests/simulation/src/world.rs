@@ -25,6 +25,7 @@ use crate::network::{End, Link};
 use crate::observer::Observer;
 use crate::party::{Character, Live, Party, Place, Role, Who, slot_of};
 use crate::profile::{Profile, Vanishing};
+use crate::tower;
 use crate::trail::{Echo, Trail};
 
 /// Height at which every world begins.
@@ -78,8 +79,16 @@ pub(crate) struct World {
     pub(crate) outlived: BTreeSet<OutPoint>,
     /// What the last check of a member's money has seen.
     pub(crate) checked: BTreeMap<Place, Checked>,
+    /// What watchtowers keep.
+    pub(crate) towers: BTreeMap<Place, tower::Kept>,
     /// How long members have had to leave factories that the LSP reclaims.
     pub(crate) chances: BTreeMap<Place, Chances>,
+}
+
+/// Who looks at the chain.
+enum Looker {
+    Party(Who),
+    Tower(Place),
 }
 
 /// How often each kind of thing happened.
@@ -138,6 +147,8 @@ pub struct Counts {
     pub swept: u64,
     /// Stock that the LSP took after its delay.
     pub reclaimed: u64,
+    /// Transactions that watchtowers published.
+    pub guarded: u64,
     /// Full checks that a member can recover its money alone.
     pub recoveries: u64,
 }
@@ -177,6 +188,7 @@ impl Counts {
             stale,
             swept,
             reclaimed,
+            guarded,
             recoveries
         );
     }
@@ -186,6 +198,9 @@ impl World {
     pub(crate) fn new(seed: u64, echo: Echo, bug: Option<Bug>) -> World {
         let mut dice = Dice::new(seed);
         let mut profile = Profile::of(seed, &mut dice);
+        if bug == Some(Bug::TowerOnlyAcknowledges) {
+            profile.weights.hostile *= 5;
+        }
         if bug.is_some_and(Bug::shows_in_epochs) {
             profile.weights.epoch *= 10;
         }
@@ -261,6 +276,7 @@ impl World {
             outlived: BTreeSet::new(),
             finished: BTreeSet::new(),
             checked: BTreeMap::new(),
+            towers: BTreeMap::new(),
             chances: BTreeMap::new(),
         };
         for who in world.everybody() {
@@ -396,18 +412,17 @@ impl World {
 
     fn look_some(&mut self) -> Result<bool, Violation> {
         let version = self.chain.version;
-        let behind: Vec<Who> = self
-            .everybody()
-            .into_iter()
-            .filter(|who| {
-                let live = self.party(*who).live.as_ref();
-                live.is_some_and(|live| live.seen != version)
-            })
-            .collect();
-        let Some(&who) = self.dice.pick(&behind) else {
-            return Ok(false);
-        };
-        self.look(who)?;
+        let parties = self.everybody().into_iter().filter(|who| {
+            let live = self.party(*who).live.as_ref();
+            live.is_some_and(|live| live.seen != version)
+        });
+        let towers = self.towers_behind().map(Looker::Tower);
+        let behind: Vec<Looker> = parties.map(Looker::Party).chain(towers).collect();
+        match self.dice.pick(&behind) {
+            Some(Looker::Party(who)) => self.look(*who)?,
+            Some(Looker::Tower(place)) => self.tower_looks(*place)?,
+            None => return Ok(false),
+        }
         Ok(true)
     }
 

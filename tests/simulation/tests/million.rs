@@ -54,6 +54,7 @@ fn a_million_steps_break_no_promise() {
         ("leaves of older epochs", counts.stale),
         ("sweeps of older stock", counts.swept),
         ("stock taken back", counts.reclaimed),
+        ("transactions that towers published", counts.guarded),
     ] {
         assert!(count >= steps / 200_000, "only {count} {what}");
     }

@@ -72,4 +72,5 @@ planted! {
     a_bought_channel_used_before_it_is_paid_for: UnpaidUsed => NoPrematureMoney,
     a_sale_that_stays_off_chain: SalesStayOffChain => Race | Exit,
     a_kickoff_that_is_not_answered: KickoffsUnanswered => Race,
+    a_tower_that_only_acknowledges: TowerOnlyAcknowledges => Race,
 }
