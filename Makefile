@@ -25,7 +25,11 @@ demo: bitcoind
 	$(CARGO) build --locked $(PROGRAMS) -p superscalar-tests --bins
 	$(BIN_DIR)/demo
 
+# Tests of nodes wait for others most of the time: three for each processor keep it busy.
+THREADS = $(shell expr 3 '*' $$(getconf _NPROCESSORS_ONLN))
+
 # The first line also compares the committed sources of the bindings with the library.
+test: export RUST_TEST_THREADS ?= $(THREADS)
 test: bitcoind
 	@scripts/test-bindings needs
 	$(CARGO) test --workspace --locked

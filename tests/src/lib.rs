@@ -25,6 +25,9 @@ pub use superscalar_regtest as regtest;
 
 /// Shows the log of all nodes on stderr, filtered by `RUST_LOG` (nothing unless set).
 pub fn log_to_stderr() {
+    if std::env::var_os("RUST_LOG").is_none() {
+        return;
+    }
     // An error means that another test of this process was first.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())

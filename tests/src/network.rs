@@ -512,7 +512,7 @@ impl TestNetwork {
         let until = Instant::now() + LIMIT;
         while !condition().await {
             assert!(Instant::now() < until, "waited in vain for {what}");
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 

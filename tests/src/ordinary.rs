@@ -98,7 +98,7 @@ impl Ordinary {
         let until = Instant::now() + LIMIT;
         while !condition() {
             assert!(Instant::now() < until, "waited in vain for {what}");
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }

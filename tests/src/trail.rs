@@ -151,6 +151,17 @@ impl TestNetwork {
         parent
     }
 
+    /// Waits for a transaction in the mempool, the only one there.
+    pub async fn published(&self) -> Txid {
+        self.wait("a transaction in the mempool", async || {
+            !self.chain.mempool().unwrap().is_empty()
+        })
+        .await;
+        let txids = self.chain.mempool().unwrap();
+        assert_eq!(txids.len(), 1, "{txids:?}");
+        txids[0]
+    }
+
     /// Waits until somebody spends `outpoint`, at least in the mempool.
     pub async fn spent(&self, outpoint: OutPoint) -> Txid {
         let spender = || self.chain.spender_of(outpoint).unwrap();

@@ -1,6 +1,5 @@
 //! The section of the README that is there to be pasted, pasted: every line works, and money has
 //! moved in the end.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
 use std::os::unix::fs::symlink;

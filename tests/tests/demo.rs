@@ -1,6 +1,5 @@
 //! The demo itself, with all of its processes: what it prints and draws is what the chain says, one
 //! satoshi of difference is found, and nothing outlives it when it is interrupted.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

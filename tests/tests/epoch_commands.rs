@@ -1,6 +1,5 @@
 //! New epochs as operators and users ask for them: over the server's API and on the wallet's command
 //! line.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use serde_json::{Value, json};
 use superscalar_sdk::{BuildRequest, EpochRequest, Event, PlaceRequest, PlaceWish, SeatInfo};

@@ -1,6 +1,5 @@
 //! A member, or its LSP, whose disk takes no more at any one of the writes of a new epoch: it stands
 //! still there, ends, and comes back. The epoch goes on or ends cleanly, and everybody has what it had.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use superscalar_sdk::{BackupState, BuildRequest, EpochRequest, Event};
 use superscalar_tests::network::{TestNetwork, regtest_factory};

@@ -1,6 +1,5 @@
 //! Leaving alone, on a real chain: delays to the block, amounts to the satoshi, through restarts,
 //! reorgs and the doings of others.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bitcoin::{OutPoint, Txid};
 use superscalar_regtest::{Displaced, RegtestNode};

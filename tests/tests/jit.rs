@@ -1,14 +1,11 @@
 //! Channels bought with the payment they are opened for (LSPS2), by our wallet and by an ordinary
 //! one, paid out of a factory channel.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod outside;
 
 use std::str::FromStr;
 
+use crate::outside::Outside;
 use bitcoin::{Amount, OutPoint, Transaction, Txid};
 use ldk_node::lightning_invoice::Bolt11Invoice;
-use outside::Outside;
 use superscalar_sdk::hosting::LspPolicy;
 use superscalar_sdk::{Closing, JitPolicy, JitQuote, PaymentStatus, Wallet};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
@@ -72,16 +69,9 @@ async fn failed(network: &TestNetwork, payer: &Wallet, hash: &str) {
         .await;
 }
 
-/// The one transaction in the mempool.
 async fn published(network: &TestNetwork) -> Transaction {
-    network
-        .wait("a funding in the mempool", async || {
-            !network.chain.mempool().unwrap().is_empty()
-        })
-        .await;
-    let txids = network.chain.mempool().unwrap();
-    assert_eq!(txids.len(), 1);
-    network.chain.raw_tx(txids[0]).unwrap().unwrap()
+    let txid = network.published().await;
+    network.chain.raw_tx(txid).unwrap().unwrap()
 }
 
 fn fee_sat(network: &TestNetwork, tx: &Transaction) -> u64 {

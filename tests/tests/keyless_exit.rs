@@ -1,6 +1,5 @@
 //! Everything but one file is lost: the exit package, a bitcoind and `exit-runner` bring the leaf,
 //! or after expiry the distribution, on chain.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

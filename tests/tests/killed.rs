@@ -1,7 +1,6 @@
 //! Processes that end by SIGKILL at named points: of the ceremony (either side, in each round), of a
 //! sale, of a payment, of a new epoch, and of an exit. No coin is locked, nothing owned is lost, and what was under way goes
 //! on or ends cleanly.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::str::FromStr;
 

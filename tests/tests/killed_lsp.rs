@@ -1,7 +1,6 @@
 //! The LSP's process ends by SIGKILL and is never seen again: with factories in use, published, or
 //! not yet deep enough, and with a payment on its way. Every member, a process of its own, leaves
 //! alone with all that was its own, less the fees that stand in the blocks.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::str::FromStr;

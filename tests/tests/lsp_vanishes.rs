@@ -1,6 +1,5 @@
 //! The LSP is gone, for good, at every moment from the first message to the last payment: what a
 //! member owns it brings on chain alone, and where it owns nothing yet, nothing is left behind.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::str::FromStr;
 

@@ -1,6 +1,5 @@
 //! Members fall silent in the middle of ceremonies, also of several at once: no group disturbs
 //! another, no coin stays locked, and whoever was left over joins again.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bitcoin::OutPoint;
 use superscalar_sdk::{BuildRequest, FactoryInfo};

@@ -2,14 +2,13 @@
 //! side looks, the newest state is first; a member that slept has the stock that was retired, what was
 //! sold of it, and what its old channel held, and all of that where it was a revoked balance. The
 //! cheater gains nothing.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 
-use bitcoin::{OutPoint, Transaction, Txid};
+use bitcoin::{OutPoint, Transaction, TxOut, Txid};
 use superscalar_sdk::{BuildRequest, EpochRequest, Event, ExitMode, Lsp, SeatInfo};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
-use superscalar_tests::trail::{COMMITMENT_FEE_SAT, left_of};
+use superscalar_tests::trail::{COMMITMENT_FEE_SAT, left_of, value_of};
 
 const CAPACITY_SAT: u64 = 500_000;
 const STOCK_SAT: u64 = 300_000;
@@ -212,6 +211,13 @@ async fn the_newest_state_is_first_while_the_member_looks() {
     moved.until_left().await;
     let coins = network.wallet(0).onchain().balance().unwrap();
     assert_eq!(coins.spendable_sat, network.came_home_sat(&own));
+    // And the cheater has what was its own, less the fees.
+    let (commitment, _) = network.confirmed_spender(moved.new);
+    let whole_sat = network.value_sat(moved.new);
+    assert_eq!(value_of(&commitment), whole_sat - COMMITMENT_FEE_SAT);
+    let is_ours = |it: &&TxOut| it.value.to_sat() == moved.newest_sat;
+    let ours = commitment.output.iter().filter(is_ours);
+    assert_eq!(ours.count(), 1, "the rest is the cheater's");
     moved.cheat.stop().await;
 }
 
@@ -235,6 +241,16 @@ async fn who_slept_takes_the_retired_stock_and_what_the_old_channel_held() {
     );
     let taken_sat: u64 = sweep.output.iter().map(|it| it.value.to_sat()).sum();
     assert_eq!(taken_sat, STOCK_SAT - network.fee_sat(sweep.compute_txid()));
+    let told = Event::StockTaken {
+        factory: moved.factory.clone(),
+        slot: moved.slot,
+        txid: sweep.compute_txid().to_string(),
+        amount_sat: taken_sat,
+        height,
+    };
+    let taken = |event: &Event| matches!(event, Event::StockTaken { .. });
+    let events = network.member_events(0).into_iter();
+    assert_eq!(events.filter(taken).collect::<Vec<_>>(), [told]);
     let own = [(moved.old, BEFORE_MSAT / 1_000)];
     let coins = network.wallet(0).onchain().balance().unwrap();
     assert_eq!(coins.spendable_sat, network.came_home_sat(&own) + taken_sat);

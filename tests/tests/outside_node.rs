@@ -1,14 +1,11 @@
 //! An ordinary Lightning wallet (`ldk-node`, another LDK generation) and a member pay each other
 //! through the LSP, under mainnet's delays and with the outside wallet's default route limits.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod outside;
 
 use std::str::FromStr;
 
+use crate::outside::Outside;
 use ldk_node::NodeError;
 use ldk_node::lightning_invoice::Bolt11Invoice;
-use outside::Outside;
 use superscalar_sdk::{BuildRequest, Event, JoinRequest, Preset};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 

@@ -1,5 +1,6 @@
 //! The order of messages of a payment from one member to another, read from the LSP's own log: a
-//! hop is irrevocable before the next one is offered, and the preimage travels back.
+//! hop is irrevocable before the next one is offered, and the preimage travels back. A program of its
+//! own, because a process has one log.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::Write;

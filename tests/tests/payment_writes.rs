@@ -1,6 +1,5 @@
 //! A wallet whose disk takes no more at any one of the writes of a payment it makes: what it sends
 //! again when it is back arrives, and arrives once.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 

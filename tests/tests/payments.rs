@@ -1,13 +1,10 @@
 //! Payments over factory channels on a real chain: every balance exact to the millisatoshi, and
 //! nothing of the tree on chain but its funding.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod outside;
 
 use std::str::FromStr;
 
+use crate::outside::Outside;
 use bitcoin::{FeeRate, OutPoint, Txid};
-use outside::Outside;
 use superscalar_sdk::{Direction, PaymentStatus};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::regtest::RegtestNode;

@@ -4,8 +4,6 @@
 //! reading of its rules: if a new release behaves otherwise, this file fails first. Transactions
 //! are built by hand, with one key where factories have an aggregate; the chain sees no difference.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-
 use bitcoin::absolute::LockTime;
 use bitcoin::hashes::Hash;
 use bitcoin::key::{Keypair, Secp256k1, TapTweak};

@@ -1,5 +1,4 @@
 //! The two programs as users meet them: processes, REST calls, commands.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 

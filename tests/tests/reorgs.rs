@@ -1,5 +1,4 @@
 //! The factory's funding leaves the chain again, and every mempool has forgotten it.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 

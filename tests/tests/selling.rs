@@ -1,8 +1,9 @@
 //! Channels sold out of stock, on real nodes: what a member can receive grows within a moment, its
 //! neighbours may sleep, nothing is on chain for it, and the way out brings all of it home.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use superscalar_sdk::{BuildRequest, Event, ExitMode, InboundQuote};
+use bitcoin::OutPoint;
+use superscalar_sdk::hosting::LspPolicy;
+use superscalar_sdk::{BuildRequest, Event, ExitMode, InboundQuote, JitPolicy};
 use superscalar_tests::network::{TestNetwork, regtest_factory, sale_policy};
 
 /// More than any price here.
@@ -249,28 +250,37 @@ async fn a_bought_channel_is_left_with_the_leaf_and_brings_its_balance_home() {
     // Fills the bought channel as well.
     network.lsp_pays(0, 440_000_000).await;
     let (ours, _) = network.at_rest(0).await;
-    let seat = network.seat(0, &factory).await;
-    let outpoints = [
-        (seat.channel.unwrap(), seat.capacity_sat),
-        (seat.sold[0].channel.clone(), seat.sold[0].capacity_sat),
-    ];
+    let own = own_sat(&network, &factory).await;
+    assert_eq!(own.len(), 2);
+    assert!(own.iter().all(|(_, sat)| *sat > 20_000), "{own:?}");
+    assert!(ours / 1_000 - own.iter().map(|(_, sat)| sat).sum::<u64>() < 2);
+    network.lose_lsp().await;
+    leaves_with(&network, &factory, &own).await;
+    network.stop().await;
+}
+
+/// What is the first member's in each channel of its place, by the LSP's word.
+async fn own_sat(network: &TestNetwork, factory: &str) -> Vec<(OutPoint, u64)> {
+    let seat = network.seat(0, factory).await;
+    let sold = seat.sold.into_iter();
+    let sold = sold.map(|it| (it.channel, it.capacity_sat));
+    let all = std::iter::once((seat.channel.unwrap(), seat.capacity_sat)).chain(sold);
     let theirs = network.channels_with(0);
-    let own = outpoints.map(|(outpoint, capacity_sat)| {
+    let each = all.map(|(outpoint, capacity_sat)| {
         let channel = theirs.iter().find(|it| it.capacity_sat == capacity_sat);
         let own_msat = capacity_sat * 1_000 - channel.unwrap().balance_msat;
         (outpoint.parse().unwrap(), own_msat / 1_000)
     });
-    assert!(own.iter().all(|(_, sat)| *sat > 20_000), "{own:?}");
-    assert!(ours / 1_000 - own.iter().map(|(_, sat)| sat).sum::<u64>() < 2);
-    network.lose_lsp().await;
+    each.collect()
+}
 
+/// The first member leaves alone, and all of this comes home.
+async fn leaves_with(network: &TestNetwork, factory: &str, own: &[(OutPoint, u64)]) {
     let exit = network.wallet(0).exit();
-    let plan = exit.plan(&factory).await.unwrap();
-    assert_eq!(
-        plan.balance_sat,
-        own.iter().map(|(_, sat)| sat).sum::<u64>()
-    );
-    exit.start(&factory, ExitMode::Leave).await.unwrap();
+    let plan = exit.plan(factory).await.unwrap();
+    let own_sat: u64 = own.iter().map(|(_, sat)| sat).sum();
+    assert_eq!(plan.balance_sat, own_sat);
+    exit.start(factory, ExitMode::Leave).await.unwrap();
     for _ in 0..400 {
         network.mine(1).await;
         if network.exit(0).await.stage == "done" {
@@ -281,7 +291,68 @@ async fn a_bought_channel_is_left_with_the_leaf_and_brings_its_balance_home() {
     assert_eq!(info.stage, "done", "{info:?}");
     let coins = network.wallet(0).onchain().balance().unwrap();
     // The commitments were paid for by who opened the channels, the LSP; the sweeps pay themselves.
-    assert_eq!(coins.spendable_sat, network.came_home_sat(&own));
+    assert_eq!(coins.spendable_sat, network.came_home_sat(own));
     assert_eq!((coins.reserved_sat, coins.pending_sat), (0, 0));
+}
+
+/// As many sales as the terms allow, one after the other; what is received after them comes over a
+/// channel on chain. All that was bought in the factory comes home with the leaf.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_all_sales_are_made_a_channel_comes_with_the_payment() {
+    const MAX_SALES: u64 = 4;
+    superscalar_tests::log_to_stderr();
+    let policy = LspPolicy {
+        jit: Some(JitPolicy::default()),
+        ..LspPolicy::default()
+    };
+    let mut network = TestNetwork::start_by(policy, 2).await;
+    let factory = network.build(with_stock(2, 400_000)).await;
+    network.lsp_pays(0, 100_000_000).await;
+    network.lsp_pays(1, 200_000_000).await;
+    let mut prices_msat = 0;
+    for number in 0..MAX_SALES {
+        prices_msat += buy(&network, 0, &factory, 90_000 + number).await;
+    }
+    let seat = network.seat(0, &factory).await;
+    assert_eq!(seat.sold.len() as u64, MAX_SALES);
+    assert!(seat.stock_left_sat > 20_000, "{seat:?}");
+    let factories = network.wallet(0).factories();
+    let quoted = factories.quote_inbound(&factory, 20_000, ANY_PRICE_MSAT);
+    let refused = quoted.await.unwrap_err();
+    assert_eq!(refused.code(), "sales_used_up");
+    let field = ("max_sales", MAX_SALES.to_string());
+    assert!(refused.fields().contains(&field), "{refused:?}");
+
+    // All five of its channels are filled; LDK sends no part below a tenth of a payment.
+    let inbound_msat = network.wallet(0).balance().unwrap().inbound_msat;
+    let filling_msat = inbound_msat - 40_000_000;
+    network.lsp_pays(0, filling_msat).await;
+    let before_msat = 100_000_000 - prices_msat + filling_msat;
+    assert_eq!(network.at_rest(0).await.0, before_msat);
+    let own = own_sat(&network, &factory).await;
+    assert!(own.iter().all(|(_, sat)| *sat > 20_000), "{own:?}");
+
+    let amount_msat = 50_000_000;
+    let lightning = network.wallet(0).lightning();
+    let refused = lightning.receive(Some(amount_msat), "", 600).await;
+    assert_eq!(refused.unwrap_err().code(), "inbound_too_small");
+    let quoted = lightning.quote_jit(amount_msat).await.unwrap();
+    let bought = lightning.receive_jit(amount_msat, "", 600, quoted.fee_msat);
+    let invoice = bought.await.unwrap().invoice;
+    let payer = network.wallet(1);
+    let hash = payer.lightning().send(&invoice, None).await.unwrap();
+    network.settled(payer, &hash).await;
+    network.settled(network.wallet(0), &hash).await;
+    let funding = network.published().await;
+    network.mine(1).await;
+    assert!(network.chain.confirmed_at(funding).unwrap().is_some());
+    let received_msat = amount_msat - quoted.fee_msat;
+    let after_msat = network.at_rest(0).await.0;
+    assert_eq!(after_msat, before_msat + received_msat);
+
+    network.lose_lsp().await;
+    leaves_with(&network, &factory, &own).await;
+    // What is left is in the channel on chain.
+    assert_eq!(network.balance_msat(0), received_msat);
     network.stop().await;
 }

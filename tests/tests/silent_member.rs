@@ -1,14 +1,11 @@
 //! A member with a payment to or from the outside goes silent or breaks off at the worst moment, or
 //! wants a distribution of a living LSP: the LSP brings on chain in time what must be there and
 //! loses nothing, and its ordinary channel stays as it is.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod outside;
 
 use std::str::FromStr;
 
+use crate::outside::Outside;
 use bitcoin::{OutPoint, Transaction, Txid};
-use outside::Outside;
 use superscalar_sdk::{BuildRequest, ExitInfo, ExitMode};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath, value_of};

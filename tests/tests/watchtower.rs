@@ -1,6 +1,5 @@
 //! Wallets with watchtowers that are away, full, or have lost their disk: what is bought waits for
 //! one of them, payments wait for none.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use superscalar_sdk::{BuildRequest, Event, LspUri, TowerState, package};
 use superscalar_tests::network::{TestNetwork, regtest_factory};

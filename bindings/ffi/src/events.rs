@@ -141,6 +141,15 @@ pub enum Event {
         /// The version of its path, 0 for the first.
         version: u32,
     },
+    /// We have left a factory: the LSP has our place back.
+    FactoryLeft {
+        /// The factory.
+        factory: String,
+        /// The place that was ours.
+        slot: u16,
+        /// What was ours in its channels and stays behind, in millisatoshi.
+        forgone_msat: u64,
+    },
     /// Nothing comes of a new epoch; the channels carry payments as before.
     EpochEnded {
         /// The factory.
@@ -244,6 +253,41 @@ pub enum Event {
         factory: String,
         /// Why.
         reason: String,
+    },
+    /// A stock output of an older epoch came on chain, which the LSP had revoked: it is ours.
+    StockTaken {
+        /// The factory.
+        factory: String,
+        /// The place it was beside.
+        slot: u16,
+        /// The transaction that takes it.
+        txid: String,
+        /// What it pays us, in satoshi.
+        amount_sat: u64,
+        /// The height of its block.
+        height: u32,
+    },
+    /// The LSP has published a commitment that it had revoked. Everything of it is claimed for us.
+    RevokedCommitment {
+        /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.
+        channel: String,
+        /// The other side's node id.
+        peer: String,
+        /// The commitment.
+        txid: String,
+        /// The height of its block.
+        height: u32,
+        /// What can be taken of the other side's, in satoshi, before fees.
+        claimable_sat: u64,
+    },
+    /// An output of a closed channel is ours: it is swept into the wallet.
+    ChannelPaidOut {
+        /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.
+        channel: String,
+        /// The output, `txid:vout`.
+        outpoint: String,
+        /// Its amount in satoshi, before the fee of its sweep.
+        amount_sat: u64,
     },
     /// The leaf is on chain: the rest is the channel's own closing.
     ExitLeafConfirmed {
@@ -388,6 +432,15 @@ impl From<sdk::Event> for Event {
                 slot,
                 version,
             },
+            Told::FactoryLeft {
+                factory,
+                slot,
+                forgone_msat,
+            } => Event::FactoryLeft {
+                factory,
+                slot,
+                forgone_msat,
+            },
             Told::EpochEnded {
                 factory,
                 epoch,
@@ -457,6 +510,41 @@ impl From<sdk::Event> for Event {
                 slot,
                 epoch,
                 peer,
+            },
+            Told::StockTaken {
+                factory,
+                slot,
+                txid,
+                amount_sat,
+                height,
+            } => Event::StockTaken {
+                factory,
+                slot,
+                txid,
+                amount_sat,
+                height,
+            },
+            Told::RevokedCommitment {
+                channel,
+                peer,
+                txid,
+                height,
+                claimable_sat,
+            } => Event::RevokedCommitment {
+                channel,
+                peer,
+                txid,
+                height,
+                claimable_sat,
+            },
+            Told::ChannelPaidOut {
+                channel,
+                outpoint,
+                amount_sat,
+            } => Event::ChannelPaidOut {
+                channel,
+                outpoint,
+                amount_sat,
             },
             Told::ExitStarted { factory, reason } => Event::ExitStarted { factory, reason },
             Told::ExitLeafConfirmed { factory, height } => {

@@ -2864,6 +2864,52 @@ class Event:
             return True
 
     @dataclass
+    class FACTORY_LEFT:
+        """
+        We have left a factory: the LSP has our place back.
+"""
+        
+        def __init__(self, factory:str, slot:int, forgone_msat:int):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.slot = slot
+            
+            """
+        The place that was ours.
+"""
+        
+            self.forgone_msat = forgone_msat
+            
+            """
+        What was ours in its channels and stays behind, in millisatoshi.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.FACTORY_LEFT(factory={}, slot={}, forgone_msat={})".format(self.factory, self.slot, self.forgone_msat)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_FACTORY_LEFT():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.slot != other.slot:
+                return False
+            if self.forgone_msat != other.forgone_msat:
+                return False
+            return True
+
+    @dataclass
     class EPOCH_ENDED:
         """
         Nothing comes of a new epoch; the channels carry payments as before.
@@ -3375,6 +3421,176 @@ class Event:
             return True
 
     @dataclass
+    class STOCK_TAKEN:
+        """
+        A stock output of an older epoch came on chain, which the LSP had revoked: it is ours.
+"""
+        
+        def __init__(self, factory:str, slot:int, txid:str, amount_sat:int, height:int):
+            self.factory = factory
+            
+            """
+        The factory.
+"""
+        
+            self.slot = slot
+            
+            """
+        The place it was beside.
+"""
+        
+            self.txid = txid
+            
+            """
+        The transaction that takes it.
+"""
+        
+            self.amount_sat = amount_sat
+            
+            """
+        What it pays us, in satoshi.
+"""
+        
+            self.height = height
+            
+            """
+        The height of its block.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.STOCK_TAKEN(factory={}, slot={}, txid={}, amount_sat={}, height={})".format(self.factory, self.slot, self.txid, self.amount_sat, self.height)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_STOCK_TAKEN():
+                return False
+            if self.factory != other.factory:
+                return False
+            if self.slot != other.slot:
+                return False
+            if self.txid != other.txid:
+                return False
+            if self.amount_sat != other.amount_sat:
+                return False
+            if self.height != other.height:
+                return False
+            return True
+
+    @dataclass
+    class REVOKED_COMMITMENT:
+        """
+        The LSP has published a commitment that it had revoked. Everything of it is claimed for us.
+"""
+        
+        def __init__(self, channel:str, peer:str, txid:str, height:int, claimable_sat:int):
+            self.channel = channel
+            
+            """
+        The channel: its outpoint `txid:vout` in a factory, else its id, hex.
+"""
+        
+            self.peer = peer
+            
+            """
+        The other side's node id.
+"""
+        
+            self.txid = txid
+            
+            """
+        The commitment.
+"""
+        
+            self.height = height
+            
+            """
+        The height of its block.
+"""
+        
+            self.claimable_sat = claimable_sat
+            
+            """
+        What can be taken of the other side's, in satoshi, before fees.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.REVOKED_COMMITMENT(channel={}, peer={}, txid={}, height={}, claimable_sat={})".format(self.channel, self.peer, self.txid, self.height, self.claimable_sat)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_REVOKED_COMMITMENT():
+                return False
+            if self.channel != other.channel:
+                return False
+            if self.peer != other.peer:
+                return False
+            if self.txid != other.txid:
+                return False
+            if self.height != other.height:
+                return False
+            if self.claimable_sat != other.claimable_sat:
+                return False
+            return True
+
+    @dataclass
+    class CHANNEL_PAID_OUT:
+        """
+        An output of a closed channel is ours: it is swept into the wallet.
+"""
+        
+        def __init__(self, channel:str, outpoint:str, amount_sat:int):
+            self.channel = channel
+            
+            """
+        The channel: its outpoint `txid:vout` in a factory, else its id, hex.
+"""
+        
+            self.outpoint = outpoint
+            
+            """
+        The output, `txid:vout`.
+"""
+        
+            self.amount_sat = amount_sat
+            
+            """
+        Its amount in satoshi, before the fee of its sweep.
+"""
+        
+            pass
+
+    
+            
+            
+    
+        def __str__(self):
+            return "Event.CHANNEL_PAID_OUT(channel={}, outpoint={}, amount_sat={})".format(self.channel, self.outpoint, self.amount_sat)
+        def __eq__(self, other):
+            if not isinstance(other, Event):
+                return NotImplemented
+            if not other.is_CHANNEL_PAID_OUT():
+                return False
+            if self.channel != other.channel:
+                return False
+            if self.outpoint != other.outpoint:
+                return False
+            if self.amount_sat != other.amount_sat:
+                return False
+            return True
+
+    @dataclass
     class EXIT_LEAF_CONFIRMED:
         """
         The leaf is on chain: the rest is the channel's own closing.
@@ -3540,6 +3756,10 @@ class Event:
         return isinstance(self, Event.EPOCH_MOVED)
     def is_epoch_moved(self) -> bool:
         return isinstance(self, Event.EPOCH_MOVED)
+    def is_FACTORY_LEFT(self) -> bool:
+        return isinstance(self, Event.FACTORY_LEFT)
+    def is_factory_left(self) -> bool:
+        return isinstance(self, Event.FACTORY_LEFT)
     def is_EPOCH_ENDED(self) -> bool:
         return isinstance(self, Event.EPOCH_ENDED)
     def is_epoch_ended(self) -> bool:
@@ -3584,6 +3804,18 @@ class Event:
         return isinstance(self, Event.EXIT_STARTED)
     def is_exit_started(self) -> bool:
         return isinstance(self, Event.EXIT_STARTED)
+    def is_STOCK_TAKEN(self) -> bool:
+        return isinstance(self, Event.STOCK_TAKEN)
+    def is_stock_taken(self) -> bool:
+        return isinstance(self, Event.STOCK_TAKEN)
+    def is_REVOKED_COMMITMENT(self) -> bool:
+        return isinstance(self, Event.REVOKED_COMMITMENT)
+    def is_revoked_commitment(self) -> bool:
+        return isinstance(self, Event.REVOKED_COMMITMENT)
+    def is_CHANNEL_PAID_OUT(self) -> bool:
+        return isinstance(self, Event.CHANNEL_PAID_OUT)
+    def is_channel_paid_out(self) -> bool:
+        return isinstance(self, Event.CHANNEL_PAID_OUT)
     def is_EXIT_LEAF_CONFIRMED(self) -> bool:
         return isinstance(self, Event.EXIT_LEAF_CONFIRMED)
     def is_exit_leaf_confirmed(self) -> bool:
@@ -3611,6 +3843,7 @@ Event.INBOUND_DELIVERED = type("Event.INBOUND_DELIVERED", (Event.INBOUND_DELIVER
 Event.INBOUND_PAID = type("Event.INBOUND_PAID", (Event.INBOUND_PAID, Event,), {})  # type: ignore
 Event.FACTORY_EQUIVOCATION = type("Event.FACTORY_EQUIVOCATION", (Event.FACTORY_EQUIVOCATION, Event,), {})  # type: ignore
 Event.EPOCH_MOVED = type("Event.EPOCH_MOVED", (Event.EPOCH_MOVED, Event,), {})  # type: ignore
+Event.FACTORY_LEFT = type("Event.FACTORY_LEFT", (Event.FACTORY_LEFT, Event,), {})  # type: ignore
 Event.EPOCH_ENDED = type("Event.EPOCH_ENDED", (Event.EPOCH_ENDED, Event,), {})  # type: ignore
 Event.EPOCH_LIMBO = type("Event.EPOCH_LIMBO", (Event.EPOCH_LIMBO, Event,), {})  # type: ignore
 Event.EPOCH_UNGUARDED = type("Event.EPOCH_UNGUARDED", (Event.EPOCH_UNGUARDED, Event,), {})  # type: ignore
@@ -3622,6 +3855,9 @@ Event.PAYMENT_RECEIVED = type("Event.PAYMENT_RECEIVED", (Event.PAYMENT_RECEIVED,
 Event.PAYMENT_SENT = type("Event.PAYMENT_SENT", (Event.PAYMENT_SENT, Event,), {})  # type: ignore
 Event.PAYMENT_FAILED = type("Event.PAYMENT_FAILED", (Event.PAYMENT_FAILED, Event,), {})  # type: ignore
 Event.EXIT_STARTED = type("Event.EXIT_STARTED", (Event.EXIT_STARTED, Event,), {})  # type: ignore
+Event.STOCK_TAKEN = type("Event.STOCK_TAKEN", (Event.STOCK_TAKEN, Event,), {})  # type: ignore
+Event.REVOKED_COMMITMENT = type("Event.REVOKED_COMMITMENT", (Event.REVOKED_COMMITMENT, Event,), {})  # type: ignore
+Event.CHANNEL_PAID_OUT = type("Event.CHANNEL_PAID_OUT", (Event.CHANNEL_PAID_OUT, Event,), {})  # type: ignore
 Event.EXIT_LEAF_CONFIRMED = type("Event.EXIT_LEAF_CONFIRMED", (Event.EXIT_LEAF_CONFIRMED, Event,), {})  # type: ignore
 Event.EXIT_PAID_OUT = type("Event.EXIT_PAID_OUT", (Event.EXIT_PAID_OUT, Event,), {})  # type: ignore
 Event.OTHER = type("Event.OTHER", (Event.OTHER, Event,), {})  # type: ignore
@@ -3691,29 +3927,35 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
                 _UniffiFfiConverterUInt32.read(buf),
             )
         if variant == 11:
+            return Event.FACTORY_LEFT(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt16.read(buf),
+                _UniffiFfiConverterUInt64.read(buf),
+            )
+        if variant == 12:
             return Event.EPOCH_ENDED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
             )
-        if variant == 12:
+        if variant == 13:
             return Event.EPOCH_LIMBO(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt16.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 13:
+        if variant == 14:
             return Event.EPOCH_UNGUARDED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt16.read(buf),
                 _UniffiFfiConverterUInt32.read(buf),
             )
-        if variant == 14:
+        if variant == 15:
             return Event.UNATTENDED(
                 _UniffiFfiConverterUInt32.read(buf),
                 _UniffiFfiConverterUInt32.read(buf),
             )
-        if variant == 15:
+        if variant == 16:
             return Event.TREE_TRANSACTION(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
@@ -3722,52 +3964,74 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
                 _UniffiFfiConverterSequenceUInt16.read(buf),
                 _UniffiFfiConverterOptionalUInt32.read(buf),
             )
-        if variant == 16:
+        if variant == 17:
             return Event.TREE_TRANSACTION_REORGED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt32.read(buf),
             )
-        if variant == 17:
+        if variant == 18:
             return Event.EPOCH_EQUIVOCATION(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt16.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
             )
-        if variant == 18:
+        if variant == 19:
             return Event.PAYMENT_RECEIVED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 19:
+        if variant == 20:
             return Event.PAYMENT_SENT(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 20:
+        if variant == 21:
             return Event.PAYMENT_FAILED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
             )
-        if variant == 21:
+        if variant == 22:
             return Event.EXIT_STARTED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
             )
-        if variant == 22:
+        if variant == 23:
+            return Event.STOCK_TAKEN(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt16.read(buf),
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt64.read(buf),
+                _UniffiFfiConverterUInt32.read(buf),
+            )
+        if variant == 24:
+            return Event.REVOKED_COMMITMENT(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt32.read(buf),
+                _UniffiFfiConverterUInt64.read(buf),
+            )
+        if variant == 25:
+            return Event.CHANNEL_PAID_OUT(
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterString.read(buf),
+                _UniffiFfiConverterUInt64.read(buf),
+            )
+        if variant == 26:
             return Event.EXIT_LEAF_CONFIRMED(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt32.read(buf),
             )
-        if variant == 23:
+        if variant == 27:
             return Event.EXIT_PAID_OUT(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterUInt64.read(buf),
             )
-        if variant == 24:
+        if variant == 28:
             return Event.OTHER(
                 _UniffiFfiConverterString.read(buf),
                 _UniffiFfiConverterString.read(buf),
@@ -3823,6 +4087,11 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
             _UniffiFfiConverterUInt16.check_lower(value.slot)
             _UniffiFfiConverterUInt32.check_lower(value.version)
             return
+        if value.is_FACTORY_LEFT():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterUInt16.check_lower(value.slot)
+            _UniffiFfiConverterUInt64.check_lower(value.forgone_msat)
+            return
         if value.is_EPOCH_ENDED():
             _UniffiFfiConverterString.check_lower(value.factory)
             _UniffiFfiConverterString.check_lower(value.epoch)
@@ -3877,6 +4146,25 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
         if value.is_EXIT_STARTED():
             _UniffiFfiConverterString.check_lower(value.factory)
             _UniffiFfiConverterString.check_lower(value.reason)
+            return
+        if value.is_STOCK_TAKEN():
+            _UniffiFfiConverterString.check_lower(value.factory)
+            _UniffiFfiConverterUInt16.check_lower(value.slot)
+            _UniffiFfiConverterString.check_lower(value.txid)
+            _UniffiFfiConverterUInt64.check_lower(value.amount_sat)
+            _UniffiFfiConverterUInt32.check_lower(value.height)
+            return
+        if value.is_REVOKED_COMMITMENT():
+            _UniffiFfiConverterString.check_lower(value.channel)
+            _UniffiFfiConverterString.check_lower(value.peer)
+            _UniffiFfiConverterString.check_lower(value.txid)
+            _UniffiFfiConverterUInt32.check_lower(value.height)
+            _UniffiFfiConverterUInt64.check_lower(value.claimable_sat)
+            return
+        if value.is_CHANNEL_PAID_OUT():
+            _UniffiFfiConverterString.check_lower(value.channel)
+            _UniffiFfiConverterString.check_lower(value.outpoint)
+            _UniffiFfiConverterUInt64.check_lower(value.amount_sat)
             return
         if value.is_EXIT_LEAF_CONFIRMED():
             _UniffiFfiConverterString.check_lower(value.factory)
@@ -3942,27 +4230,32 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterUInt16.write(value.slot, buf)
             _UniffiFfiConverterUInt32.write(value.version, buf)
-        if value.is_EPOCH_ENDED():
+        if value.is_FACTORY_LEFT():
             buf.write_i32(11)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterUInt16.write(value.slot, buf)
+            _UniffiFfiConverterUInt64.write(value.forgone_msat, buf)
+        if value.is_EPOCH_ENDED():
+            buf.write_i32(12)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterString.write(value.epoch, buf)
             _UniffiFfiConverterString.write(value.reason, buf)
         if value.is_EPOCH_LIMBO():
-            buf.write_i32(12)
+            buf.write_i32(13)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterUInt16.write(value.slot, buf)
             _UniffiFfiConverterUInt64.write(value.most_msat, buf)
         if value.is_EPOCH_UNGUARDED():
-            buf.write_i32(13)
+            buf.write_i32(14)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterUInt16.write(value.slot, buf)
             _UniffiFfiConverterUInt32.write(value.version, buf)
         if value.is_UNATTENDED():
-            buf.write_i32(14)
+            buf.write_i32(15)
             _UniffiFfiConverterUInt32.write(value.from_height, buf)
             _UniffiFfiConverterUInt32.write(value.blocks, buf)
         if value.is_TREE_TRANSACTION():
-            buf.write_i32(15)
+            buf.write_i32(16)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterString.write(value.txid, buf)
             _UniffiFfiConverterTypeTreeTxKind.write(value.kind, buf)
@@ -3970,44 +4263,63 @@ class _UniffiFfiConverterTypeEvent(_UniffiConverterRustBuffer):
             _UniffiFfiConverterSequenceUInt16.write(value.slots, buf)
             _UniffiFfiConverterOptionalUInt32.write(value.height, buf)
         if value.is_TREE_TRANSACTION_REORGED():
-            buf.write_i32(16)
+            buf.write_i32(17)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterString.write(value.txid, buf)
             _UniffiFfiConverterUInt32.write(value.height, buf)
         if value.is_EPOCH_EQUIVOCATION():
-            buf.write_i32(17)
+            buf.write_i32(18)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterUInt16.write(value.slot, buf)
             _UniffiFfiConverterString.write(value.epoch, buf)
             _UniffiFfiConverterString.write(value.peer, buf)
         if value.is_PAYMENT_RECEIVED():
-            buf.write_i32(18)
+            buf.write_i32(19)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterUInt64.write(value.amount_msat, buf)
         if value.is_PAYMENT_SENT():
-            buf.write_i32(19)
+            buf.write_i32(20)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterString.write(value.preimage, buf)
             _UniffiFfiConverterUInt64.write(value.fee_msat, buf)
         if value.is_PAYMENT_FAILED():
-            buf.write_i32(20)
+            buf.write_i32(21)
             _UniffiFfiConverterString.write(value.payment_hash, buf)
             _UniffiFfiConverterString.write(value.reason, buf)
         if value.is_EXIT_STARTED():
-            buf.write_i32(21)
+            buf.write_i32(22)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterString.write(value.reason, buf)
+        if value.is_STOCK_TAKEN():
+            buf.write_i32(23)
+            _UniffiFfiConverterString.write(value.factory, buf)
+            _UniffiFfiConverterUInt16.write(value.slot, buf)
+            _UniffiFfiConverterString.write(value.txid, buf)
+            _UniffiFfiConverterUInt64.write(value.amount_sat, buf)
+            _UniffiFfiConverterUInt32.write(value.height, buf)
+        if value.is_REVOKED_COMMITMENT():
+            buf.write_i32(24)
+            _UniffiFfiConverterString.write(value.channel, buf)
+            _UniffiFfiConverterString.write(value.peer, buf)
+            _UniffiFfiConverterString.write(value.txid, buf)
+            _UniffiFfiConverterUInt32.write(value.height, buf)
+            _UniffiFfiConverterUInt64.write(value.claimable_sat, buf)
+        if value.is_CHANNEL_PAID_OUT():
+            buf.write_i32(25)
+            _UniffiFfiConverterString.write(value.channel, buf)
+            _UniffiFfiConverterString.write(value.outpoint, buf)
+            _UniffiFfiConverterUInt64.write(value.amount_sat, buf)
         if value.is_EXIT_LEAF_CONFIRMED():
-            buf.write_i32(22)
+            buf.write_i32(26)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterUInt32.write(value.height, buf)
         if value.is_EXIT_PAID_OUT():
-            buf.write_i32(23)
+            buf.write_i32(27)
             _UniffiFfiConverterString.write(value.factory, buf)
             _UniffiFfiConverterString.write(value.outpoint, buf)
             _UniffiFfiConverterUInt64.write(value.amount_sat, buf)
         if value.is_OTHER():
-            buf.write_i32(24)
+            buf.write_i32(28)
             _UniffiFfiConverterString.write(value.kind, buf)
             _UniffiFfiConverterString.write(value.json, buf)
 

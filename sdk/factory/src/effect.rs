@@ -335,6 +335,13 @@ pub enum Event {
         /// The version of its path.
         version: u32,
     },
+    /// Member: its place is the LSP's again.
+    Left {
+        /// The place.
+        slot: SlotRef,
+        /// What was the member's in its channels, in millisatoshi, and stays behind.
+        forgone_msat: u64,
+    },
     /// LSP: a new epoch is signed by all; members are switching.
     EpochSigned {
         /// The building attempt.

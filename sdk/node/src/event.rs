@@ -152,6 +152,17 @@ pub enum Event {
         /// The version of its path, 0 for the first.
         version: u32,
     },
+    /// We have left a factory: the LSP has our place back. Told after its
+    /// [`EpochMoved`](Self::EpochMoved).
+    FactoryLeft {
+        /// The factory.
+        factory: String,
+        /// The place that was ours.
+        slot: u16,
+        /// What was ours in its channels and stays behind, in millisatoshi: at most what
+        /// [`EpochConsent`](crate::EpochConsent) allowed.
+        forgone_msat: u64,
+    },
     /// LSP: a new epoch is signed by all; members are switching.
     EpochSigned {
         /// The factory.
@@ -269,6 +280,45 @@ pub enum Event {
         txid: String,
         /// The height it was at.
         height: u32,
+    },
+    /// A stock output of an older epoch came on chain, which the LSP had revoked: all of it is the
+    /// member's, whoever of us and our towers has taken it. If it leaves the chain a
+    /// [`TreeTransactionReorged`](Self::TreeTransactionReorged) says so.
+    StockTaken {
+        /// The factory.
+        factory: String,
+        /// The place it was beside.
+        slot: u16,
+        /// The transaction that takes it.
+        txid: String,
+        /// What it pays the member, in satoshi.
+        amount_sat: u64,
+        /// The height of its block.
+        height: u32,
+    },
+    /// The other side of a channel has published a commitment that it had revoked. Everything of it
+    /// is claimed for us; what arrives is told as [`ChannelPaidOut`](Self::ChannelPaidOut).
+    RevokedCommitment {
+        /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.
+        channel: String,
+        /// The other side's node id.
+        peer: String,
+        /// The commitment.
+        txid: String,
+        /// The height of its block.
+        height: u32,
+        /// What can be taken of the other side's, in satoshi, before fees.
+        claimable_sat: u64,
+    },
+    /// An output of a closed channel is ours, its delay over or its claim buried: it is swept into
+    /// the wallet.
+    ChannelPaidOut {
+        /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.
+        channel: String,
+        /// The output, `txid:vout`.
+        outpoint: String,
+        /// Its amount in satoshi, before the fee of its sweep.
+        amount_sat: u64,
     },
     /// Leaving alone began.
     ExitStarted {

@@ -17,10 +17,10 @@ pub(crate) const STORED: u16 = 25;
 const ASK: u16 = 26;
 const NONCE: u16 = 27;
 const COMMIT: u16 = 28;
-const SIG: u16 = 30;
-const REVEAL: u16 = 31;
+pub(crate) const SIG: u16 = 30;
+pub(crate) const REVEAL: u16 = 31;
 const SWITCH_ACK: u16 = 32;
-const END: u16 = 33;
+pub(crate) const END: u16 = 33;
 
 /// Two members in one leaf, another beside it, and a tap on the line of one of the two.
 pub(crate) struct Bench {
@@ -29,7 +29,7 @@ pub(crate) struct Bench {
     pub(crate) factory: String,
     /// Whose line it is.
     pub(crate) victim: usize,
-    other: usize,
+    pub(crate) other: usize,
     /// What both have, in msat.
     own: [u64; 2],
 }
@@ -72,7 +72,7 @@ impl Bench {
     }
 
     /// From now on `who` says none of these.
-    fn withhold(&self, who: Side, numbers: &[u16]) {
+    pub(crate) fn withhold(&self, who: Side, numbers: &[u16]) {
         let numbers = numbers.to_vec();
         let cheat = move |message: Message| match numbers.contains(&message.number()) {
             true => Vec::new(),

@@ -2,7 +2,7 @@
 //! takes all of the channel.
 
 use bitcoin::{OutPoint, Transaction};
-use superscalar_sdk::{BuildRequest, ExitMode};
+use superscalar_sdk::{BuildRequest, Event, ExitMode};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath, left_of, left_of_all, value_of};
 
@@ -46,6 +46,36 @@ async fn assert_taken(network: &TestNetwork, commitment: &Transaction, delay_blo
     }
 }
 
+/// Who is cheated is told what was published, once, and of each output that it has for it.
+fn assert_told(network: &TestNetwork, events: &[Event], old: &Transaction) {
+    let txid = old.compute_txid();
+    let confirmed = network.chain.confirmed_at(txid).unwrap().unwrap();
+    let revoked = events.iter().filter_map(|event| match event {
+        Event::RevokedCommitment {
+            channel,
+            txid,
+            height,
+            ..
+        } => Some((channel.clone(), txid.clone(), *height)),
+        _ => None,
+    });
+    let spent = old.input[0].previous_output;
+    let once = [(spent.to_string(), txid.to_string(), confirmed)];
+    assert_eq!(revoked.collect::<Vec<_>>(), once);
+    let paid = events.iter().filter_map(|event| match event {
+        Event::ChannelPaidOut {
+            channel,
+            amount_sat,
+            ..
+        } if *channel == spent.to_string() => Some(*amount_sat),
+        _ => None,
+    });
+    // All of it, but the fee of the claim.
+    let (paid_sat, left_sat) = (paid.sum::<u64>(), left_of(&network.chain, old));
+    let all = left_sat..=value_of(old);
+    assert!(all.contains(&paid_sat), "{paid_sat} {left_sat}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_publishes_a_revoked_balance_loses_the_whole_channel() {
     let mut network = TestNetwork::start(2).await;
@@ -79,6 +109,7 @@ async fn a_member_that_publishes_a_revoked_balance_loses_the_whole_channel() {
             coins.spendable_sat == coins_sat + left_of(&network.chain, &old)
         })
         .await;
+    assert_told(&network, &network.lsp_events(), &old);
     network.chain.mine(MEMBER_DELAY_BLOCKS).unwrap();
     network.follow(&[0]).await;
     // All of its channel is the LSP's by now, so nothing can come.
@@ -124,6 +155,7 @@ async fn an_lsp_that_publishes_a_revoked_balance_loses_the_whole_channel() {
             arrived == left_of(&network.chain, &old)
         })
         .await;
+    assert_told(&network, &network.member_events(0), &old);
     network.stop().await;
 }
 

@@ -8,7 +8,7 @@ use superscalar_tests::processes::TowerProcess;
 use superscalar_tests::regtest::RegtestNode;
 use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath, left_of, value_of};
 
-use crate::sale::{BOUGHT_SAT, STOCK_CSV_BLOCKS, Sold, We};
+use crate::adversary::sale::{BOUGHT_SAT, STOCK_CSV_BLOCKS, Sold, We};
 
 /// bitcoind returns to its mempool what was in the last ten blocks it takes back, and nothing else.
 const FORGOTTEN_BLOCKS: u32 = 11;

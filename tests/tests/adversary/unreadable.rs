@@ -9,7 +9,7 @@ use superscalar_factory::wire::{Bytes, MAX_MESSAGE, MAX_PIECE, PART, Part};
 use superscalar_tests::network::TestNetwork;
 use superscalar_tests::tap::{self, INIT, Rule, Side};
 
-use crate::building::{attempt, honest};
+use crate::adversary::building::{attempt, honest};
 
 /// No message has this number.
 const UNKNOWN: u16 = 998;

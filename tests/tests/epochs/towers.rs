@@ -7,7 +7,7 @@ use superscalar_tests::processes::TowerProcess;
 use superscalar_tests::regtest::RegtestNode;
 use superscalar_tests::wire::Wire;
 
-use crate::{moved, with_stock};
+use crate::epochs::{moved, with_stock};
 
 /// Two members in a leaf with stock, of whom the first has this tower.
 async fn watched(chain: RegtestNode, tower: LspUri) -> (TestNetwork, String) {

@@ -223,8 +223,10 @@ async fn a_payment_that_times_out_in_a_spike_is_all_that_can_be_lost() {
     rush.calm_before(&[]).await;
     let other = rush.network.spent(rush.path.channel).await;
     assert_ne!(other, commitment.compute_txid());
+    // It may be in the first cheap block already.
     let next = rush.network.chain.height().unwrap() + 1;
-    assert_eq!(rush.network.confirm(other, &[]).await, next);
+    let confirmed = rush.network.confirm(other, &[]).await;
+    assert!((next - 1..=next).contains(&confirmed), "{confirmed} {next}");
     let other = rush.network.chain.raw_tx(other).unwrap().unwrap();
     let htlc = output_of(&other, HTLC_SAT);
     rush.network.mined_spend(htlc, &[]).await;

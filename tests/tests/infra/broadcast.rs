@@ -7,7 +7,7 @@ use bitcoin::{Amount, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, W
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::chain::{Accepted, BroadcastError, ChainSource, Rejection};
 
-use crate::common::{sat_per_vb, source};
+use crate::infra::common::{sat_per_vb, source};
 
 fn witness_script() -> ScriptBuf {
     ScriptBuf::builder().push_opcode(OP_TRUE).into_script()

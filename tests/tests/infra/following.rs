@@ -9,8 +9,8 @@ use superscalar_sdk::chain::{
     BitcoindAuth, BitcoindConfig, BitcoindSource, Chain, ChainError, OutPointStatus, Tip, TxStatus,
 };
 
-use crate::broadcast::{anyone, spend};
-use crate::common::{DEADLINE, NEVER, Rooms, config, sat_per_vb};
+use crate::infra::broadcast::{anyone, spend};
+use crate::infra::common::{DEADLINE, NEVER, Rooms, config, sat_per_vb};
 
 fn tip_of(node: &RegtestNode) -> Tip {
     Tip {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use superscalar_sdk::store::{Batch, Store, StoreError};
 
-use crate::common::keys;
+use crate::infra::common::keys;
 
 /// Set for the process that is to be killed: the directory it writes to.
 const CHILD_DIRECTORY: &str = "SUPERSCALAR_TEST_KILLED_CHILD";
@@ -22,7 +22,7 @@ fn a_killed_process_leaves_every_confirmed_write_and_no_lock() {
     for round in 1..=3u64 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "--nocapture", "--test-threads=1"])
-            .arg("killed::a_killed_process_leaves_every_confirmed_write_and_no_lock")
+            .arg("infra::killed::a_killed_process_leaves_every_confirmed_write_and_no_lock")
             .env(CHILD_DIRECTORY, directory.path())
             .stdout(Stdio::piped())
             .spawn()

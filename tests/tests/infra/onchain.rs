@@ -6,8 +6,8 @@ use superscalar_regtest::{Displaced, RegtestNode};
 use superscalar_sdk::chain::{BroadcastError, Rejection};
 use superscalar_sdk::onchain::{FundingRequest, OnchainBalance, OnchainError};
 
-use crate::broadcast::{anyone, spend};
-use crate::common::{NEVER, Rooms, sat_per_vb};
+use crate::infra::broadcast::{anyone, spend};
+use crate::infra::common::{NEVER, Rooms, sat_per_vb};
 
 const COIN: Amount = Amount::from_sat(1_000_000);
 

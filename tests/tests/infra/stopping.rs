@@ -8,7 +8,7 @@ use bitcoin::Network;
 use superscalar_regtest::{RegtestNode, wait_until_async};
 use superscalar_sdk::{BitcoindAuth, ChainConfig, Mnemonic, Wallet, WalletBuilder, WalletError};
 
-use crate::common::{DEADLINE, NEVER, WORDS};
+use crate::infra::common::{DEADLINE, NEVER, WORDS};
 
 /// Nobody listens there.
 const LSP: &str = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798@127.0.0.1:1";

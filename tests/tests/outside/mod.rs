@@ -1,8 +1,6 @@
 //! An ordinary Lightning wallet (`ldk-node`, another LDK generation) that knows nothing of
 //! factories, with an ordinary channel to the LSP.
 
-#![allow(dead_code, reason = "not every test uses all of it")]
-
 use std::str::FromStr;
 use std::sync::Arc;
 

@@ -546,6 +546,11 @@ impl Engine {
                     version,
                 }
             }
+            CoreEvent::Left { slot, forgone_msat } => Event::FactoryLeft {
+                factory,
+                slot: slot.slot,
+                forgone_msat,
+            },
             CoreEvent::EpochSigned { epoch, .. } => Event::EpochSigned {
                 factory,
                 epoch: epoch.to_string(),

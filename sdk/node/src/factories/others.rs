@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use bitcoin::{OutPoint, Transaction, Txid};
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, Txid};
 use serde::{Deserialize, Serialize};
 use superscalar_factory::coordinator::Coordinator;
 use superscalar_factory::member::Member;
@@ -60,6 +60,8 @@ struct Known {
     edition: TreeEdition,
     /// The places below it.
     slots: Vec<u16>,
+    /// To whom it pays where it takes what the LSP has revoked.
+    taker: Option<ScriptBuf>,
 }
 
 /// Everything that may spend the outputs of one factory.
@@ -79,6 +81,7 @@ impl Picture {
                 let known = |kind| Known {
                     kind,
                     edition,
+                    taker: None,
                     slots: node.node.slots.clone().collect(),
                 };
                 let kind = match tx.name.role {
@@ -93,11 +96,16 @@ impl Picture {
         }
     }
 
-    fn add_chain(&mut self, chain: &StockChain, edition: TreeEdition, slot: u16) {
+    /// Of a retired chain with who takes it; it is of an older epoch.
+    fn add_chain(&mut self, chain: &StockChain, slot: u16, taker: Option<&ScriptBuf>) {
         let known = |kind| Known {
             kind,
-            edition,
+            edition: match taker {
+                Some(_) => TreeEdition::Older,
+                None => TreeEdition::Newest,
+            },
             slots: vec![slot],
+            taker: taker.filter(|_| kind == TreeTxKind::Stock).cloned(),
         };
         for sold in chain.links() {
             let txid = sold.link().channel.txid;
@@ -149,8 +157,15 @@ fn setting(attempt: &Attempt) -> String {
     format!("tree_transactions {}", bridge::name(attempt))
 }
 
-/// What is there now: a transaction, and the height of its block.
-type Seen = (Txid, Option<u32>, Known);
+/// What is there now.
+struct Seen {
+    txid: Txid,
+    /// Of its block.
+    height: Option<u32>,
+    known: Known,
+    /// What it pays to who takes revoked stock.
+    taken: Amount,
+}
 
 impl Engine {
     /// Notes that we are about to publish this, unless somebody else has done so before.
@@ -243,16 +258,21 @@ impl Engine {
                 .get(&parent)
                 .filter(|_| walked.insert(parent));
             for (output, unknown) in outputs.into_iter().flatten() {
-                let (txid, height) = match self.parts.chain.outpoint_status(*output).await? {
+                let (txid, confirmed) = match self.parts.chain.outpoint_status(*output).await? {
                     OutPointStatus::Unspent => continue,
                     OutPointStatus::SpentInMempool(txid) => (txid, None),
-                    OutPointStatus::Spent(spend) => {
-                        let height = spend.confirmation.height;
-                        (spend.spender.compute_txid(), Some(height))
-                    }
+                    OutPointStatus::Spent(spend) => (spend.spender.compute_txid(), Some(spend)),
                 };
                 let known = picture.txs.get(&txid).unwrap_or(unknown);
-                seen.push((txid, height, known.clone()));
+                let outputs = confirmed.iter().flat_map(|it| &it.spender.output);
+                let to = known.taker.as_ref();
+                let taken = outputs.filter(|it| Some(&it.script_pubkey) == to);
+                seen.push(Seen {
+                    txid,
+                    height: confirmed.as_ref().map(|it| it.confirmation.height),
+                    known: known.clone(),
+                    taken: taken.map(|it| it.value).sum(),
+                });
                 reached.push(txid);
             }
         }
@@ -275,7 +295,7 @@ fn compared(factory: &str, noted: &Notes, seen: Vec<Seen>) -> (Notes, Vec<Event>
     let (mut now, mut events) = (noted.clone(), Vec::new());
     let confirmed = |txid: &Txid| {
         let mut all = seen.iter();
-        all.any(|(other, height, _)| other == txid && height.is_some())
+        all.any(|it| it.txid == *txid && it.height.is_some())
     };
     for (txid, note) in noted {
         if let Noted::Told {
@@ -291,27 +311,54 @@ fn compared(factory: &str, noted: &Notes, seen: Vec<Seen>) -> (Notes, Vec<Event>
             now.remove(txid);
         }
     }
-    for (txid, height, known) in &seen {
-        match now.get(txid) {
-            Some(Noted::Ours) => continue,
-            Some(Noted::Told { height: before }) => {
-                let height = height.or(*before);
-                now.insert(*txid, Noted::Told { height });
+    for it in &seen {
+        let before = now.get(&it.txid).copied();
+        let told = Noted::Told { height: it.height };
+        let was_confirmed = matches!(before, Some(Noted::Told { height: Some(_) }));
+        // Also where it is our own: it is money that came.
+        if let Some(taken) = it.taken(factory).filter(|_| !was_confirmed) {
+            now.insert(it.txid, told);
+            events.push(taken);
+            continue;
+        }
+        match before {
+            Some(Noted::Ours) => {}
+            Some(Noted::Told { height }) => {
+                let height = it.height.or(height);
+                now.insert(it.txid, Noted::Told { height });
             }
             None => {
-                now.insert(*txid, Noted::Told { height: *height });
-                events.push(Event::TreeTransaction {
-                    factory: factory.to_owned(),
-                    txid: txid.to_string(),
-                    kind: known.kind,
-                    edition: known.edition,
-                    slots: known.slots.clone(),
-                    height: *height,
-                });
+                now.insert(it.txid, told);
+                events.push(it.published(factory));
             }
         }
     }
     (now, events)
+}
+
+impl Seen {
+    /// That somebody has published it.
+    fn published(&self, factory: &str) -> Event {
+        Event::TreeTransaction {
+            factory: factory.to_owned(),
+            txid: self.txid.to_string(),
+            kind: self.known.kind,
+            edition: self.known.edition,
+            slots: self.known.slots.clone(),
+            height: self.height,
+        }
+    }
+
+    /// That it has taken what was revoked.
+    fn taken(&self, factory: &str) -> Option<Event> {
+        (self.taken > Amount::ZERO).then_some(Event::StockTaken {
+            factory: factory.to_owned(),
+            slot: *self.known.slots.first()?,
+            txid: self.txid.to_string(),
+            amount_sat: self.taken.to_sat(),
+            height: self.height?,
+        })
+    }
 }
 
 fn picture_of_member(role: &Member, picture: &mut Picture) {
@@ -326,10 +373,11 @@ fn picture_of_member(role: &Member, picture: &mut Picture) {
     }
     let slot = role.slot().slot;
     for (chain, _) in role.retired_stock() {
-        picture.add_chain(chain, TreeEdition::Older, slot);
+        let taker = role.path().map(|path| &path.terms().facts.record.payout);
+        picture.add_chain(chain, slot, taker);
     }
     if let Some(chain) = role.stock_chain() {
-        picture.add_chain(chain, TreeEdition::Newest, slot);
+        picture.add_chain(chain, slot, None);
     }
 }
 
@@ -347,13 +395,15 @@ fn picture_of_lsp(role: &Coordinator, picture: &mut Picture) {
         let place = records.iter().position(|record| record.member_key == key);
         place.and_then(|place| u16::try_from(place).ok())
     };
-    let newest = role.stock_chains().into_iter();
-    let newest = newest.map(|chain| (chain, TreeEdition::Newest));
-    let retired = role.retired_chains().cloned();
-    let retired = retired.map(|chain| (chain, TreeEdition::Older));
-    for (chain, edition) in retired.chain(newest) {
+    for chain in role.retired_chains() {
+        if let Some(slot) = slot_of(chain) {
+            let taker = &records[usize::from(slot)].payout;
+            picture.add_chain(chain, slot, Some(taker));
+        }
+    }
+    for chain in role.stock_chains() {
         if let Some(slot) = slot_of(&chain) {
-            picture.add_chain(&chain, edition, slot);
+            picture.add_chain(&chain, slot, None);
         }
     }
 }

@@ -1,17 +1,21 @@
 //! What is left to come of a channel whose leaf is on chain.
 
 use bitcoin::OutPoint;
+use bitcoin::secp256k1::PublicKey;
 use lightning::chain::channelmonitor::Balance;
+use lightning::chain::transaction::TransactionData;
 use lightning::ln::types::ChannelId;
-use lightning::sign::EntropySource;
+use lightning::sign::{EntropySource, SpendableOutputDescriptor};
 use lightning::util::sweep::OutputSpendStatus;
 
+use super::events::{EventRefused, HostEvent};
 use super::fees::{
     COMMITMENT_FEERATE_SAT_PER_KW, COMMITMENT_HTLC_WEIGHT, COMMITMENT_WEIGHT, DUST_LIMIT_SAT,
     MAX_HTLCS,
 };
 use super::host::Host;
 use super::slot::SlotRole;
+use super::slots::Slot;
 
 /// With every HTLC there may be.
 const MAX_COMMITMENT_FEE_SAT: u64 = (COMMITMENT_WEIGHT + MAX_HTLCS * COMMITMENT_HTLC_WEIGHT)
@@ -31,11 +35,7 @@ impl Host {
     /// What is left to come of the channel funded at `outpoint`.
     pub fn closing(&self, outpoint: OutPoint) -> Closing {
         self.handle_monitor_events();
-        let channel = ChannelId::v1_from_funding_txid(
-            outpoint.txid.as_ref(),
-            // Leaves have a few outputs, not thousands.
-            u16::try_from(outpoint.vout).unwrap_or(u16::MAX),
-        );
+        let channel = id_of(&outpoint);
         let mut closing = Closing::default();
         if let Ok(monitor) = self.monitors().get_monitor(channel) {
             for balance in monitor.get_claimable_balances() {
@@ -57,7 +57,7 @@ impl Host {
                 OutputSpendStatus::PendingThresholdConfirmations { .. }
             );
             if output.channel_id == Some(channel) && !confirmed {
-                closing.pending_sat += output.descriptor_value_sat();
+                closing.pending_sat += value_sat(&output.descriptor);
             }
         }
         if !swept && closing.pending_sat == 0 {
@@ -66,6 +66,64 @@ impl Host {
             closing.pending_sat = self.last_balance_sat(&outpoint);
         }
         closing
+    }
+
+    /// Tells of commitments in a block that LDK has just seen and that their peers had revoked.
+    pub(super) fn tell_revoked(&self, txdata: &TransactionData<'_>, height: u32) {
+        let spent = txdata.iter().flat_map(|(_, tx)| {
+            let inputs = tx.input.iter();
+            inputs.map(move |input| (input.previous_output, tx))
+        });
+        for (funding, tx) in spent {
+            let channel = id_of(&funding);
+            if let Some((peer, claimable_sat)) = self.revoked(channel) {
+                self.parts.sink.deliver_lossy(HostEvent::RevokedCommitment {
+                    channel: self.name_of(channel),
+                    peer,
+                    txid: tx.compute_txid(),
+                    height,
+                    claimable_sat,
+                });
+            }
+        }
+    }
+
+    /// Who has published a revoked commitment of this channel, and what can be claimed of it.
+    fn revoked(&self, channel: ChannelId) -> Option<(PublicKey, u64)> {
+        let monitor = self.monitors().get_monitor(channel).ok()?;
+        let sat = |balance: &Balance| match balance {
+            Balance::CounterpartyRevokedOutputClaimable { amount_satoshis } => *amount_satoshis,
+            _ => 0,
+        };
+        let claimable_sat = monitor.get_claimable_balances().iter().map(sat).sum();
+        (claimable_sat > 0).then(|| (monitor.get_counterparty_node_id(), claimable_sat))
+    }
+
+    /// Tells of outputs of a closed channel that nobody can take any more. LDK holds its monitors
+    /// meanwhile: they must not be asked here.
+    pub(super) fn tell_claimed(
+        &self,
+        channel: ChannelId,
+        outputs: &[SpendableOutputDescriptor],
+    ) -> Result<(), EventRefused> {
+        for output in outputs {
+            self.parts.sink.deliver(HostEvent::OutputClaimed {
+                channel: self.name_of(channel),
+                outpoint: output.spendable_outpoint().into_bitcoin_outpoint(),
+                amount_sat: value_sat(output),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What an application calls a channel: its outpoint in a factory, else LDK's id.
+    fn name_of(&self, channel: ChannelId) -> String {
+        let is_it = |slot: &Slot| id_of(&slot.channel.outpoint) == channel;
+        let slot = self.parts.slots.matching(is_it).into_iter().next();
+        slot.map_or_else(
+            || channel.to_string(),
+            |slot| slot.channel.outpoint.to_string(),
+        )
     }
 
     /// What a closed channel owes us by its last commitment, where that has an output for it.
@@ -91,17 +149,17 @@ impl Host {
     }
 }
 
-trait Value {
-    fn descriptor_value_sat(&self) -> u64;
+/// What LDK calls a channel funded there.
+fn id_of(funding: &OutPoint) -> ChannelId {
+    // Leaves have a few outputs, not thousands.
+    let vout = u16::try_from(funding.vout).unwrap_or(u16::MAX);
+    ChannelId::v1_from_funding_txid(funding.txid.as_ref(), vout)
 }
 
-impl Value for lightning::util::sweep::TrackedSpendableOutput {
-    fn descriptor_value_sat(&self) -> u64 {
-        use lightning::sign::SpendableOutputDescriptor as Descriptor;
-        match &self.descriptor {
-            Descriptor::StaticOutput { output, .. } => output.value.to_sat(),
-            Descriptor::DelayedPaymentOutput(it) => it.output.value.to_sat(),
-            Descriptor::StaticPaymentOutput(it) => it.output.value.to_sat(),
-        }
+fn value_sat(output: &SpendableOutputDescriptor) -> u64 {
+    match output {
+        SpendableOutputDescriptor::StaticOutput { output, .. } => output.value.to_sat(),
+        SpendableOutputDescriptor::DelayedPaymentOutput(it) => it.output.value.to_sat(),
+        SpendableOutputDescriptor::StaticPaymentOutput(it) => it.output.value.to_sat(),
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{ScriptBuf, Txid};
+use bitcoin::{OutPoint, ScriptBuf, Txid};
 use lightning::ln::types::ChannelId;
 use tokio::sync::mpsc;
 
@@ -182,6 +182,28 @@ pub enum HostEvent {
         slot: SlotId,
         /// Height of its block.
         height: u32,
+    },
+    /// A peer's revoked commitment is in a block; what it has on it is being claimed.
+    RevokedCommitment {
+        /// What applications call the channel: its outpoint in a factory, else LDK's id.
+        channel: String,
+        /// The peer.
+        peer: PublicKey,
+        /// The commitment.
+        txid: Txid,
+        /// Height of its block.
+        height: u32,
+        /// What can be claimed of the peer's, in satoshi.
+        claimable_sat: u64,
+    },
+    /// An output of a closed channel is ours and buried: it is swept into the wallet.
+    OutputClaimed {
+        /// What applications call the channel: its outpoint in a factory, else LDK's id.
+        channel: String,
+        /// The output.
+        outpoint: OutPoint,
+        /// Its value.
+        amount_sat: u64,
     },
 }
 

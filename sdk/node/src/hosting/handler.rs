@@ -221,6 +221,9 @@ impl Host {
                 channel_id,
                 counterparty_node_id,
             } => {
+                if let Some(channel) = channel_id {
+                    self.tell_claimed(channel, &outputs)?;
+                }
                 let sweeper = &self.parts.sweeper;
                 sweeper
                     .track_spendable_outputs(outputs, channel_id, counterparty_node_id, false, None)

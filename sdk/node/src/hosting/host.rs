@@ -490,6 +490,7 @@ impl Listen for ChainFollower {
             parts
                 .monitors
                 .filtered_block_connected(header, txdata, height);
+            self.host.tell_revoked(txdata, height);
             parts
                 .sweeper
                 .filtered_block_connected(header, txdata, height);

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::chain::{ChainSource, FeeRates};
-use crate::event::EventLog;
+use crate::event::{Event, EventLog};
 use crate::hosting::{EventRefused, EventSink, Guards, HostEvent};
 use crate::onchain::{OnchainError, OnchainWallet};
 use crate::payments::Payments;
@@ -160,8 +160,40 @@ impl EventSink for Sink {
         self.payments
             .settle(&event, &self.events)
             .map_err(refused)?;
+        if let Some(told) = closing(&event) {
+            self.events.append(&told).map_err(refused)?;
+        }
         self.engine
             .send(event)
             .map_err(|_| EventRefused("the node is stopping".into()))
     }
+}
+
+/// What an application is told of channels that are closed.
+fn closing(event: &HostEvent) -> Option<Event> {
+    Some(match event {
+        HostEvent::RevokedCommitment {
+            channel,
+            peer,
+            txid,
+            height,
+            claimable_sat,
+        } => Event::RevokedCommitment {
+            channel: channel.clone(),
+            peer: peer.to_string(),
+            txid: txid.to_string(),
+            height: *height,
+            claimable_sat: *claimable_sat,
+        },
+        HostEvent::OutputClaimed {
+            channel,
+            outpoint,
+            amount_sat,
+        } => Event::ChannelPaidOut {
+            channel: channel.clone(),
+            outpoint: outpoint.to_string(),
+            amount_sat: *amount_sat,
+        },
+        _ => return None,
+    })
 }

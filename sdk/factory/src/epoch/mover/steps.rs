@@ -181,6 +181,14 @@ impl Mover {
             slot: ground.slot,
             version: prepared.number,
         }));
+        let before = self.moved.iter().rev().nth(1);
+        let was_here = before.is_none_or(|moved| moved.prepared.cut != Cut::Departed);
+        if prepared.cut == Cut::Departed && was_here {
+            effects.push(Effect::Emit(Event::Left {
+                slot: ground.slot,
+                forgone_msat: prepared.push_msat(),
+            }));
+        }
         effects
     }
 

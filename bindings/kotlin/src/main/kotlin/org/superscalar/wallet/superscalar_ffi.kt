@@ -6985,6 +6985,29 @@ sealed class Event {
     }
     
     /**
+     * We have left a factory: the LSP has our place back.
+     */
+    data class FactoryLeft(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * The place that was ours.
+         */
+        val `slot`: kotlin.UShort, 
+        /**
+         * What was ours in its channels and stays behind, in millisatoshi.
+         */
+        val `forgoneMsat`: kotlin.ULong) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
      * Nothing comes of a new epoch; the channels carry payments as before.
      */
     data class EpochEnded(
@@ -7243,6 +7266,91 @@ sealed class Event {
     }
     
     /**
+     * A stock output of an older epoch came on chain, which the LSP had revoked: it is ours.
+     */
+    data class StockTaken(
+        /**
+         * The factory.
+         */
+        val `factory`: kotlin.String, 
+        /**
+         * The place it was beside.
+         */
+        val `slot`: kotlin.UShort, 
+        /**
+         * The transaction that takes it.
+         */
+        val `txid`: kotlin.String, 
+        /**
+         * What it pays us, in satoshi.
+         */
+        val `amountSat`: kotlin.ULong, 
+        /**
+         * The height of its block.
+         */
+        val `height`: kotlin.UInt) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
+     * The LSP has published a commitment that it had revoked. Everything of it is claimed for us.
+     */
+    data class RevokedCommitment(
+        /**
+         * The channel: its outpoint `txid:vout` in a factory, else its id, hex.
+         */
+        val `channel`: kotlin.String, 
+        /**
+         * The other side's node id.
+         */
+        val `peer`: kotlin.String, 
+        /**
+         * The commitment.
+         */
+        val `txid`: kotlin.String, 
+        /**
+         * The height of its block.
+         */
+        val `height`: kotlin.UInt, 
+        /**
+         * What can be taken of the other side's, in satoshi, before fees.
+         */
+        val `claimableSat`: kotlin.ULong) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
+     * An output of a closed channel is ours: it is swept into the wallet.
+     */
+    data class ChannelPaidOut(
+        /**
+         * The channel: its outpoint `txid:vout` in a factory, else its id, hex.
+         */
+        val `channel`: kotlin.String, 
+        /**
+         * The output, `txid:vout`.
+         */
+        val `outpoint`: kotlin.String, 
+        /**
+         * Its amount in satoshi, before the fee of its sweep.
+         */
+        val `amountSat`: kotlin.ULong) : Event()
+        
+    {
+        
+
+        companion object
+    }
+    
+    /**
      * The leaf is on chain: the rest is the channel's own closing.
      */
     data class ExitLeafConfirmed(
@@ -7366,26 +7474,31 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 FfiConverterUShort.read(buf),
                 FfiConverterUInt.read(buf),
                 )
-            11 -> Event.EpochEnded(
-                FfiConverterString.read(buf),
-                FfiConverterString.read(buf),
-                FfiConverterString.read(buf),
-                )
-            12 -> Event.EpochLimbo(
+            11 -> Event.FactoryLeft(
                 FfiConverterString.read(buf),
                 FfiConverterUShort.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            13 -> Event.EpochUnguarded(
+            12 -> Event.EpochEnded(
+                FfiConverterString.read(buf),
+                FfiConverterString.read(buf),
+                FfiConverterString.read(buf),
+                )
+            13 -> Event.EpochLimbo(
+                FfiConverterString.read(buf),
+                FfiConverterUShort.read(buf),
+                FfiConverterULong.read(buf),
+                )
+            14 -> Event.EpochUnguarded(
                 FfiConverterString.read(buf),
                 FfiConverterUShort.read(buf),
                 FfiConverterUInt.read(buf),
                 )
-            14 -> Event.Unattended(
+            15 -> Event.Unattended(
                 FfiConverterUInt.read(buf),
                 FfiConverterUInt.read(buf),
                 )
-            15 -> Event.TreeTransaction(
+            16 -> Event.TreeTransaction(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterTypeTreeTxKind.read(buf),
@@ -7393,44 +7506,63 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 FfiConverterSequenceUShort.read(buf),
                 FfiConverterOptionalUInt.read(buf),
                 )
-            16 -> Event.TreeTransactionReorged(
+            17 -> Event.TreeTransactionReorged(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterUInt.read(buf),
                 )
-            17 -> Event.EpochEquivocation(
+            18 -> Event.EpochEquivocation(
                 FfiConverterString.read(buf),
                 FfiConverterUShort.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
-            18 -> Event.PaymentReceived(
+            19 -> Event.PaymentReceived(
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            19 -> Event.PaymentSent(
+            20 -> Event.PaymentSent(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            20 -> Event.PaymentFailed(
+            21 -> Event.PaymentFailed(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
-            21 -> Event.ExitStarted(
+            22 -> Event.ExitStarted(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
-            22 -> Event.ExitLeafConfirmed(
+            23 -> Event.StockTaken(
+                FfiConverterString.read(buf),
+                FfiConverterUShort.read(buf),
+                FfiConverterString.read(buf),
+                FfiConverterULong.read(buf),
+                FfiConverterUInt.read(buf),
+                )
+            24 -> Event.RevokedCommitment(
+                FfiConverterString.read(buf),
+                FfiConverterString.read(buf),
+                FfiConverterString.read(buf),
+                FfiConverterUInt.read(buf),
+                FfiConverterULong.read(buf),
+                )
+            25 -> Event.ChannelPaidOut(
+                FfiConverterString.read(buf),
+                FfiConverterString.read(buf),
+                FfiConverterULong.read(buf),
+                )
+            26 -> Event.ExitLeafConfirmed(
                 FfiConverterString.read(buf),
                 FfiConverterUInt.read(buf),
                 )
-            23 -> Event.ExitPaidOut(
+            27 -> Event.ExitPaidOut(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 FfiConverterULong.read(buf),
                 )
-            24 -> Event.Other(
+            28 -> Event.Other(
                 FfiConverterString.read(buf),
                 FfiConverterString.read(buf),
                 )
@@ -7524,6 +7656,15 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 + FfiConverterString.allocationSize(value.`factory`)
                 + FfiConverterUShort.allocationSize(value.`slot`)
                 + FfiConverterUInt.allocationSize(value.`version`)
+            )
+        }
+        is Event.FactoryLeft -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterUShort.allocationSize(value.`slot`)
+                + FfiConverterULong.allocationSize(value.`forgoneMsat`)
             )
         }
         is Event.EpochEnded -> {
@@ -7625,6 +7766,37 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 + FfiConverterString.allocationSize(value.`reason`)
             )
         }
+        is Event.StockTaken -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`factory`)
+                + FfiConverterUShort.allocationSize(value.`slot`)
+                + FfiConverterString.allocationSize(value.`txid`)
+                + FfiConverterULong.allocationSize(value.`amountSat`)
+                + FfiConverterUInt.allocationSize(value.`height`)
+            )
+        }
+        is Event.RevokedCommitment -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`channel`)
+                + FfiConverterString.allocationSize(value.`peer`)
+                + FfiConverterString.allocationSize(value.`txid`)
+                + FfiConverterUInt.allocationSize(value.`height`)
+                + FfiConverterULong.allocationSize(value.`claimableSat`)
+            )
+        }
+        is Event.ChannelPaidOut -> {
+            // Add the size for the Int that specifies the variant plus the size needed for all fields
+            (
+                4UL
+                + FfiConverterString.allocationSize(value.`channel`)
+                + FfiConverterString.allocationSize(value.`outpoint`)
+                + FfiConverterULong.allocationSize(value.`amountSat`)
+            )
+        }
         is Event.ExitLeafConfirmed -> {
             // Add the size for the Int that specifies the variant plus the size needed for all fields
             (
@@ -7721,35 +7893,42 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 FfiConverterUInt.write(value.`version`, buf)
                 Unit
             }
-            is Event.EpochEnded -> {
+            is Event.FactoryLeft -> {
                 buf.putInt(11)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterUShort.write(value.`slot`, buf)
+                FfiConverterULong.write(value.`forgoneMsat`, buf)
+                Unit
+            }
+            is Event.EpochEnded -> {
+                buf.putInt(12)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterString.write(value.`epoch`, buf)
                 FfiConverterString.write(value.`reason`, buf)
                 Unit
             }
             is Event.EpochLimbo -> {
-                buf.putInt(12)
+                buf.putInt(13)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterUShort.write(value.`slot`, buf)
                 FfiConverterULong.write(value.`mostMsat`, buf)
                 Unit
             }
             is Event.EpochUnguarded -> {
-                buf.putInt(13)
+                buf.putInt(14)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterUShort.write(value.`slot`, buf)
                 FfiConverterUInt.write(value.`version`, buf)
                 Unit
             }
             is Event.Unattended -> {
-                buf.putInt(14)
+                buf.putInt(15)
                 FfiConverterUInt.write(value.`fromHeight`, buf)
                 FfiConverterUInt.write(value.`blocks`, buf)
                 Unit
             }
             is Event.TreeTransaction -> {
-                buf.putInt(15)
+                buf.putInt(16)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterString.write(value.`txid`, buf)
                 FfiConverterTypeTreeTxKind.write(value.`kind`, buf)
@@ -7759,14 +7938,14 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 Unit
             }
             is Event.TreeTransactionReorged -> {
-                buf.putInt(16)
+                buf.putInt(17)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterString.write(value.`txid`, buf)
                 FfiConverterUInt.write(value.`height`, buf)
                 Unit
             }
             is Event.EpochEquivocation -> {
-                buf.putInt(17)
+                buf.putInt(18)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterUShort.write(value.`slot`, buf)
                 FfiConverterString.write(value.`epoch`, buf)
@@ -7774,45 +7953,70 @@ public object FfiConverterTypeEvent : FfiConverterRustBuffer<Event>{
                 Unit
             }
             is Event.PaymentReceived -> {
-                buf.putInt(18)
+                buf.putInt(19)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterULong.write(value.`amountMsat`, buf)
                 Unit
             }
             is Event.PaymentSent -> {
-                buf.putInt(19)
+                buf.putInt(20)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterString.write(value.`preimage`, buf)
                 FfiConverterULong.write(value.`feeMsat`, buf)
                 Unit
             }
             is Event.PaymentFailed -> {
-                buf.putInt(20)
+                buf.putInt(21)
                 FfiConverterString.write(value.`paymentHash`, buf)
                 FfiConverterString.write(value.`reason`, buf)
                 Unit
             }
             is Event.ExitStarted -> {
-                buf.putInt(21)
+                buf.putInt(22)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterString.write(value.`reason`, buf)
                 Unit
             }
+            is Event.StockTaken -> {
+                buf.putInt(23)
+                FfiConverterString.write(value.`factory`, buf)
+                FfiConverterUShort.write(value.`slot`, buf)
+                FfiConverterString.write(value.`txid`, buf)
+                FfiConverterULong.write(value.`amountSat`, buf)
+                FfiConverterUInt.write(value.`height`, buf)
+                Unit
+            }
+            is Event.RevokedCommitment -> {
+                buf.putInt(24)
+                FfiConverterString.write(value.`channel`, buf)
+                FfiConverterString.write(value.`peer`, buf)
+                FfiConverterString.write(value.`txid`, buf)
+                FfiConverterUInt.write(value.`height`, buf)
+                FfiConverterULong.write(value.`claimableSat`, buf)
+                Unit
+            }
+            is Event.ChannelPaidOut -> {
+                buf.putInt(25)
+                FfiConverterString.write(value.`channel`, buf)
+                FfiConverterString.write(value.`outpoint`, buf)
+                FfiConverterULong.write(value.`amountSat`, buf)
+                Unit
+            }
             is Event.ExitLeafConfirmed -> {
-                buf.putInt(22)
+                buf.putInt(26)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterUInt.write(value.`height`, buf)
                 Unit
             }
             is Event.ExitPaidOut -> {
-                buf.putInt(23)
+                buf.putInt(27)
                 FfiConverterString.write(value.`factory`, buf)
                 FfiConverterString.write(value.`outpoint`, buf)
                 FfiConverterULong.write(value.`amountSat`, buf)
                 Unit
             }
             is Event.Other -> {
-                buf.putInt(24)
+                buf.putInt(28)
                 FfiConverterString.write(value.`kind`, buf)
                 FfiConverterString.write(value.`json`, buf)
                 Unit

@@ -1,6 +1,5 @@
 //! Both timeout policies to their end on a real chain: heights to the block, amounts to the satoshi,
 //! and whoever cheats ends with no more than was its own.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod conservative;
 mod layers;

@@ -8,14 +8,14 @@
 //! | silence at any message, by either side | `epoch_silence`, `epochs/limbo`, C `epochs/limbo` |
 //! | another content of a proposal, a leaf, a signature; a try or an epoch anew | `epoch_content`, C `epochs/refusals`, `epochs/disagreements` |
 //! | preimages wrong, too few, or none | `epoch_silence`, C `epochs/refusals`, `epochs/lost_sales` |
-//! | signed by all and kept back; completed against the promise | `epoch_silence`, C `epochs/limbo` |
+//! | signed by all and kept back; completed against the promise | `epoch_silence`, `broken_promise`, C `epochs/limbo` |
 //! | an older epoch on chain, by the LSP or a member, sold from, or with a revoked balance | `old_epochs`, `old_roots`, C `epochs/stale` |
 //! | stock that was sold is taken after its delay | `sale` |
 //! | another quote, acceptance or signature of a sale; one output sold twice | C `sales/attacks` |
 //! | a sale while the factory is being opened | `selling`, C `sales/refusals` |
 //! | a sale whose channel is dropped, and delivered or published all the same | `epochs/lost_sales`, C `epochs/lost_sales` |
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod broken_promise;
 mod building;
 mod channel;
 mod epoch_content;

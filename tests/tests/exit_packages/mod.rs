@@ -1,6 +1,5 @@
 //! Leaving while blocks cost more than the tree pays: own coins, spent through the anchors, bring
 //! each transaction in as a package. On a bitcoind whose mempool is full, amounts to the satoshi.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod rush;
 mod spending;

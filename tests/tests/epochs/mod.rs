@@ -1,6 +1,5 @@
 //! New epochs on real nodes: what a member has in all its channels is in one after a switch, to the
 //! millisatoshi; payments go on; whoever is away, restarts or cheats costs nobody anything.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod limbo;
 mod lost_sales;
@@ -279,7 +278,20 @@ async fn a_member_that_leaves_makes_room_and_nobody_is_made_to() {
             of(slot) && of(other)
         })
         .await;
+    let told = Event::FactoryLeft {
+        factory: factory.clone(),
+        slot,
+        forgone_msat: left_msat,
+    };
+    network
+        .wait("what it lost to be told", async || {
+            network.member_events(leaves).contains(&told)
+        })
+        .await;
     network.restart(leaves).await;
+    let left = |event: &&Event| matches!(event, Event::FactoryLeft { .. });
+    assert_eq!(network.member_events(leaves).iter().filter(left).count(), 1);
+    assert_eq!(network.member_events(stays).iter().find(left), None);
     let gone = network.seat(leaves, &factory).await;
     assert_eq!(
         (gone.capacity_sat, gone.stock_sat, gone.channel),
