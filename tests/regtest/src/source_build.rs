@@ -24,7 +24,7 @@ const CRATE: &str = "libbitcoinkernel-sys";
 const CRATE_VERSION: &str = "0.4.1";
 const PROGRAMS: [&str; 2] = ["bitcoind", "bitcoin-cli"];
 
-const CMAKE_OPTIONS: [&str; 13] = [
+const CMAKE_OPTIONS: [&str; 14] = [
     "-DBUILD_DAEMON=ON",
     "-DBUILD_CLI=ON",
     "-DENABLE_WALLET=OFF",
@@ -38,6 +38,8 @@ const CMAKE_OPTIONS: [&str; 13] = [
     "-DWITH_EMBEDDED_ASMAP=OFF",
     "-DINSTALL_MAN=OFF",
     "-DCMAKE_BUILD_TYPE=Release",
+    // Its tests wait for the compiler more than for what it makes.
+    "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
 ];
 
 /// The cached bitcoind, built first if the cache has none.
