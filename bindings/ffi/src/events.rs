@@ -267,7 +267,8 @@ pub enum Event {
         /// The height of its block.
         height: u32,
     },
-    /// The LSP has published a commitment that it had revoked. Everything of it is claimed for us.
+    /// The LSP has published a commitment that it had revoked, while this wallet was running: what
+    /// can be taken of it is claimed.
     RevokedCommitment {
         /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.
         channel: String,
@@ -277,7 +278,7 @@ pub enum Event {
         txid: String,
         /// The height of its block.
         height: u32,
-        /// What can be taken of the other side's, in satoshi, before fees.
+        /// What can be taken beside our own balance, in satoshi, before fees.
         claimable_sat: u64,
     },
     /// An output of a closed channel is ours: it is swept into the wallet.

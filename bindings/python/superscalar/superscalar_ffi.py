@@ -3485,7 +3485,8 @@ class Event:
     @dataclass
     class REVOKED_COMMITMENT:
         """
-        The LSP has published a commitment that it had revoked. Everything of it is claimed for us.
+        The LSP has published a commitment that it had revoked, while this wallet was running: what
+        can be taken of it is claimed.
 """
         
         def __init__(self, channel:str, peer:str, txid:str, height:int, claimable_sat:int):
@@ -3516,7 +3517,7 @@ class Event:
             self.claimable_sat = claimable_sat
             
             """
-        What can be taken of the other side's, in satoshi, before fees.
+        What can be taken beside our own balance, in satoshi, before fees.
 """
         
             pass

@@ -281,8 +281,10 @@ pub enum Event {
         /// The height it was at.
         height: u32,
     },
-    /// A stock output of an older epoch came on chain, which the LSP had revoked: all of it is the
-    /// member's, whoever of us and our towers has taken it. If it leaves the chain a
+    /// A stock output of an older epoch came on chain, which the LSP had revoked, and all of it was
+    /// taken for the member, by itself or by a tower. Told when that is in a block, in place of a
+    /// [`TreeTransaction`](Self::TreeTransaction) that would tell of it first there; a wallet is told
+    /// of its own place, an LSP of what it has lost. If it leaves the chain a
     /// [`TreeTransactionReorged`](Self::TreeTransactionReorged) says so.
     StockTaken {
         /// The factory.
@@ -296,8 +298,11 @@ pub enum Event {
         /// The height of its block.
         height: u32,
     },
-    /// The other side of a channel has published a commitment that it had revoked. Everything of it
-    /// is claimed for us; what arrives is told as [`ChannelPaidOut`](Self::ChannelPaidOut).
+    /// The other side of a channel has published a commitment that it had revoked, and there is
+    /// something to take. What this node claims of it is told as
+    /// [`ChannelPaidOut`](Self::ChannelPaidOut); what a tower claims comes into the wallet as it is.
+    /// Told when its block is seen by a node that runs, and again if it comes back after a reorg; of
+    /// what was in a block before the start nothing is told.
     RevokedCommitment {
         /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.
         channel: String,
@@ -307,7 +312,8 @@ pub enum Event {
         txid: String,
         /// The height of its block.
         height: u32,
-        /// What can be taken of the other side's, in satoshi, before fees.
+        /// What can be taken beside our own balance, in satoshi, before fees: the other side's
+        /// balance and payments under way.
         claimable_sat: u64,
     },
     /// An output of a closed channel is ours, its delay over or its claim buried: it is swept into

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, TxOut};
+use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 use superscalar_factory::effect::ChannelRef;
 use superscalar_factory::exit::stale::StaleSweep;
 use superscalar_factory::exit::{Action, Goal, Plan, Progress, plan};
@@ -297,7 +297,11 @@ impl World {
             Violation::new(Invariant::Exit, format!("{who} has no plan: {error}"))
         })?;
         let root = path.nodes()[0].kickoff.compute_txid();
-        let taken: Vec<OutPoint> = sweeps.iter().map(|it| it.outpoint).collect();
+        let taken = sweeps.iter().filter_map(|it| {
+            let sweep = it.transactions.last()?;
+            Some((it.outpoint, sweep.compute_txid()))
+        });
+        let taken: Vec<(OutPoint, Txid)> = taken.collect();
         for action in planned.actions.clone() {
             let Action::Publish {
                 name: what,
@@ -328,7 +332,8 @@ impl World {
                 continue;
             }
             // All of that output is the member's, and not divided by a sale of then.
-            if taken.contains(&transaction.input[0].previous_output) {
+            let output = transaction.input[0].previous_output;
+            if taken.iter().any(|(outpoint, _)| *outpoint == output) {
                 continue;
             }
             match self.chain.submit(&transaction) {

@@ -26,8 +26,12 @@ const RECLAIM_SAT_PER_VB: u32 = 3;
 impl World {
     /// An honest party, or its tower, has looked at a place: what it holds that could be in the next
     /// block has to win from now on. `taken` are outputs that are the member's as a whole, which no
-    /// sale of then divides.
-    pub(crate) fn races(&self, path: &SignedPath, taken: &[OutPoint]) -> Vec<(OutPoint, Txid)> {
+    /// sale of then divides, and what takes them.
+    pub(crate) fn races(
+        &self,
+        path: &SignedPath,
+        taken: &[(OutPoint, Txid)],
+    ) -> Vec<(OutPoint, Txid)> {
         let timing = &path.header().timing;
         let next = self.chain.tip() + 1;
         let mut found: Vec<(OutPoint, Txid)> = Vec::new();
@@ -49,12 +53,14 @@ impl World {
                 }
                 parent = sold.link().channel.txid;
                 let stock = sold.stock().outpoint();
-                if taken.contains(&stock) {
+                if taken.iter().any(|(outpoint, _)| *outpoint == stock) {
                     break;
                 }
                 found.push((stock, parent));
             }
         }
+        let there = |outpoint: &OutPoint| self.chain.height_of(&outpoint.txid).is_some();
+        found.extend(taken.iter().filter(|(outpoint, _)| there(outpoint)));
         found.retain(|(outpoint, ours)| {
             let spender = self.chain.spender(outpoint);
             spender.is_none_or(|it| it.txid == *ours)

@@ -2,7 +2,7 @@
 //! looks at the chain whatever its member does, publishes what is due, and who it looks for is in time
 //! by it.
 
-use bitcoin::{FeeRate, OutPoint};
+use bitcoin::{FeeRate, OutPoint, Txid};
 use superscalar_factory::journal::Guard;
 use superscalar_factory::tower::{Appointment, Claim, due};
 use superscalar_factory::tree::Tree;
@@ -111,7 +111,11 @@ impl World {
                 }
             }
         }
-        let taken: Vec<OutPoint> = stale.iter().map(Claim::outpoint).collect();
+        let dearest = |claim: &Claim| {
+            let mut tries = claim.at(FeeRate::MAX);
+            Some((claim.outpoint(), tries.next()?.compute_txid()))
+        };
+        let taken: Vec<(OutPoint, Txid)> = stale.iter().filter_map(dearest).collect();
         let races = self.races(path, &taken);
         self.races.extend(races);
         Ok(())

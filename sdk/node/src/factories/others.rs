@@ -128,6 +128,8 @@ impl Picture {
 enum Noted {
     /// Handed over by us before anybody else's was seen.
     Ours,
+    /// The same, and told as what it takes, in the block of this height.
+    OursTaken { height: u32 },
     /// Told; in the block of this height, or in the mempool when it was last seen.
     Told { height: Option<u32> },
 }
@@ -298,31 +300,42 @@ fn compared(factory: &str, noted: &Notes, seen: Vec<Seen>) -> (Notes, Vec<Event>
         all.any(|it| it.txid == *txid && it.height.is_some())
     };
     for (txid, note) in noted {
-        if let Noted::Told {
-            height: Some(height),
-        } = note
-            && !confirmed(txid)
-        {
+        let height = match note {
+            Noted::OursTaken { height } => Some(*height),
+            Noted::Told { height } => *height,
+            Noted::Ours => None,
+        };
+        if let Some(height) = height.filter(|_| !confirmed(txid)) {
             events.push(Event::TreeTransactionReorged {
                 factory: factory.to_owned(),
                 txid: txid.to_string(),
-                height: *height,
+                height,
             });
-            now.remove(txid);
+            match note {
+                Noted::OursTaken { .. } => now.insert(*txid, Noted::Ours),
+                _ => now.remove(txid),
+            };
         }
     }
     for it in &seen {
         let before = now.get(&it.txid).copied();
         let told = Noted::Told { height: it.height };
-        let was_confirmed = matches!(before, Some(Noted::Told { height: Some(_) }));
+        let was_confirmed = matches!(
+            before,
+            Some(Noted::OursTaken { .. } | Noted::Told { height: Some(_) })
+        );
         // Also where it is our own: it is money that came.
-        if let Some(taken) = it.taken(factory).filter(|_| !was_confirmed) {
-            now.insert(it.txid, told);
+        if let Some((taken, height)) = it.taken(factory).filter(|_| !was_confirmed) {
+            let note = match before {
+                Some(Noted::Ours) => Noted::OursTaken { height },
+                _ => told,
+            };
+            now.insert(it.txid, note);
             events.push(taken);
             continue;
         }
         match before {
-            Some(Noted::Ours) => {}
+            Some(Noted::Ours | Noted::OursTaken { .. }) => {}
             Some(Noted::Told { height }) => {
                 let height = it.height.or(height);
                 now.insert(it.txid, Noted::Told { height });
@@ -349,15 +362,17 @@ impl Seen {
         }
     }
 
-    /// That it has taken what was revoked.
-    fn taken(&self, factory: &str) -> Option<Event> {
-        (self.taken > Amount::ZERO).then_some(Event::StockTaken {
+    /// That it has taken what was revoked, and at which height.
+    fn taken(&self, factory: &str) -> Option<(Event, u32)> {
+        let height = self.height?;
+        let taken = Event::StockTaken {
             factory: factory.to_owned(),
             slot: *self.known.slots.first()?,
             txid: self.txid.to_string(),
             amount_sat: self.taken.to_sat(),
-            height: self.height?,
-        })
+            height,
+        };
+        (self.taken > Amount::ZERO).then_some((taken, height))
     }
 }
 

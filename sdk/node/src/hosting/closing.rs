@@ -99,14 +99,17 @@ impl Host {
         (claimable_sat > 0).then(|| (monitor.get_counterparty_node_id(), claimable_sat))
     }
 
-    /// Tells of outputs of a closed channel that nobody can take any more. LDK holds its monitors
-    /// meanwhile: they must not be asked here.
+    /// Tells of outputs of a closed channel that nobody can take any more. LDK hands them out again
+    /// after a restart: what the sweeper has was told. LDK holds its monitors meanwhile: they must
+    /// not be asked here.
     pub(super) fn tell_claimed(
         &self,
         channel: ChannelId,
         outputs: &[SpendableOutputDescriptor],
     ) -> Result<(), EventRefused> {
-        for output in outputs {
+        let tracked = self.sweeper().tracked_spendable_outputs();
+        let is_new = |it: &&_| tracked.iter().all(|known| known.descriptor != **it);
+        for output in outputs.iter().filter(is_new) {
             self.parts.sink.deliver(HostEvent::OutputClaimed {
                 channel: self.name_of(channel),
                 outpoint: output.spendable_outpoint().into_bitcoin_outpoint(),

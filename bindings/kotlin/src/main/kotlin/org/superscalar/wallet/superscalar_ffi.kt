@@ -7297,7 +7297,8 @@ sealed class Event {
     }
     
     /**
-     * The LSP has published a commitment that it had revoked. Everything of it is claimed for us.
+     * The LSP has published a commitment that it had revoked, while this wallet was running: what
+     * can be taken of it is claimed.
      */
     data class RevokedCommitment(
         /**
@@ -7317,7 +7318,7 @@ sealed class Event {
          */
         val `height`: kotlin.UInt, 
         /**
-         * What can be taken of the other side's, in satoshi, before fees.
+         * What can be taken beside our own balance, in satoshi, before fees.
          */
         val `claimableSat`: kotlin.ULong) : Event()
         
