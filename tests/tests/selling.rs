@@ -6,6 +6,8 @@ use superscalar_sdk::hosting::LspPolicy;
 use superscalar_sdk::{BuildRequest, Event, ExitMode, InboundQuote, JitPolicy};
 use superscalar_tests::network::{TestNetwork, regtest_factory, sale_policy};
 
+use crate::epochs::leaves_with;
+
 /// More than any price here.
 const ANY_PRICE_MSAT: u64 = 100_000_000;
 
@@ -272,27 +274,6 @@ async fn own_sat(network: &TestNetwork, factory: &str) -> Vec<(OutPoint, u64)> {
         (outpoint.parse().unwrap(), own_msat / 1_000)
     });
     each.collect()
-}
-
-/// The first member leaves alone, and all of this comes home.
-async fn leaves_with(network: &TestNetwork, factory: &str, own: &[(OutPoint, u64)]) {
-    let exit = network.wallet(0).exit();
-    let plan = exit.plan(factory).await.unwrap();
-    let own_sat: u64 = own.iter().map(|(_, sat)| sat).sum();
-    assert_eq!(plan.balance_sat, own_sat);
-    exit.start(factory, ExitMode::Leave).await.unwrap();
-    for _ in 0..400 {
-        network.mine(1).await;
-        if network.exit(0).await.stage == "done" {
-            break;
-        }
-    }
-    let info = network.exit(0).await;
-    assert_eq!(info.stage, "done", "{info:?}");
-    let coins = network.wallet(0).onchain().balance().unwrap();
-    // The commitments were paid for by who opened the channels, the LSP; the sweeps pay themselves.
-    assert_eq!(coins.spendable_sat, network.came_home_sat(own));
-    assert_eq!((coins.reserved_sat, coins.pending_sat), (0, 0));
 }
 
 /// As many sales as the terms allow, one after the other; what is received after them comes over a

@@ -7,6 +7,8 @@ use superscalar_sdk::{Event, ExitMode, TreeEdition, TreeTxKind};
 use superscalar_tests::tap::{self, Side};
 use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath, value_of};
 
+use crate::epochs::until_left;
+
 use super::epoch_silence::{Bench, END, REVEAL, SIG};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -79,14 +81,7 @@ async fn an_epoch_completed_against_the_promise_pays_what_was_signed_for() {
 
     // The member is out with what it had when it signed.
     network.leave(victim, &bench.factory).await;
-    let done = async || network.exit(victim).await.stage == "done";
-    for _ in 0..400 {
-        if done().await {
-            break;
-        }
-        network.block(&[victim]).await;
-    }
-    assert!(done().await, "{:?}", network.exit(victim).await);
+    until_left(network, victim, &[victim]).await;
     let channel = OutPoint::new(leaf, before.channel.vout);
     let coins = network.wallet(victim).onchain().balance().unwrap();
     let own = [(channel, own_sat)];

@@ -5,6 +5,7 @@ mod limbo;
 mod lost_sales;
 mod towers;
 
+use bitcoin::OutPoint;
 use superscalar_sdk::{
     BuildRequest, Departure, EpochConsent, EpochRequest, Event, ExitMode, PaymentStatus,
     PlaceRequest, PlaceWish,
@@ -467,8 +468,21 @@ async fn payments_under_way_are_settled_and_none_begins_meanwhile() {
     network.stop().await;
 }
 
+/// The first member leaves alone, and all of this comes home, each on its own output. The commitments
+/// were paid for by who opened the channels, the LSP; the sweeps pay themselves.
+pub(crate) async fn leaves_with(network: &TestNetwork, factory: &str, own: &[(OutPoint, u64)]) {
+    let exit = network.wallet(0).exit();
+    let own_sat: u64 = own.iter().map(|(_, sat)| sat).sum();
+    assert_eq!(exit.plan(factory).await.unwrap().balance_sat, own_sat);
+    exit.start(factory, ExitMode::Leave).await.unwrap();
+    until_left(network, 0, &[0]).await;
+    let coins = network.wallet(0).onchain().balance().unwrap();
+    assert_eq!(coins.spendable_sat, network.came_home_sat(own));
+    assert_eq!((coins.reserved_sat, coins.pending_sat), (0, 0));
+}
+
 /// Mines until a member's exit is done.
-async fn until_left(network: &TestNetwork, member: usize, followers: &[usize]) {
+pub(crate) async fn until_left(network: &TestNetwork, member: usize, followers: &[usize]) {
     for _ in 0..400 {
         if network.exit(member).await.stage == "done" {
             break;
@@ -495,13 +509,7 @@ async fn after_a_switch_the_new_channel_brings_everything_home() {
     network.lose_lsp().await;
     let seat = network.seat(0, &factory).await;
     let own = [(seat.channel.unwrap().parse().unwrap(), ours / 1_000)];
-    let exit = network.wallet(0).exit();
-    assert_eq!(exit.plan(&factory).await.unwrap().balance_sat, own[0].1);
-    exit.start(&factory, ExitMode::Leave).await.unwrap();
-    until_left(&network, 0, &[0]).await;
-    let coins = network.wallet(0).onchain().balance().unwrap();
-    assert_eq!(coins.spendable_sat, network.came_home_sat(&own));
-    assert_eq!((coins.reserved_sat, coins.pending_sat), (0, 0));
+    leaves_with(&network, &factory, &own).await;
     assert_eq!(network.balance_msat(0), 0);
     network.stop().await;
 }
@@ -518,12 +526,7 @@ async fn before_a_switch_the_old_channel_brings_everything_home() {
         held_at(&network, &factory, Some(moving), 0).await;
         network.lose_lsp().await;
         let own = [(seat.channel.unwrap().parse().unwrap(), ours / 1_000)];
-        let exit = network.wallet(0).exit();
-        assert_eq!(exit.plan(&factory).await.unwrap().balance_sat, own[0].1);
-        exit.start(&factory, ExitMode::Leave).await.unwrap();
-        until_left(&network, 0, &[0]).await;
-        let coins = network.wallet(0).onchain().balance().unwrap();
-        assert_eq!(coins.spendable_sat, network.came_home_sat(&own), "{moving}");
+        leaves_with(&network, &factory, &own).await;
         assert_eq!(network.balance_msat(0), 0);
         network.stop().await;
     }
