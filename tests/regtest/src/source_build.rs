@@ -4,11 +4,11 @@
 //! What always holds: the source is the one Cargo.lock pins; a file in `bin/` of the cache is
 //! complete (it is renamed into place); one process builds, all others wait for its lock.
 //!
-//! Layout: `<cache>/superscalar/build/<key>/bin/{bitcoind,bitcoin-cli}`, where the key names the
-//! crate's version, so another version never finds this build.
+//! Layout: `<cache>/superscalar/build/<key>/bin/bitcoind`, where the key names the crate's version,
+//! so another version never finds this build.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -22,11 +22,12 @@ use crate::build_packages::{BUILD_PACKAGES, require};
 
 const CRATE: &str = "libbitcoinkernel-sys";
 const CRATE_VERSION: &str = "0.4.1";
-const PROGRAMS: [&str; 2] = ["bitcoind", "bitcoin-cli"];
 
+/// What cmake reads beside Bitcoin Core's own files, in this crate's folder.
+const CMAKE_INCLUDE: &str = "bitcoind.cmake";
 const CMAKE_OPTIONS: [&str; 14] = [
     "-DBUILD_DAEMON=ON",
-    "-DBUILD_CLI=ON",
+    "-DBUILD_CLI=OFF",
     "-DENABLE_WALLET=OFF",
     "-DENABLE_IPC=OFF",
     "-DBUILD_TESTS=OFF",
@@ -135,29 +136,31 @@ fn build(source: &Path, home: &Path) -> Result<(), BitcoindError> {
         "bitcoind: none found, building it from {CRATE} {CRATE_VERSION} into {} (minutes, once)",
         home.display()
     ));
+    let include = Path::new(env!("CARGO_MANIFEST_DIR")).join(CMAKE_INCLUDE);
+    let mut named_include = OsString::from("-DCMAKE_PROJECT_BitcoinCore_INCLUDE=");
+    named_include.push(include);
     let mut cmake = Command::new("cmake");
     cmake
         .args(["-G", "Ninja", "-S"])
         .arg(source)
         .arg("-B")
         .arg(&work)
+        .arg(named_include)
         .args(CMAKE_OPTIONS);
     run_logged(cmake, "cmake", &log, started)?;
     let mut ninja = Command::new("ninja");
     ninja
         .arg("-C")
         .arg(&work)
-        .args(PROGRAMS)
+        .arg("bitcoind")
         .env("NINJA_STATUS", "[%f/%t] ");
     run_logged(ninja, "ninja", &log, started)?;
 
     let bin = home.join("bin");
     fs::create_dir_all(&bin).map_err(|e| cache_error(&bin, e))?;
-    // bitcoind last: its presence is what marks the cache complete.
-    for program in PROGRAMS.iter().rev() {
-        let target = bin.join(program);
-        fs::rename(work.join("bin").join(program), &target).map_err(|e| cache_error(&target, e))?;
-    }
+    // Its presence is what marks the cache complete.
+    let target = bin.join("bitcoind");
+    fs::rename(work.join("bin/bitcoind"), &target).map_err(|e| cache_error(&target, e))?;
     fs::remove_dir_all(&work).map_err(|e| cache_error(&work, e))?;
     progress(&format!(
         "bitcoind: built in {} s",
