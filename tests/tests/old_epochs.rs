@@ -331,6 +331,18 @@ async fn a_revoked_balance_on_a_retired_leaf_costs_the_lsp_the_whole_channel() {
     let mut amounts = revoked.output.iter().map(|output| output.value.to_sat());
     assert!(amounts.any(|amount| amount == REVOKED_MSAT / 1_000));
     moved.network.restart(0).await;
+    // It was in a block before the start: told all the same, with what is the cheater's in it.
+    let published_at = moved.network.chain.confirmed_at(revoked.compute_txid());
+    let told = Event::RevokedCommitment {
+        channel: moved.old.to_string(),
+        peer: moved.cheat.node_id(),
+        txid: revoked.compute_txid().to_string(),
+        height: published_at.unwrap().unwrap(),
+        claimable_sat: value_of(&revoked) - REVOKED_MSAT / 1_000,
+    };
+    let is_revoked = |event: &Event| matches!(event, Event::RevokedCommitment { .. });
+    let events = moved.network.member_events(0).into_iter();
+    assert_eq!(events.filter(is_revoked).collect::<Vec<_>>(), [told]);
     let stock = OutPoint::new(moved.old.txid, stock_vout(&leaf, moved.slot));
     moved.until_left().await;
     let network = &moved.network;

@@ -301,8 +301,8 @@ pub enum Event {
     /// The other side of a channel has published a commitment that it had revoked, and there is
     /// something to take. What this node claims of it is told as
     /// [`ChannelPaidOut`](Self::ChannelPaidOut); what a tower claims comes into the wallet as it is.
-    /// Told when its block is seen by a node that runs, and again if it comes back after a reorg; of
-    /// what was in a block before the start nothing is told.
+    /// Told when its block is seen, also at a start, and again if it comes back after a reorg; of
+    /// what a tower took while this node was away nothing is left to tell.
     RevokedCommitment {
         /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.
         channel: String,

@@ -1,7 +1,7 @@
 //! What is left to come of a channel whose leaf is on chain.
 
-use bitcoin::OutPoint;
 use bitcoin::secp256k1::PublicKey;
+use bitcoin::{OutPoint, Transaction, Txid};
 use lightning::chain::channelmonitor::Balance;
 use lightning::chain::transaction::TransactionData;
 use lightning::ln::types::ChannelId;
@@ -29,6 +29,31 @@ pub struct Closing {
     pub pending_sat: u64,
     /// Height from which the last of it can be swept, where that is known.
     pub ready_height: Option<u32>,
+}
+
+/// A transaction in a block that spends what a channel is funded with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Spend {
+    pub(super) channel: ChannelId,
+    pub(super) txid: Txid,
+    pub(super) height: u32,
+}
+
+/// What in a block at this height spends one of these channels.
+pub(super) fn spends<'a>(
+    txdata: &'a TransactionData<'_>,
+    height: u32,
+    is_one: impl Fn(&ChannelId) -> bool + 'a,
+) -> impl Iterator<Item = Spend> + 'a {
+    let inputs = |tx: &'a Transaction| tx.input.iter().map(move |input| (input, tx));
+    let spent = txdata.iter().flat_map(move |(_, tx)| inputs(tx));
+    let spent = spent.map(|(input, tx)| (id_of(&input.previous_output), tx));
+    let of_ours = spent.filter(move |(channel, _)| is_one(channel));
+    of_ours.map(move |(channel, tx)| Spend {
+        channel,
+        txid: tx.compute_txid(),
+        height,
+    })
 }
 
 impl Host {
@@ -70,21 +95,20 @@ impl Host {
 
     /// Tells of commitments in a block that LDK has just seen and that their peers had revoked.
     pub(super) fn tell_revoked(&self, txdata: &TransactionData<'_>, height: u32) {
-        let spent = txdata.iter().flat_map(|(_, tx)| {
-            let inputs = tx.input.iter();
-            inputs.map(move |input| (input.previous_output, tx))
-        });
-        for (funding, tx) in spent {
-            let channel = id_of(&funding);
-            if let Some((peer, claimable_sat)) = self.revoked(channel) {
-                self.parts.sink.deliver_lossy(HostEvent::RevokedCommitment {
-                    channel: self.name_of(channel),
-                    peer,
-                    txid: tx.compute_txid(),
-                    height,
-                    claimable_sat,
-                });
-            }
+        let is_known = |channel: &ChannelId| self.monitors().get_monitor(*channel).is_ok();
+        spends(txdata, height, is_known).for_each(|spend| self.tell_if_revoked(&spend));
+    }
+
+    /// The same of one transaction; LDK's monitors have seen its block.
+    pub(super) fn tell_if_revoked(&self, spend: &Spend) {
+        if let Some((peer, claimable_sat)) = self.revoked(spend.channel) {
+            self.parts.sink.deliver_lossy(HostEvent::RevokedCommitment {
+                channel: self.name_of(spend.channel),
+                peer,
+                txid: spend.txid,
+                height: spend.height,
+                claimable_sat,
+            });
         }
     }
 

@@ -16,6 +16,7 @@ use lightning::chain::transaction::TransactionData;
 use lightning::chain::{BlockLocator, Listen};
 use lightning::events::EventsProvider as _;
 use lightning::ln::channel_state::ChannelDetails;
+use lightning::ln::types::ChannelId;
 use lightning::types::payment::PaymentHash;
 use lightning_background_processor::{
     GossipSync, NO_LIQUIDITY_MANAGER, NO_ONION_MESSENGER, process_events_async_with_kv_store_sync,
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::Store;
+use super::closing::{Spend, spends};
 use super::config::Role;
 use super::events::{HostEvent, SharedSink};
 use super::htlc::exit_due;
@@ -185,7 +187,7 @@ impl Host {
     pub fn follower(self: &Arc<Self>) -> ChainFollower {
         ChainFollower {
             host: Arc::clone(self),
-            started: true,
+            before_start: None,
         }
     }
 
@@ -467,15 +469,30 @@ impl Host {
 pub struct ChainFollower {
     host: Arc<Host>,
     /// Before the start LDK's monitors and sweeper are brought to the tip one by one.
-    started: bool,
+    before_start: Option<Meanwhile>,
+}
+
+/// What is kept until the monitors can be asked about it.
+struct Meanwhile {
+    channels: HashSet<ChannelId>,
+    /// What has spent one of them.
+    spends: Mutex<Vec<Spend>>,
 }
 
 impl ChainFollower {
-    pub(super) fn before_start(host: Arc<Host>) -> Self {
+    /// Of a host with monitors of these channels.
+    pub(super) fn before_start(host: Arc<Host>, channels: HashSet<ChannelId>) -> Self {
+        let spends = Mutex::default();
         Self {
             host,
-            started: false,
+            before_start: Some(Meanwhile { channels, spends }),
         }
+    }
+
+    /// What has spent a channel since the node stopped, oldest first.
+    pub(super) fn spent_meanwhile(&self) -> Vec<Spend> {
+        let before = self.before_start.as_ref();
+        before.map_or_else(Vec::new, |it| lock(&it.spends).clone())
     }
 }
 
@@ -486,33 +503,38 @@ impl Listen for ChainFollower {
         parts
             .channels
             .filtered_block_connected(header, txdata, height);
-        if self.started {
-            parts
-                .monitors
-                .filtered_block_connected(header, txdata, height);
-            self.host.tell_revoked(txdata, height);
-            parts
-                .sweeper
-                .filtered_block_connected(header, txdata, height);
-            if leaf {
-                parts.monitors.rebroadcast_pending_claims();
-            }
-            // Now rather than at the loop's next turn: an output that became spendable in this
-            // block is counted nowhere until its event is handled.
-            self.host.handle_monitor_events();
-            self.host.check_deadlines(height);
-            self.host.free_closed_sales(height);
+        if let Some(before) = &self.before_start {
+            let is_ours = |channel: &ChannelId| before.channels.contains(channel);
+            lock(&before.spends).extend(spends(txdata, height, is_ours));
+            return;
         }
+        parts
+            .monitors
+            .filtered_block_connected(header, txdata, height);
+        self.host.tell_revoked(txdata, height);
+        parts
+            .sweeper
+            .filtered_block_connected(header, txdata, height);
+        if leaf {
+            parts.monitors.rebroadcast_pending_claims();
+        }
+        // Now rather than at the loop's next turn: an output that became spendable in this
+        // block is counted nowhere until its event is handled.
+        self.host.handle_monitor_events();
+        self.host.check_deadlines(height);
+        self.host.free_closed_sales(height);
     }
 
     fn blocks_disconnected(&self, fork_point: BlockLocator) {
         let parts = &self.host.parts;
         self.host.leaves_disconnected(fork_point.height);
         parts.channels.blocks_disconnected(fork_point);
-        if self.started {
-            parts.monitors.blocks_disconnected(fork_point);
-            parts.sweeper.blocks_disconnected(fork_point);
+        if let Some(before) = &self.before_start {
+            lock(&before.spends).retain(|it| it.height <= fork_point.height);
+            return;
         }
+        parts.monitors.blocks_disconnected(fork_point);
+        parts.sweeper.blocks_disconnected(fork_point);
     }
 }
 

@@ -120,6 +120,8 @@ impl LoadedHost {
         let sold = SoldChannels::load(Arc::clone(&ground.store))?;
         let bought = Bought::load(Arc::clone(&ground.store))?;
 
+        let watched = stored.iter().map(|(_, monitor)| monitor.channel_id());
+        let watched = watched.collect();
         let monitor_listeners = stored.into_iter().map(|(block, monitor)| {
             let Ground {
                 gate, fees, log, ..
@@ -150,7 +152,7 @@ impl LoadedHost {
             listen,
         })?;
         Ok(Self {
-            follower: ChainFollower::before_start(Arc::clone(&host)),
+            follower: ChainFollower::before_start(Arc::clone(&host), watched),
             host,
             manager_block,
             sweeper_block,
@@ -195,6 +197,8 @@ impl LoadedHost {
                 debug_assert!(told.is_ok(), "the monitor was just loaded");
             }
         }
+        let spent = self.follower.spent_meanwhile();
+        spent.iter().for_each(|it| self.host.tell_if_revoked(it));
         self.host.ready()?;
         Ok(self.host)
     }
