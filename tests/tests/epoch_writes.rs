@@ -25,6 +25,23 @@ fn heard(network: &TestNetwork) -> Option<(usize, usize)> {
     ))
 }
 
+/// Nobody is told twice of a switch, and nobody is not.
+fn assert_told_once(network: &TestNetwork) {
+    let moved = |events: Vec<Event>| {
+        let each = events.into_iter().filter_map(|event| match event {
+            Event::EpochMoved { slot, version, .. } => Some((slot, version)),
+            _ => None,
+        });
+        let mut each: Vec<_> = each.collect();
+        each.sort_unstable();
+        each
+    };
+    assert_eq!(moved(network.lsp_events()), [(0, 1), (1, 1)]);
+    let mut of_members = [network.member_events(0), network.member_events(1)].map(moved);
+    of_members.sort_unstable();
+    assert_eq!(of_members, [[(0, 1)], [(1, 1)]]);
+}
+
 /// Whether the epoch needs more writes than `writes`.
 async fn ends_after(writes: usize) -> bool {
     let mut network = TestNetwork::start(2).await;
@@ -72,6 +89,7 @@ async fn ends_after(writes: usize) -> bool {
         .await;
     network.settle().await;
     assert_eq!(network.balance_msat(0), PAID_MSAT, "after {writes} writes");
+    assert_told_once(&network);
     network.reconnected().await;
     network.pay(0, 1, 20_000_000).await;
     network.pay(1, 0, 5_000_000).await;
@@ -139,6 +157,7 @@ async fn its_lsp_ends_after(writes: usize) -> bool {
     network.settle().await;
     let after = [network.balance_msat(0), network.balance_msat(1)];
     assert_eq!(after, before, "after {writes} writes");
+    assert_told_once(&network);
     network.reconnected().await;
     network.pay(0, 1, 20_000_000).await;
     network.pay(1, 0, 5_000_000).await;

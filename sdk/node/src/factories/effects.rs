@@ -5,7 +5,6 @@
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 use lightning::ln::types::ChannelId;
-use superscalar_factory::codec::Encode as _;
 use superscalar_factory::coordinator::{self, Coordinator};
 use superscalar_factory::effect::{Effect, Event as CoreEvent};
 use superscalar_factory::member::{self, Member};
@@ -13,8 +12,7 @@ use superscalar_factory::message::{Attempt, Message};
 use superscalar_factory::wire;
 
 use super::bridge;
-use super::engine::{Engine, Seeking, Watched};
-use crate::event::Event;
+use super::engine::{Engine, Watched};
 use crate::hosting::{ChannelError, FactoryMessage, SlotError, SlotId, SlotPhase};
 use crate::onchain::{FundingRequest, OnchainError};
 use crate::store::StoreError;
@@ -54,6 +52,7 @@ impl Engine {
     /// was to follow the step happens.
     fn give_up(&mut self, attempt: Attempt, effect: &Effect) {
         self.due.retain(|(other, _)| *other != attempt);
+        self.drop_untold(&attempt);
         self.member(attempt, |_| member::Input::ChannelLost);
         if let Effect::Agree(channel) = effect {
             let lost = coordinator::Input::ChannelLost(channel.slot.slot);
@@ -63,10 +62,7 @@ impl Engine {
 
     async fn carry_out(&mut self, attempt: Attempt, effect: &Effect) -> Result<(), Failure> {
         match effect.clone() {
-            Effect::Persist(record) => {
-                let stream = bridge::stream(&attempt, self.parts.is_lsp);
-                self.parts.store.append(&stream, &record.to_bytes())?;
-            }
+            Effect::Persist(record) => self.persist(attempt, &record)?,
             Effect::Send { to, message } => self.say(to, &message),
             Effect::Fund(output) => self.fund(attempt, output),
             Effect::ReleaseFunding(txid) => self.release(attempt, txid),
@@ -265,75 +261,6 @@ impl Engine {
         if let Err(error) = funded {
             tracing::warn!(error, "an ordinary channel could not be funded");
         }
-    }
-
-    fn emit(&mut self, attempt: Attempt, event: CoreEvent) -> Result<(), Failure> {
-        let factory = bridge::name(&attempt);
-        let told = match event {
-            CoreEvent::Joined(slot) => Event::FactoryJoined {
-                factory,
-                slot: slot.slot,
-            },
-            CoreEvent::Signing(_) => Event::FactorySigning { factory },
-            CoreEvent::Complete(_) => Event::FactoryComplete { factory },
-            CoreEvent::Published { funding, .. } => {
-                self.plans.remove(&attempt);
-                let funding = funding.to_string();
-                Event::FactoryPublished { factory, funding }
-            }
-            CoreEvent::Active { height, .. } => {
-                let found = |seeking: &Seeking| seeking.seated == Some(attempt);
-                if self.seeking.as_ref().is_some_and(found) {
-                    self.seeking = None;
-                }
-                Event::FactoryActive { factory, height }
-            }
-            CoreEvent::Reorged(_) => Event::FactoryReorged { factory },
-            CoreEvent::Unfunded(_) => Event::FactoryUnfunded { factory },
-            CoreEvent::Dormant { code, .. } => {
-                if let Some(seeking) = &mut self.seeking {
-                    seeking.leave(attempt);
-                }
-                Event::FactoryDormant {
-                    factory,
-                    reason: code.to_string(),
-                }
-            }
-            CoreEvent::Refused {
-                peer, code, field, ..
-            } => {
-                self.quote_refused(attempt, code, &field);
-                if !self.bears_with(peer) {
-                    return Ok(());
-                }
-                Event::FactoryRefused {
-                    factory,
-                    peer: peer.to_string(),
-                    reason: code.to_string(),
-                    field,
-                }
-            }
-            CoreEvent::Ended { code, at_fault, .. } => {
-                if let Some(seeking) = &mut self.seeking {
-                    seeking.leave(attempt);
-                }
-                self.retry(attempt, &at_fault);
-                Event::FactoryEnded {
-                    factory,
-                    reason: code.to_string(),
-                    at_fault,
-                }
-            }
-            other => match self.event_of_channels(attempt, other)? {
-                Some(told) => told,
-                None => return Ok(()),
-            },
-        };
-        Ok(self.tell(&told)?)
-    }
-
-    pub(super) fn tell(&self, event: &Event) -> Result<(), StoreError> {
-        self.parts.events.append(event)
     }
 }
 

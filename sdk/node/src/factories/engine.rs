@@ -29,6 +29,7 @@ use super::others::Others;
 use super::patience::Patience;
 use super::sales::{PriceAnswer, Sales};
 use super::silence::Silent;
+use super::telling::Untold;
 use crate::chain::{Chain, Tip};
 use crate::event::EventLog;
 use crate::hosting::{Host, HostEvent};
@@ -203,6 +204,7 @@ pub(crate) struct Engine {
     pub(super) silent: Silent,
     pub(super) guarding: Guarding,
     pub(super) others: Others,
+    pub(super) untold: Untold,
     /// Factories whose journal cannot be read, and what is wrong with it.
     pub(super) damaged: BTreeMap<Attempt, String>,
     pub(super) tip: u32,
@@ -244,6 +246,7 @@ impl Engine {
             silent: Silent::default(),
             guarding,
             others: Others::default(),
+            untold: Untold::default(),
             damaged: BTreeMap::new(),
             tip: tip.height,
         };
@@ -256,6 +259,7 @@ impl Engine {
         engine.resume_channels().await;
         engine.resume_sales().await;
         engine.settle().await;
+        engine.tell_the_rest()?;
         engine.suspend_unburied();
         engine.see_towers().await;
         let (commands, orders) = mpsc::unbounded_channel();

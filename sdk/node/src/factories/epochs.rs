@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use superscalar_factory::coordinator::{self, Coordinator};
-use superscalar_factory::effect::{ChannelRef, Effect, Event as CoreEvent, SlotRef};
+use superscalar_factory::effect::{ChannelRef, Effect, SlotRef};
 use superscalar_factory::epoch::{EpochError, EpochPlan, EpochStage, PlacePlan, UnderWay, Wish};
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::Attempt;
@@ -21,9 +21,7 @@ use super::engine::Engine;
 use super::error::EngineError;
 use super::inputs::MEMBER_PATIENCE_ROUNDS;
 use super::wishes::{EpochConsent, EpochRequest};
-use crate::event::Event;
 use crate::hosting::{ChannelError, SlotId, SlotPhase};
-use crate::store::StoreError;
 
 /// LDK does not say when the last HTLC of a channel is gone: it is asked this often.
 const LOOK_AFTER: Duration = Duration::from_millis(25);
@@ -526,83 +524,5 @@ impl Engine {
         if self.epochs.look_at.is_some_and(|at| at <= now) {
             self.look_at_rest().await;
         }
-    }
-
-    /// What the application is told of new epochs and of sales.
-    pub(super) fn event_of_channels(
-        &mut self,
-        attempt: Attempt,
-        event: CoreEvent,
-    ) -> Result<Option<Event>, StoreError> {
-        let factory = bridge::name(&attempt);
-        // The peer could go on for ever.
-        let lsp = self.members.get(&attempt).map(Member::lsp);
-        Ok(Some(match event {
-            CoreEvent::Moved { slot, version } => {
-                self.was_heard(&attempt, slot.slot);
-                Event::EpochMoved {
-                    factory,
-                    slot: slot.slot,
-                    version,
-                }
-            }
-            CoreEvent::Left { slot, forgone_msat } => Event::FactoryLeft {
-                factory,
-                slot: slot.slot,
-                forgone_msat,
-            },
-            CoreEvent::EpochSigned { epoch, .. } => Event::EpochSigned {
-                factory,
-                epoch: epoch.to_string(),
-            },
-            CoreEvent::EpochEnded {
-                epoch,
-                code,
-                at_fault,
-                ..
-            } => {
-                if let Some(lsp) = lsp
-                    && !self.bears_with(lsp)
-                {
-                    return Ok(None);
-                }
-                Event::EpochEnded {
-                    factory,
-                    epoch: epoch.to_string(),
-                    reason: code.to_string(),
-                    at_fault,
-                }
-            }
-            CoreEvent::EpochHangs { epoch, silent, .. } => {
-                self.were_silent(&attempt, &silent);
-                Event::EpochHangs {
-                    factory,
-                    epoch: epoch.to_string(),
-                    silent,
-                }
-            }
-            CoreEvent::Limbo { slot, frozen_msat } => Event::EpochLimbo {
-                factory,
-                slot: slot.slot,
-                most_msat: frozen_msat,
-            },
-            CoreEvent::Unguarded { slot, version } => Event::EpochUnguarded {
-                factory,
-                slot: slot.slot,
-                version,
-            },
-            CoreEvent::EpochEquivocation { slot, epoch, peer } => {
-                if !self.bears_with(peer) {
-                    return Ok(None);
-                }
-                Event::EpochEquivocation {
-                    factory,
-                    slot: slot.slot,
-                    epoch: epoch.to_string(),
-                    peer: peer.to_string(),
-                }
-            }
-            other => return self.sale_event(attempt, other),
-        }))
     }
 }

@@ -29,6 +29,7 @@ mod sales;
 mod seats;
 mod silence;
 mod stale;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod wishes;

@@ -29,6 +29,7 @@ impl Engine {
             let records = self.parts.store.records(&stream)?;
             match self.replay(attempt, is_lsp, &records) {
                 Ok(effects) => {
+                    self.recall_untold(attempt)?;
                     self.epochs.named(&effects);
                     tracing::info!(factory = bridge::name(&attempt), "replayed");
                     self.due

@@ -12,7 +12,7 @@ use lightning_invoice::Bolt11Invoice;
 use serde::{Deserialize, Serialize};
 use superscalar_factory::coordinator::{self, Coordinator};
 use superscalar_factory::effect::{
-    Bill, BoughtChannel, ChannelRef, Effect, Event as CoreEvent, QuoteBacking, QuoteWanted, SlotRef,
+    Bill, BoughtChannel, ChannelRef, Effect, QuoteBacking, QuoteWanted, SlotRef,
 };
 use superscalar_factory::member::{self, Member};
 use superscalar_factory::message::{Attempt, NoSaleReason, RefusalCode, SaleId, SaleTerms};
@@ -26,7 +26,6 @@ use super::effects::{Failure, still_possible};
 use super::engine::Engine;
 use super::error::EngineError;
 use crate::chain::OutPointStatus;
-use crate::event::Event;
 use crate::hosting::SlotPhase;
 use crate::payments::{Direction, Payment, PaymentStatus};
 use crate::store::StoreError;
@@ -66,7 +65,7 @@ pub(super) struct Sales {
     /// An LSP's: the hash of each place's newest bill.
     quoted: BTreeMap<SlotRef, [u8; 32]>,
     /// For which channels an equivocation was told, once until the next start.
-    equivocated: BTreeSet<ChannelRef>,
+    pub(super) equivocated: BTreeSet<ChannelRef>,
 }
 
 impl Engine {
@@ -475,61 +474,8 @@ impl Engine {
         newest && bridge::kind(id) == ChannelKind::Bought && links >= id.seq as usize
     }
 
-    /// Tells the application, and whoever asked, how a sale stands.
-    pub(super) fn sale_event(
-        &mut self,
-        attempt: Attempt,
-        event: CoreEvent,
-    ) -> Result<Option<Event>, StoreError> {
-        let factory = bridge::name(&attempt);
-        Ok(Some(match event {
-            CoreEvent::Quoted { sale, terms, .. } => {
-                self.quoted(attempt, sale, &terms);
-                return Ok(None);
-            }
-            CoreEvent::NotSold {
-                reason,
-                least,
-                sellable,
-                ..
-            } => {
-                self.not_sold(attempt, reason, least, &sellable);
-                return Ok(None);
-            }
-            CoreEvent::Delivered { id, amount } => {
-                self.watch_sales(&attempt)?;
-                Event::InboundDelivered {
-                    factory,
-                    slot: id.slot.slot,
-                    channel: id.seq,
-                    capacity_sat: amount.to_sat(),
-                }
-            }
-            CoreEvent::Paid { id, price_msat } => Event::InboundPaid {
-                factory,
-                slot: id.slot.slot,
-                channel: id.seq,
-                price_msat,
-            },
-            CoreEvent::Withheld(id) => Event::InboundWithheld {
-                factory,
-                slot: id.slot.slot,
-                channel: id.seq,
-            },
-            CoreEvent::Equivocation { id, .. } if !self.sales.equivocated.insert(id) => {
-                return Ok(None);
-            }
-            CoreEvent::Equivocation { id, peer } => Event::FactoryEquivocation {
-                factory,
-                slot: id.slot.slot,
-                channel: id.seq,
-                peer: peer.to_string(),
-            },
-            _ => return Ok(None),
-        }))
-    }
-
-    fn quoted(&mut self, attempt: Attempt, sale: SaleId, terms: &SaleTerms) {
+    /// Answers whoever asked for a price.
+    pub(super) fn quoted(&mut self, attempt: Attempt, sale: SaleId, terms: &SaleTerms) {
         if let Some(answer) = self.sales.asking.remove(&attempt) {
             let _ = answer.send(Ok(InboundQuote {
                 quote: hex::encode(sale.0),
@@ -551,7 +497,8 @@ impl Engine {
         }
     }
 
-    fn not_sold(
+    /// The same where there is none.
+    pub(super) fn not_sold(
         &mut self,
         attempt: Attempt,
         reason: NoSaleReason,

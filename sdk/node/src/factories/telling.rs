@@ -1,0 +1,322 @@
+//! What the application is told of factories, in the words of the SDK.
+//!
+//! What always holds: an event that follows from a record is on disk as soon as the record is, and is
+//! read once, when what it tells of was done, or at the next start.
+
+use std::collections::BTreeMap;
+
+use superscalar_factory::codec::Encode as _;
+use superscalar_factory::effect::{Effect, Event as CoreEvent};
+use superscalar_factory::journal::Record;
+use superscalar_factory::member::Member;
+use superscalar_factory::message::Attempt;
+
+use super::bridge;
+use super::effects::Failure;
+use super::engine::{Engine, Seeking};
+use crate::event::Event;
+use crate::store::{Batch, Store, StoreError};
+
+/// By attempt, events whose records are on disk and which are not told yet.
+#[derive(Debug, Default)]
+pub(super) struct Untold(BTreeMap<Attempt, Vec<Event>>);
+
+impl Untold {
+    fn of(&self, attempt: &Attempt) -> Vec<Event> {
+        self.0.get(attempt).cloned().unwrap_or_default()
+    }
+
+    /// What cannot be read cannot be told, and keeps nothing else from going on.
+    fn read(store: &Store, attempt: &Attempt) -> Result<Vec<Event>, StoreError> {
+        let Some(stored) = store.setting(&setting(attempt))? else {
+            return Ok(Vec::new());
+        };
+        let events = serde_json::from_slice(&stored);
+        Ok(events.unwrap_or_else(|error| {
+            tracing::error!(factory = bridge::name(attempt), %error, "events were lost");
+            Vec::new()
+        }))
+    }
+}
+
+/// Where they are written.
+fn setting(attempt: &Attempt) -> String {
+    format!("untold {}", bridge::name(attempt))
+}
+
+fn written(events: &[Event]) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(events).map_err(StoreError::corrupt)
+}
+
+impl Engine {
+    /// Writes a record, and with it the events that follow from it.
+    pub(super) fn persist(&mut self, attempt: Attempt, record: &Record) -> Result<(), StoreError> {
+        let stream = bridge::stream(&attempt, self.parts.is_lsp);
+        let following = self.following(&attempt);
+        if following.is_empty() {
+            self.parts.store.append(&stream, &record.to_bytes())?;
+            return Ok(());
+        }
+        let mut untold = self.untold.of(&attempt);
+        untold.extend(following);
+        let batch = Batch::new()
+            .record(&stream, &record.to_bytes())
+            .setting(&setting(&attempt), &written(&untold)?);
+        self.parts.store.commit(&batch)?;
+        self.untold.0.insert(attempt, untold);
+        Ok(())
+    }
+
+    /// The events that are due before the next record.
+    fn following(&self, attempt: &Attempt) -> Vec<Event> {
+        let due = self.due.iter().filter(|(of, _)| of == attempt);
+        let of_this = due
+            .map(|(_, effect)| effect)
+            .take_while(|effect| !matches!(effect, Effect::Persist(_)));
+        let events = of_this.filter_map(|effect| match effect {
+            Effect::Emit(event) if !self.may_be_withheld(event) => said(attempt, event),
+            _ => None,
+        });
+        events.collect()
+    }
+
+    /// Told only while a peer does not cause too much of it.
+    fn may_be_withheld(&self, event: &CoreEvent) -> bool {
+        match event {
+            CoreEvent::Refused { .. }
+            | CoreEvent::Equivocation { .. }
+            | CoreEvent::EpochEquivocation { .. } => true,
+            CoreEvent::EpochEnded { .. } => !self.parts.is_lsp,
+            _ => false,
+        }
+    }
+
+    /// Does what an event means for this node, and tells the application.
+    pub(super) fn emit(&mut self, attempt: Attempt, event: CoreEvent) -> Result<(), Failure> {
+        let told = said(&attempt, &event);
+        match event {
+            CoreEvent::Published { .. } => {
+                self.plans.remove(&attempt);
+            }
+            CoreEvent::Active { .. } => {
+                let found = |seeking: &Seeking| seeking.seated == Some(attempt);
+                if self.seeking.as_ref().is_some_and(found) {
+                    self.seeking = None;
+                }
+            }
+            CoreEvent::Dormant { .. } => self.leave_seat(attempt),
+            CoreEvent::Ended { at_fault, .. } => {
+                self.leave_seat(attempt);
+                self.retry(attempt, &at_fault);
+            }
+            CoreEvent::Refused {
+                peer, code, field, ..
+            } => {
+                self.quote_refused(attempt, code, &field);
+                if !self.bears_with(peer) {
+                    return Ok(());
+                }
+            }
+            CoreEvent::Moved { slot, .. } => self.was_heard(&attempt, slot.slot),
+            CoreEvent::EpochHangs { silent, .. } => self.were_silent(&attempt, &silent),
+            CoreEvent::EpochEnded { .. } => {
+                // The LSP could go on for ever.
+                let lsp = self.members.get(&attempt).map(Member::lsp);
+                if lsp.is_some_and(|lsp| !self.bears_with(lsp)) {
+                    return Ok(());
+                }
+            }
+            CoreEvent::EpochEquivocation { peer, .. } => {
+                if !self.bears_with(peer) {
+                    return Ok(());
+                }
+            }
+            CoreEvent::Equivocation { id, .. } => {
+                if !self.sales.equivocated.insert(id) {
+                    return Ok(());
+                }
+            }
+            CoreEvent::Delivered { .. } => self.watch_sales(&attempt)?,
+            CoreEvent::Quoted { sale, terms, .. } => self.quoted(attempt, sale, &terms),
+            CoreEvent::NotSold {
+                reason,
+                least,
+                sellable,
+                ..
+            } => self.not_sold(attempt, reason, least, &sellable),
+            _ => {}
+        }
+        match told {
+            Some(told) => Ok(self.tell_once(&attempt, &told)?),
+            None => Ok(()),
+        }
+    }
+
+    fn leave_seat(&mut self, attempt: Attempt) {
+        if let Some(seeking) = &mut self.seeking {
+            seeking.leave(attempt);
+        }
+    }
+
+    /// Tells it, and that it is told, both or neither.
+    fn tell_once(&mut self, attempt: &Attempt, event: &Event) -> Result<(), StoreError> {
+        let mut untold = self.untold.of(attempt);
+        let Some(nth) = untold.iter().position(|it| it == event) else {
+            return self.tell(event);
+        };
+        let told = untold.remove(nth);
+        let (setting, rest) = (setting(attempt), written(&untold)?);
+        self.parts.events.append_with(&[told], &setting, &rest)?;
+        self.untold.0.insert(*attempt, untold);
+        Ok(())
+    }
+
+    pub(super) fn tell(&self, event: &Event) -> Result<(), StoreError> {
+        self.parts.events.append(event)
+    }
+
+    /// Reads what an earlier run did not come to tell.
+    pub(super) fn recall_untold(&mut self, attempt: Attempt) -> Result<(), StoreError> {
+        let untold = Untold::read(&self.parts.store, &attempt)?;
+        self.untold.0.insert(attempt, untold);
+        Ok(())
+    }
+
+    /// Tells what earlier runs did not come to tell and this one has no cause to. What waits for the
+    /// store waits with what comes before it.
+    pub(super) fn tell_the_rest(&mut self) -> Result<(), StoreError> {
+        for attempt in self.attempts() {
+            let waits = |(stalled, _): &(Attempt, Effect)| *stalled == attempt;
+            if self.stalled.iter().any(waits) {
+                continue;
+            }
+            for event in self.untold.of(&attempt) {
+                self.tell_once(&attempt, &event)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What they tell of will not be done.
+    pub(super) fn drop_untold(&mut self, attempt: &Attempt) {
+        if self.untold.of(attempt).is_empty() {
+            return;
+        }
+        self.untold.0.remove(attempt);
+        let none = written(&[]);
+        let dropped = none.and_then(|it| self.parts.store.set_setting(&setting(attempt), &it));
+        if let Err(error) = dropped {
+            tracing::warn!(%error, "told at the next start, though it was not done");
+        }
+    }
+}
+
+/// What an event is called in the SDK; `None` where it answers a question instead.
+fn said(attempt: &Attempt, event: &CoreEvent) -> Option<Event> {
+    let factory = bridge::name(attempt);
+    Some(match event {
+        CoreEvent::Joined(slot) => Event::FactoryJoined {
+            factory,
+            slot: slot.slot,
+        },
+        CoreEvent::Signing(_) => Event::FactorySigning { factory },
+        CoreEvent::Complete(_) => Event::FactoryComplete { factory },
+        CoreEvent::Published { funding, .. } => Event::FactoryPublished {
+            factory,
+            funding: funding.to_string(),
+        },
+        CoreEvent::Active { height, .. } => Event::FactoryActive {
+            factory,
+            height: *height,
+        },
+        CoreEvent::Reorged(_) => Event::FactoryReorged { factory },
+        CoreEvent::Unfunded(_) => Event::FactoryUnfunded { factory },
+        CoreEvent::Dormant { code, .. } => Event::FactoryDormant {
+            factory,
+            reason: code.to_string(),
+        },
+        CoreEvent::Refused {
+            peer, code, field, ..
+        } => Event::FactoryRefused {
+            factory,
+            peer: peer.to_string(),
+            reason: code.to_string(),
+            field: field.clone(),
+        },
+        CoreEvent::Ended { code, at_fault, .. } => Event::FactoryEnded {
+            factory,
+            reason: code.to_string(),
+            at_fault: at_fault.clone(),
+        },
+        CoreEvent::Moved { slot, version } => Event::EpochMoved {
+            factory,
+            slot: slot.slot,
+            version: *version,
+        },
+        CoreEvent::Left { slot, forgone_msat } => Event::FactoryLeft {
+            factory,
+            slot: slot.slot,
+            forgone_msat: *forgone_msat,
+        },
+        CoreEvent::EpochSigned { epoch, .. } => Event::EpochSigned {
+            factory,
+            epoch: epoch.to_string(),
+        },
+        CoreEvent::EpochEnded {
+            epoch,
+            code,
+            at_fault,
+            ..
+        } => Event::EpochEnded {
+            factory,
+            epoch: epoch.to_string(),
+            reason: code.to_string(),
+            at_fault: at_fault.clone(),
+        },
+        CoreEvent::EpochHangs { epoch, silent, .. } => Event::EpochHangs {
+            factory,
+            epoch: epoch.to_string(),
+            silent: silent.clone(),
+        },
+        CoreEvent::Limbo { slot, frozen_msat } => Event::EpochLimbo {
+            factory,
+            slot: slot.slot,
+            most_msat: *frozen_msat,
+        },
+        CoreEvent::Unguarded { slot, version } => Event::EpochUnguarded {
+            factory,
+            slot: slot.slot,
+            version: *version,
+        },
+        CoreEvent::EpochEquivocation { slot, epoch, peer } => Event::EpochEquivocation {
+            factory,
+            slot: slot.slot,
+            epoch: epoch.to_string(),
+            peer: peer.to_string(),
+        },
+        CoreEvent::Delivered { id, amount } => Event::InboundDelivered {
+            factory,
+            slot: id.slot.slot,
+            channel: id.seq,
+            capacity_sat: amount.to_sat(),
+        },
+        CoreEvent::Paid { id, price_msat } => Event::InboundPaid {
+            factory,
+            slot: id.slot.slot,
+            channel: id.seq,
+            price_msat: *price_msat,
+        },
+        CoreEvent::Withheld(id) => Event::InboundWithheld {
+            factory,
+            slot: id.slot.slot,
+            channel: id.seq,
+        },
+        CoreEvent::Equivocation { id, peer } => Event::FactoryEquivocation {
+            factory,
+            slot: id.slot.slot,
+            channel: id.seq,
+            peer: peer.to_string(),
+        },
+        CoreEvent::Quoted { .. } | CoreEvent::NotSold { .. } => return None,
+    })
+}
