@@ -267,7 +267,7 @@ pub enum Event {
         /// The height of its block.
         height: u32,
     },
-    /// The LSP has published a commitment that it had revoked, while this wallet was running: what
+    /// The LSP has published a commitment that it had revoked: what
     /// can be taken of it is claimed.
     RevokedCommitment {
         /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.

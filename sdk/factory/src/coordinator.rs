@@ -17,7 +17,7 @@ mod signing;
 
 use std::collections::BTreeSet;
 
-use bitcoin::secp256k1::{PublicKey, schnorr};
+use bitcoin::secp256k1::{PublicKey, XOnlyPublicKey, schnorr};
 use bitcoin::{OutPoint, Transaction};
 
 use crate::effect::{Effect, Event, SlotRef};
@@ -57,6 +57,8 @@ pub struct Coordinator {
     waiting_since: u32,
     /// Whether it was waited for too long already.
     unfunded: bool,
+    /// The members' factory keys, as far as they were accepted.
+    member_keys: BTreeSet<XOnlyPublicKey>,
     seller: Seller,
     conductor: Conductor,
 }
@@ -139,6 +141,7 @@ impl Coordinator {
             open: false,
             waiting_since: tip,
             unfunded: false,
+            member_keys: BTreeSet::new(),
             seller: Seller::default(),
             conductor: Conductor::default(),
         };
@@ -149,6 +152,7 @@ impl Coordinator {
     pub fn handle(&mut self, input: Input) -> Vec<Effect> {
         match input {
             Input::Message { from, message } => self.message(from, message),
+            Input::RepeatedKey { from } => self.refuse(from, RefusalCode::Key, "member_key"),
             Input::Connected(peer) => self.connected(peer),
             Input::Funded { tx, vout } => self.funded(tx, vout),
             Input::FundingFailed => match self.phase {
@@ -204,6 +208,14 @@ impl Coordinator {
     /// What each member was offered.
     pub fn invites(&self) -> &[Invite] {
         &self.invites
+    }
+
+    /// Whether somebody brought this factory key into the attempt, whatever its sign: it may be in
+    /// no other.
+    pub fn has_key(&self, key: &PublicKey) -> bool {
+        let own = self.key().public().x_only_public_key().0;
+        let key = key.x_only_public_key().0;
+        key == own || self.member_keys.contains(&key)
     }
 
     /// The factory, once its terms and funding are fixed.
@@ -322,6 +334,8 @@ impl Coordinator {
         if let Err((code, field)) = signing::check_join(&self.invites[seat], joins, &join) {
             return self.refuse(peer, code, field);
         }
+        self.member_keys
+            .insert(join.member_key.x_only_public_key().0);
         joins[seat] = Some(join);
         if !joins.iter().all(Option::is_some) {
             return Vec::new();

@@ -1,6 +1,8 @@
 //! While a factory is built: whatever one side makes of its messages, the other says what was wrong
 //! with it, no coin moves or stays locked, and the next honest try succeeds.
 
+use std::collections::BTreeSet;
+
 use bitcoin::hashes::Hash as _;
 use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
 use bitcoin::{Amount, Txid};
@@ -250,6 +252,71 @@ async fn what_was_said_in_an_earlier_ceremony_counts_in_no_other() {
         )
     });
     assert_eq!(unknown.count(), 4, "{answers:?}");
+}
+
+/// What is revealed of a factory key when a place is given up would be known in another factory with
+/// it: each is brought into one attempt, and refused in all others by whoever hears it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_factory_key_is_brought_into_one_attempt_only() {
+    let mut network = TestNetwork::start(2).await;
+    let tap = network.tap(0).await;
+    let root = changing(Side::Member, change!(RootPartial, |it| it.partial[31] ^= 1));
+    attempt(&network, &tap, "an attempt", root).await;
+    let (member_key, lsp_key) = (
+        keys_said(&tap, Side::Member)[0],
+        keys_said(&tap, Side::Lsp)[0],
+    );
+    // Nobody has to remember it while it runs.
+    network.restart_lsp().await;
+    network.restart(0).await;
+    network.reconnected().await;
+    network.wallet(0).factories().join(500_000).await.unwrap();
+    let by_member = cheating(
+        Side::Member,
+        Box::new(move |mut message| {
+            if let Message::Join(join) = &mut message {
+                join.member_key = member_key;
+            }
+            vec![message]
+        }),
+    );
+    let refusals = attempt(&network, &tap, "a member's key again", by_member).await;
+    assert_eq!(refusals, [(Side::Lsp, Key, "member_key".to_owned())]);
+    let by_lsp = cheating(
+        Side::Lsp,
+        Box::new(move |mut message| {
+            if let Message::Invite(invite) = &mut message {
+                invite.header.lsp_key = lsp_key;
+            }
+            vec![message]
+        }),
+    );
+    let refusals = attempt(&network, &tap, "the LSP's key again", by_lsp).await;
+    assert_eq!(refusals, [(Side::Member, Key, "lsp_key".to_owned())]);
+    honest(network).await;
+    for who in [Side::Member, Side::Lsp] {
+        let keys = keys_said(&tap, who);
+        let distinct: BTreeSet<_> = keys.iter().map(|key| key.x_only_public_key().0).collect();
+        assert!(keys.len() >= 3, "{who:?}");
+        assert_eq!(distinct.len(), keys.len(), "{who:?}");
+    }
+}
+
+/// The factory keys that a side's program brought, one for each attempt.
+fn keys_said(tap: &Tap, who: Side) -> Vec<PublicKey> {
+    let said = tap.heard_of_factories(who).into_iter();
+    let keys = said.filter_map(|message| match message {
+        Message::Invite(invite) => Some((invite.header.attempt(), invite.header.lsp_key)),
+        Message::Join(join) => Some((join.attempt, join.member_key)),
+        _ => None,
+    });
+    let mut by_attempt = Vec::new();
+    for (attempt, key) in keys {
+        if !by_attempt.contains(&(attempt, key)) {
+            by_attempt.push((attempt, key));
+        }
+    }
+    by_attempt.into_iter().map(|(_, key)| key).collect()
 }
 
 /// Asked twice for signatures with the same nonces, a member gives them once.

@@ -20,6 +20,12 @@ pub enum Input {
         /// What it said.
         message: Message,
     },
+    /// A member's Join brings a factory key that was brought into another attempt. What is revealed
+    /// of it there would be known here.
+    RepeatedKey {
+        /// The member's Lightning node.
+        from: PublicKey,
+    },
     /// A member is connected again.
     Connected(PublicKey),
     /// Answer to [`Effect::Fund`]: the signed transaction and the output's position.

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use bitcoin::secp256k1::XOnlyPublicKey;
+
 use super::{Built, Coordinator, LspSecrets, Phase};
 use crate::effect::Effect;
 use crate::epoch::Conductor;
@@ -43,9 +45,11 @@ impl Coordinator {
             active,
             ended,
             unfunded,
+            member_keys,
             seller,
             conductor,
         } = so_far;
+        coordinator.member_keys = member_keys;
         coordinator.unfunded = unfunded;
         coordinator.seller = seller;
         coordinator.conductor = conductor;
@@ -114,6 +118,7 @@ fn gathered(
         open: false,
         waiting_since: tip,
         unfunded: false,
+        member_keys: BTreeSet::new(),
         seller: Seller::default(),
         conductor: Conductor::default(),
     })
@@ -128,6 +133,7 @@ struct SoFar {
     active: Option<u32>,
     ended: Option<RefusalCode>,
     unfunded: bool,
+    member_keys: BTreeSet<XOnlyPublicKey>,
     seller: Seller,
     conductor: Conductor,
 }
@@ -145,6 +151,8 @@ impl SoFar {
                 if !invited {
                     return Err("the terms are not what members were invited to");
                 }
+                let keys = built.terms.keys().into_iter();
+                self.member_keys = keys.map(|key| key.x_only_public_key().0).collect();
                 self.built = Some(Box::new(built));
             }
             (Record::LspNodes(body), Some(built)) if built.signatures.is_empty() => {

@@ -5,7 +5,7 @@ use bitcoin::{Amount, FeeRate, Transaction};
 use lightning_block_sync::BlockData;
 use superscalar_factory::coordinator;
 use superscalar_factory::effect::{Effect, SlotRef};
-use superscalar_factory::member::{self, JoinSecrets, Member};
+use superscalar_factory::member::{self, JoinSecrets, Member, Refused};
 use superscalar_factory::message::{Attempt, Invite, Message, Refusal, RefusalCode, Seek};
 use superscalar_factory::wire::{Frame, WireError};
 use tokio::time::{Duration, Instant};
@@ -371,7 +371,13 @@ impl Engine {
         }
         if self.coordinators.contains_key(&attempt) {
             let from = peer;
-            return self.coordinator(attempt, coordinator::Input::Message { from, message });
+            let input = match &message {
+                Message::Join(join) if self.is_of_another(&attempt, &join.member_key) => {
+                    coordinator::Input::RepeatedKey { from }
+                }
+                _ => coordinator::Input::Message { from, message },
+            };
+            return self.coordinator(attempt, input);
         }
         match (self.members.get(&attempt), message) {
             (Some(role), message) if role.lsp() == peer => {
@@ -386,8 +392,18 @@ impl Engine {
         }
     }
 
+    /// Whether the other side brought this factory key into another attempt already: none is in two.
+    fn is_of_another(&self, attempt: &Attempt, key: &PublicKey) -> bool {
+        let mut led = self.coordinators.iter().filter(|(of, _)| *of != attempt);
+        let mut joined = self.members.iter().filter(|(of, _)| *of != attempt);
+        let x_only = |key: &PublicKey| key.x_only_public_key().0;
+        let is_lsps = |role: &Member| x_only(&role.invite().header.lsp_key) == x_only(key);
+        led.any(|(_, role)| role.has_key(key)) || joined.any(|(_, role)| is_lsps(role))
+    }
+
     fn invited(&mut self, peer: PublicKey, invite: Invite) {
         let attempt = invite.header.attempt();
+        let repeated = self.is_of_another(&attempt, &invite.header.lsp_key);
         let wanted = self
             .seeking
             .as_mut()
@@ -411,15 +427,21 @@ impl Engine {
             salt: self.parts.host.random_bytes(),
             nonce_randomness: self.parts.host.random_bytes(),
         };
-        let joined = Member::join(
-            peer,
-            invite,
-            &seeking.limits,
-            secrets,
-            address.script_pubkey(),
-            funding_key,
-            self.tip,
-        );
+        let joined = match repeated {
+            true => Err(Refused {
+                code: RefusalCode::Key,
+                field: "lsp_key",
+            }),
+            false => Member::join(
+                peer,
+                invite,
+                &seeking.limits,
+                secrets,
+                address.script_pubkey(),
+                funding_key,
+                self.tip,
+            ),
+        };
         match joined {
             Ok((role, effects)) => {
                 seeking.seated = Some(attempt);
