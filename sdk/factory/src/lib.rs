@@ -18,6 +18,7 @@ pub mod exit;
 pub mod journal;
 pub mod member;
 pub mod message;
+mod path;
 pub mod sale;
 pub mod scripts;
 pub mod shape;

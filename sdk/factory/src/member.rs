@@ -11,7 +11,6 @@ mod ending;
 mod input;
 mod limits;
 mod moving;
-mod path;
 mod replay;
 mod secrets;
 mod verify;
@@ -32,10 +31,9 @@ use crate::sale::Buyer;
 use crate::signing::{AggregateNonce, FactoryKey, ReservedNonces, SecretNonce, SigningSession};
 use crate::tree::Tree;
 
+pub use crate::path::Path;
 pub use input::Input;
 pub use limits::{DelayLimits, WalletLimits};
-pub use path::Path;
-pub(crate) use secrets::reserve;
 pub use secrets::revocation_key;
 
 /// ASCII name of this factory type in bLIP-56 identities, zero-padded.
@@ -142,7 +140,8 @@ impl Member {
             revocation_key: revocation.x_only_public_key().0,
         };
         let key = FactoryKey::derive(secrets.seed, &joined.salt);
-        let nonces = reserve(&key, nonce_count, &secrets.nonce_randomness)?;
+        let nonces = ReservedNonces::fresh(&key, nonce_count, &secrets.nonce_randomness)
+            .ok_or(Refused::new(RefusalCode::Nonce, "nonces"))?;
         let slot = SlotRef {
             attempt: joined.invite.header.attempt(),
             slot: joined.invite.slot,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::factories::{TreeEdition, TreeTxKind};
 use crate::store::{Batch, Store, StoreError};
 
 /// Something an application may want to know. Ids and hashes are lower-case hex.
@@ -367,6 +366,38 @@ pub struct EventPage {
     pub events: Vec<StoredEvent>,
     /// Whether events between the cursor asked for and the first of these are gone.
     pub gap: bool,
+}
+
+/// What a transaction that somebody published does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TreeTxKind {
+    /// Opens a node: the clock of its states begins to run.
+    Kickoff,
+    /// Puts a node's outputs on chain.
+    State,
+    /// Pays the members below a node after the factory's end.
+    Distribution,
+    /// Puts a channel on chain that was sold out of stock.
+    Sale,
+    /// Takes stock: the LSP after its delay, or the member what was revoked.
+    Stock,
+    /// Anything else that spends an output of the tree.
+    Other,
+}
+
+/// Which epoch a transaction belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TreeEdition {
+    /// The newest, perhaps to others as well.
+    Newest,
+    /// One that a newer one has replaced.
+    Older,
+    /// One that was signed and that only the LSP could complete.
+    Undecided,
 }
 
 /// The stream of events, on disk.

@@ -48,11 +48,11 @@ mod wallet;
 
 pub use backup::{BackupError, BackupState, BackupStatus, Begin};
 pub use chain::BitcoindAuth;
-pub use event::{Event, EventPage, StoredEvent};
+pub use event::{Event, EventPage, StoredEvent, TreeEdition, TreeTxKind};
 pub use factories::{
     BuildRequest, Departure, EngineError, EpochConsent, EpochRequest, ExitInfo, ExitMode, ExitPlan,
     FactoryInfo, InboundQuote, PlaceRequest, PlaceWish, Policy, Preset, SeatInfo, SoldInfo,
-    SpeedUp, SpeedUpLimit, TreeEdition, TreeNodeInfo, TreeTxInfo, TreeTxKind,
+    SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };
 pub use hosting::{JitPolicy, JitQuote};
 pub use keys::{Mnemonic, WordCount};

@@ -237,7 +237,7 @@ impl LspSecrets {
         if randomness == [0; 32] {
             return None;
         }
-        crate::member::reserve(&self.key, count, &randomness).ok()
+        ReservedNonces::fresh(&self.key, count, &randomness)
     }
 }
 

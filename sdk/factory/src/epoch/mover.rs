@@ -21,10 +21,10 @@ use super::version::Version;
 use crate::effect::{BoughtChannel, ChannelRef, Effect, MovedChannel, SlotChannel, SlotRef};
 use crate::exit::{SignedPath, SignedPathError};
 use crate::journal::{Guard, MemberEpochStored};
-use crate::member::Path;
 use crate::message::{
     CutOffer, EpochName, EpochReady, EpochTerms, Message, NonceBytes, PartialBytes,
 };
+use crate::path::Path;
 use crate::signing::{FactoryKey, ReservedNonces, SecretNonce};
 use crate::stock::StockChain;
 use crate::terms::stock_hash;

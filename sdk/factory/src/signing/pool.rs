@@ -8,6 +8,7 @@ use std::{collections::VecDeque, fmt};
 use bitcoin::secp256k1::PublicKey;
 
 use super::{FactoryKey, PublicNonce, SecretNonce};
+use crate::scripts::tagged_hash;
 
 /// Secret nonces of one factory key, waiting to be used.
 pub struct NoncePool {
@@ -115,6 +116,23 @@ pub struct ReservedNonces {
 }
 
 impl ReservedNonces {
+    /// Makes `count` nonces from 32 fresh random bytes; `None` where these are none, or too many are
+    /// wanted.
+    pub(crate) fn fresh(
+        key: &FactoryKey,
+        count: usize,
+        randomness: &[u8; 32],
+    ) -> Option<ReservedNonces> {
+        let each = |index: usize| {
+            let index = (index as u32).to_be_bytes();
+            tagged_hash("superscalar/nonce randomness", &[randomness, &index])
+        };
+        let randomness: Vec<_> = (0..count).map(each).collect();
+        let mut pool = NoncePool::new(key);
+        pool.refill(key, &randomness).ok()?;
+        pool.reserve(count).ok()
+    }
+
     /// The public nonces, in index order, used or not: what is sent to the coordinator.
     pub fn public(&self) -> &[PublicNonce] {
         &self.public

@@ -44,7 +44,6 @@ pub use info::{
     SpeedUp, SpeedUpLimit, TreeNodeInfo, TreeTxInfo,
 };
 #[cfg(feature = "tower")]
-pub use others::{TreeEdition, TreeTxKind};
 pub(crate) use paths::chain_facts;
 pub use sales::InboundQuote;
 pub use wishes::{Departure, EpochConsent, EpochRequest, PlaceRequest, PlaceWish};

@@ -18,40 +18,8 @@ use super::bridge;
 use super::engine::Engine;
 use super::error::EngineError;
 use crate::chain::OutPointStatus;
-use crate::event::Event;
+use crate::event::{Event, TreeEdition, TreeTxKind};
 use crate::store::{Store, StoreError};
-
-/// What a transaction that somebody published does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum TreeTxKind {
-    /// Opens a node: the clock of its states begins to run.
-    Kickoff,
-    /// Puts a node's outputs on chain.
-    State,
-    /// Pays the members below a node after the factory's end.
-    Distribution,
-    /// Puts a channel on chain that was sold out of stock.
-    Sale,
-    /// Takes stock: the LSP after its delay, or the member what was revoked.
-    Stock,
-    /// Anything else that spends an output of the tree.
-    Other,
-}
-
-/// Which epoch a transaction belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum TreeEdition {
-    /// The newest, perhaps to others as well.
-    Newest,
-    /// One that a newer one has replaced.
-    Older,
-    /// One that was signed and that only the LSP could complete.
-    Undecided,
-}
 
 /// What is known of a transaction before it is seen.
 #[derive(Clone, Debug)]

@@ -9,12 +9,11 @@ use crate::effect::{Effect, Event};
 use crate::epoch::sign::Round;
 use crate::epoch::verify;
 use crate::journal::{LspEpochAsked, LspSwitched};
-use crate::member::reserve;
 use crate::message::{
     EpochEnd, EpochName, EpochNonce, EpochPartial, EpochPartials, EpochReady, EpochSigs,
     EpochStored, EpochTerms, Message, RefusalCode, SwitchAck,
 };
-use crate::signing::PublicNonce;
+use crate::signing::{PublicNonce, ReservedNonces};
 use crate::tree::Cut;
 
 /// How a message is answered that is not taken.
@@ -164,7 +163,7 @@ impl Conductor {
             return self.void(ground, RefusalCode::Terms, &[]);
         };
         let names = tree.renewed_below(name.node);
-        let own = reserve(ground.key, names.len(), &randomness).ok();
+        let own = ReservedNonces::fresh(ground.key, names.len(), &randomness);
         let round = own.and_then(|own| Round::new(&tree, &names, own, &nonces));
         let Some(round) = round else {
             return self.void(ground, RefusalCode::Nonce, &[]);

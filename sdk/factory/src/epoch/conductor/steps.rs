@@ -7,7 +7,6 @@ use super::plan::propose;
 use super::{Built, Conductor, Ground, Stage, Top};
 use crate::effect::{ChannelRef, Effect, Event};
 use crate::journal::EpochSigned;
-use crate::member::reserve;
 use crate::message::{EpochAsk, EpochCommit, RefusalCode};
 use crate::scripts::tagged_hash;
 
@@ -131,7 +130,7 @@ impl Conductor {
         let Stage::Opening { top, .. } = &mut ceremony.stage else {
             return Vec::new();
         };
-        let Ok(own) = reserve(ground.key, 1, randomness) else {
+        let Some(own) = ReservedNonces::fresh(ground.key, 1, randomness) else {
             return Vec::new();
         };
         let public = own.public()[0].to_bytes();

@@ -9,7 +9,6 @@ use super::{Ground, Mover, Signing, Stage, say};
 use crate::effect::{ChannelRef, Effect, Event};
 use crate::epoch::{EpochStage, verify};
 use crate::journal::{EpochEnded, EpochSigned, Guard, MemberEpochGuarded, MemberEpochSeen};
-use crate::member::reserve;
 use crate::message::{CutOffer, EpochEnd, EpochNonce, EpochReady, RefusalCode, SwitchAck};
 use crate::tree::Cut;
 
@@ -63,7 +62,7 @@ impl Mover {
         if !listed || !sound || !self.is_accepted(ground, total) {
             return self.give_up_aloud(ground, RefusalCode::Limits);
         }
-        let Ok(nonces) = reserve(ground.key, below, randomness) else {
+        let Some(nonces) = ReservedNonces::fresh(ground.key, below, randomness) else {
             return self.give_up_aloud(ground, RefusalCode::Nonce);
         };
         let said = EpochReady {
@@ -130,7 +129,7 @@ impl Mover {
             return Vec::new();
         };
         let round = *name;
-        let nonce = reserve(ground.key, 1, randomness).ok();
+        let nonce = ReservedNonces::fresh(ground.key, 1, randomness);
         let Some(nonce) = nonce.and_then(|mut it| it.take(0).ok()) else {
             return Vec::new();
         };

@@ -13,7 +13,7 @@ pub struct Path {
     pub tree: Tree,
     /// Final signatures in signing order, the root kickoff's last; as many as have arrived.
     pub signatures: Vec<schnorr::Signature>,
-    pub(super) terms: TermsMessage,
+    pub(crate) terms: TermsMessage,
 }
 
 impl Path {
@@ -34,7 +34,7 @@ impl Path {
     }
 
     /// The stock beside the channel, with nothing sold.
-    pub(super) fn stock(&self) -> Option<StockChain> {
+    pub(crate) fn stock(&self) -> Option<StockChain> {
         let facts = &self.terms.facts;
         // An error is one of keys that occur twice, which a path that builds has not.
         StockChain::of_slot(&self.tree, facts.slot, &facts.record).ok()?
