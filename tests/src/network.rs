@@ -550,7 +550,7 @@ fn builder(
     poll_interval: Duration,
 ) -> WalletBuilder {
     WalletBuilder::new(Network::Regtest, Mnemonic::parse(mnemonic).unwrap())
-        .storage_dir(directory)
+        .storage_dir(directory.into())
         .chain_source(chain.clone())
         .lsp(lsp.clone())
         .poll_interval(poll_interval)

@@ -25,7 +25,7 @@ impl Ordinary {
             let directory = TempDir::new().unwrap();
             let mnemonic = Mnemonic::generate(WordCount::Twelve).unwrap();
             let node = LspBuilder::new(Network::Regtest, mnemonic)
-                .storage_dir(directory.path())
+                .storage_dir(directory.path().into())
                 .chain_source(chain_config(&chain))
                 .listen("127.0.0.1:0".parse().unwrap())
                 .poll_interval(Duration::from_millis(200))

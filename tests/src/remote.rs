@@ -32,7 +32,7 @@ impl RemoteStore for Limited {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
         match room {
             Ok(_) => self.directory.create(name, bytes),
-            Err(_) => Err(RemoteError::new("the disk is full")),
+            Err(_) => Err(RemoteError::new("the disk is full".to_owned())),
         }
     }
 
@@ -131,7 +131,7 @@ pub async fn start_lsp(
     begin: Begin,
 ) -> Result<Arc<Lsp>, WalletError> {
     LspBuilder::new(Network::Regtest, mnemonic.clone())
-        .storage_dir(directory)
+        .storage_dir(directory.into())
         .chain_source(chain_config(chain))
         .listen("127.0.0.1:0".parse().unwrap())
         .backup(remote.store(), begin)

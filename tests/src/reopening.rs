@@ -46,7 +46,7 @@ impl OpenLsp<'_> {
         let builder = || {
             let words = Mnemonic::parse(self.mnemonic).expect("our own words");
             let builder = LspBuilder::new(Network::Regtest, words)
-                .storage_dir(self.directory)
+                .storage_dir(self.directory.into())
                 .chain_source(chain_config(self.chain))
                 .listen(([127, 0, 0, 1], 0).into())
                 .sales(sale_policy())

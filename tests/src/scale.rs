@@ -143,7 +143,7 @@ async fn seat(chain: &RegtestNode, lsp: &LspProcess) -> Seat {
     let uri: LspUri = lsp.uri.parse().unwrap();
     let mnemonic = Mnemonic::generate(WordCount::Twelve).unwrap();
     let wallet = WalletBuilder::new(Network::Regtest, mnemonic)
-        .storage_dir(directory.path())
+        .storage_dir(directory.path().into())
         .chain_source(chain_config(chain))
         .lsp(uri)
         // Blocks are looked for when a test says so: a thousand wallets would ask all the time.

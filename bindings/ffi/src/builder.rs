@@ -125,7 +125,7 @@ impl WalletBuilder {
 
     /// Directory of the database. One wallet per directory, one process at a time.
     pub fn storage_dir(self: Arc<Self>, path: String) -> Result<Arc<Self>, WalletError> {
-        self.set(|builder| builder.storage_dir(path))
+        self.set(|builder| builder.storage_dir(path.into()))
     }
 
     /// Where blocks come from.
@@ -154,7 +154,7 @@ impl WalletBuilder {
         path: String,
         begin: Begin,
     ) -> Result<Arc<Self>, WalletError> {
-        let remote = Arc::new(sdk::backup::Directory::new(path));
+        let remote = Arc::new(sdk::backup::Directory::new(path.into()));
         self.set(|builder| builder.backup(remote, begin.into()))
     }
 

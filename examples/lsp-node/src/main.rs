@@ -80,7 +80,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("api.listen: {}", config.api_listen))?;
     let mut builder = LspBuilder::new(config.network, mnemonic)
-        .storage_dir(&config.storage_dir)
+        .storage_dir(config.storage_dir.clone())
         .chain_source(config.chain)
         .listen(config.listen)
         .policy(config.policy)
@@ -95,7 +95,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
             true => Begin::Restore,
             false => Begin::Continue,
         };
-        builder = builder.backup(Arc::new(Directory::new(directory)), begin);
+        builder = builder.backup(Arc::new(Directory::new(directory.into())), begin);
     }
     let starting = builder.start();
     let lsp = tokio::select! {

@@ -78,7 +78,7 @@ async fn run(config: Config, init: bool) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let tower = TowerBuilder::new(config.network, mnemonic)
-        .storage_dir(&config.storage_dir)
+        .storage_dir(config.storage_dir.clone())
         .chain_source(config.chain)
         .listen(config.listen)
         .clients(config.clients)

@@ -10,7 +10,7 @@
 //!
 //! let mnemonic = Mnemonic::generate(WordCount::Twelve)?;
 //! let wallet = WalletBuilder::new(bitcoin::Network::Regtest, mnemonic)
-//!     .storage_dir("/tmp/wallet")
+//!     .storage_dir("/tmp/wallet".into())
 //!     .chain_source(ChainConfig::Bitcoind {
 //!         address: "127.0.0.1:18443".into(),
 //!         auth: BitcoindAuth::CookieFile("/tmp/bitcoind/regtest/.cookie".into()),

@@ -59,8 +59,8 @@ impl LspBuilder {
 
     /// Directory of the database. One LSP per directory, one process at a time.
     #[must_use]
-    pub fn storage_dir(mut self, path: impl Into<PathBuf>) -> LspBuilder {
-        self.storage_dir = Some(path.into());
+    pub fn storage_dir(mut self, path: PathBuf) -> LspBuilder {
+        self.storage_dir = Some(path);
         self
     }
 

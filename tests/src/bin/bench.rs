@@ -106,46 +106,48 @@ async fn payments() -> Vec<serde_json::Value> {
     network.build(regtest_factory(4)).await;
     network.lsp_pays(0, 200_000_000).await;
     let ordinary = Ordinary::start().await;
-    let mut pairs = Vec::new();
+    let mut rounds = Vec::new();
     for _ in 0..PAIRS {
-        let factory = {
-            let started = Instant::now();
-            for _ in 0..PAYMENTS {
-                network.pay(0, 1, AMOUNT_MSAT).await;
-            }
-            started.elapsed().as_secs_f64()
-        };
-        let plain = {
-            let started = Instant::now();
-            for _ in 0..PAYMENTS {
-                ordinary.pay(AMOUNT_MSAT).await;
-            }
-            started.elapsed().as_secs_f64()
-        };
-        let each = |seconds: f64| seconds * 1_000.0 / PAYMENTS as f64;
-        pairs.push((each(factory), each(plain)));
+        let factory = each(PAYMENTS, || network.pay(0, 1, AMOUNT_MSAT)).await;
+        let plain = each(PAYMENTS, || ordinary.pay(AMOUNT_MSAT)).await;
+        // The same again: what two measurements of one thing differ by.
+        let again = each(PAYMENTS, || ordinary.pay(AMOUNT_MSAT)).await;
+        rounds.push((factory, plain, again));
     }
     let figure = "payment through the LSP";
     let of = format!("median of {PAIRS} interleaved batches of {PAYMENTS}");
-    let factory = median(pairs.iter().map(|(factory, _)| *factory).collect());
-    let plain = median(pairs.iter().map(|(_, plain)| *plain).collect());
-    let ratio = median(
-        pairs
-            .iter()
-            .map(|(factory, plain)| factory / plain)
-            .collect(),
+    let factory = median(rounds.iter().map(|(factory, ..)| *factory).collect());
+    let plain = median(rounds.iter().map(|(_, plain, _)| *plain).collect());
+    let ratios = rounds.iter().map(|(factory, plain, _)| factory / plain);
+    let ratios: Vec<f64> = ratios.collect();
+    let noise: Vec<f64> = rounds.iter().map(|(_, one, other)| other / one).collect();
+    let remark = format!(
+        "factory to ordinary, {}; ordinary to ordinary {}",
+        range(&ratios),
+        range(&noise)
     );
     let channels = |kind: &str| format!("{kind} channels, {of}");
     vec![
         row(figure, format!("{factory:.1}"), "ms", channels("factory")),
         row(figure, format!("{plain:.1}"), "ms", channels("ordinary")),
-        row(
-            figure,
-            format!("{ratio:.2}"),
-            "ratio",
-            "factory to ordinary".to_owned(),
-        ),
+        row(figure, format!("{:.2}", median(ratios)), "ratio", remark),
     ]
+}
+
+/// Does it so often, one after the other; the time of one in milliseconds.
+async fn each<F: Future>(times: usize, mut one: impl FnMut() -> F) -> f64 {
+    let started = Instant::now();
+    for _ in 0..times {
+        one().await;
+    }
+    started.elapsed().as_secs_f64() * 1_000.0 / times as f64
+}
+
+/// The least and the greatest of them.
+fn range(values: &[f64]) -> String {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    format!("{least:.2} to {greatest:.2}")
 }
 
 /// From the question what a channel costs until it can receive, and until it is paid for.

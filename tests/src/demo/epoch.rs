@@ -144,7 +144,7 @@ impl Network {
         /// It looks for blocks when it is told to.
         const NEVER: Duration = Duration::from_secs(86_400);
         let lsp = LspBuilder::new(bitcoin::Network::Regtest, Mnemonic::parse(mnemonic.trim())?)
-            .storage_dir(disk)
+            .storage_dir(disk.into())
             .chain_source(chain_config(&self.chain))
             .listen(([127, 0, 0, 1], 0).into())
             .poll_interval(NEVER);

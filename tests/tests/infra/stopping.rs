@@ -20,7 +20,7 @@ fn wallet(node: &RegtestNode, directory: &Path) -> Arc<Wallet> {
     };
     let address = format!("{}:{}", node.rpc_host(), node.rpc_port());
     WalletBuilder::new(Network::Regtest, Mnemonic::parse(WORDS).unwrap())
-        .storage_dir(directory)
+        .storage_dir(directory.into())
         .chain_source(ChainConfig::Bitcoind { address, auth })
         .lsp(LSP.parse().unwrap())
         .poll_interval(NEVER)

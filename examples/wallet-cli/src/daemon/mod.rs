@@ -38,7 +38,10 @@ pub(crate) async fn run(dir: &Path, args: RunArgs) -> Result<(), Failure> {
         builder = builder.tower(tower);
     }
     if let Some(directory) = args.backup_dir {
-        builder = builder.backup(Arc::new(Directory::new(directory)), args.begin.into());
+        builder = builder.backup(
+            Arc::new(Directory::new(directory.into())),
+            args.begin.into(),
+        );
     }
     let starting = builder.start();
     let mut stopped = stopping.subscribe();

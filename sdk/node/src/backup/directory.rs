@@ -30,9 +30,9 @@ pub struct Directory {
 impl Directory {
     /// A backup in `path`, which must exist whenever it is used. Of a mounted disk use a directory
     /// below the mount point: it is not there while the disk is not.
-    pub fn new(path: impl Into<PathBuf>) -> Directory {
+    pub fn new(path: PathBuf) -> Directory {
         Directory {
-            path: path.into(),
+            path,
             next: AtomicU64::new(0),
             place: Mutex::new(None),
         }
@@ -43,7 +43,7 @@ impl Directory {
         let found = place(&self.path).map_err(|error| self.failed(error))?;
         match *self.place().get_or_insert(found) == found {
             true => Ok(()),
-            false => Err(RemoteError::new(format_args!(
+            false => Err(RemoteError::new(format!(
                 "{}: another directory is there than before, as if its disk was unmounted",
                 self.path.display()
             ))),
@@ -60,7 +60,7 @@ impl Directory {
     }
 
     fn failed(&self, error: std::io::Error) -> RemoteError {
-        RemoteError::new(format_args!("{}: {error}", self.path.display()))
+        RemoteError::new(format!("{}: {error}", self.path.display()))
     }
 
     /// A name no other call uses, in this process or another one.
@@ -182,7 +182,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let (path, away) = (parent.path().join("disk"), parent.path().join("away"));
         std::fs::create_dir(&path).unwrap();
-        let remote = Directory::new(&path);
+        let remote = Directory::new(path.clone());
         assert!(remote.list().unwrap().is_empty());
         remote.create("a", b"1").unwrap();
         std::fs::rename(&path, &away).unwrap();
@@ -199,7 +199,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let left = directory.path().join(format!("{UNFINISHED}1"));
         let file = File::create(&left).unwrap();
-        let remote = Directory::new(directory.path());
+        let remote = Directory::new(directory.path().into());
         assert!(remote.list().unwrap().is_empty() && left.exists());
         let then = std::time::SystemTime::now() - GIVEN_UP - Duration::from_secs(60);
         file.set_modified(then).unwrap();
@@ -210,7 +210,7 @@ mod tests {
     fn a_directory_takes_each_name_once_and_must_exist() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("disk");
-        let remote = Directory::new(&path);
+        let remote = Directory::new(path.clone());
         assert!(remote.create("a", b"1").is_err());
         assert!(remote.list().is_err() && remote.get("a").is_err());
         std::fs::create_dir(&path).unwrap();
@@ -227,7 +227,7 @@ mod tests {
         let wins = std::thread::scope(|scope| {
             let racers: Vec<_> = (0..8_u8)
                 .map(|n| {
-                    let remote = Directory::new(&path);
+                    let remote = Directory::new(path.clone());
                     scope.spawn(move || remote.create("b", &[n]).unwrap() == Creation::Created)
                 })
                 .collect();

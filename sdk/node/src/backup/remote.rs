@@ -46,9 +46,7 @@ pub struct RemoteError {
 
 impl RemoteError {
     /// From whatever went wrong.
-    pub fn new(detail: impl fmt::Display) -> RemoteError {
-        RemoteError {
-            detail: detail.to_string(),
-        }
+    pub fn new(detail: String) -> RemoteError {
+        RemoteError { detail }
     }
 }

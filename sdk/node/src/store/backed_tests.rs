@@ -70,7 +70,7 @@ impl Memory {
         match state.next {
             Answer::Unreachable => {
                 state.unreached += 1;
-                Err(RemoteError::new("far away"))
+                Err(RemoteError::new("far away".to_owned()))
             }
             _ => Ok(state),
         }
@@ -82,7 +82,7 @@ impl RemoteStore for Memory {
         let mut state = self.check()?;
         let answer = std::mem::take(&mut state.next);
         if let Answer::Refused = answer {
-            return Err(RemoteError::new("not now"));
+            return Err(RemoteError::new("not now".to_owned()));
         }
         if state.objects.contains_key(name) {
             return Ok(Creation::Exists);
@@ -93,7 +93,7 @@ impl RemoteStore for Memory {
             crashes.push((files(directory), objects));
         }
         match answer {
-            Answer::Lost => Err(RemoteError::new("no answer")),
+            Answer::Lost => Err(RemoteError::new("no answer".to_owned())),
             _ => Ok(Creation::Created),
         }
     }

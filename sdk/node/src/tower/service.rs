@@ -162,8 +162,8 @@ impl TowerBuilder {
 
     /// Directory of the database.
     #[must_use]
-    pub fn storage_dir(mut self, path: impl Into<PathBuf>) -> TowerBuilder {
-        self.storage_dir = Some(path.into());
+    pub fn storage_dir(mut self, path: PathBuf) -> TowerBuilder {
+        self.storage_dir = Some(path);
         self
     }
 

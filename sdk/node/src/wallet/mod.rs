@@ -112,8 +112,8 @@ impl WalletBuilder {
 
     /// Directory of the database. One wallet per directory, one process at a time.
     #[must_use]
-    pub fn storage_dir(mut self, path: impl Into<PathBuf>) -> WalletBuilder {
-        self.storage_dir = Some(path.into());
+    pub fn storage_dir(mut self, path: PathBuf) -> WalletBuilder {
+        self.storage_dir = Some(path);
         self
     }
 

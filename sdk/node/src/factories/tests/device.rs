@@ -113,7 +113,7 @@ impl RemoteStore for Remote {
     fn create(&self, name: &str, bytes: &[u8]) -> Result<Creation, RemoteError> {
         let mut inside = self.0.lock().unwrap();
         if inside.is_away {
-            return Err(RemoteError::new("away"));
+            return Err(RemoteError::new("away".to_owned()));
         }
         if inside.objects.contains_key(name) {
             return Ok(Creation::Exists);
