@@ -17,6 +17,7 @@ use tokio::task::block_in_place;
 
 use crate::network::{LIMIT, chain_config, regtest_factory};
 use crate::processes::LspProcess;
+use crate::wire::Wire;
 
 /// Blocks that are handled one by one, and payments made one after the other.
 const TIMES: usize = 9;
@@ -30,6 +31,8 @@ pub struct Scale {
     pub slowest_ceremony: Duration,
     /// The same, the median.
     pub median_ceremony: Duration,
+    /// What went over the sockets of the last group for its ceremony, both directions, per member.
+    pub ceremony_bytes_each: u64,
     /// Processor time of the server for one group's ceremony, the median.
     pub ceremony_cpu: Duration,
     /// Memory of the server per member, in bytes.
@@ -48,6 +51,8 @@ pub struct Scale {
 
 struct Seat {
     wallet: Arc<Wallet>,
+    /// What counts its bytes.
+    wire: Option<Wire>,
     _directory: TempDir,
 }
 
@@ -70,15 +75,18 @@ pub async fn measure(groups: usize, size: u16) -> Scale {
     );
     let mut seats: Vec<Seat> = Vec::new();
     let (mut walls, mut processor) = (Vec::new(), Vec::new());
+    let mut ceremony_bytes = 0;
     for group in 0..groups {
         eprintln!("group {} of {groups}", group + 1);
         for _ in 0..size {
-            seats.push(seat(&chain, &lsp).await);
+            let is_last = group + 1 == groups;
+            seats.push(seat(&chain, &lsp, is_last).await);
         }
         wait("all to wait for a place", || {
             lsp.waiting().unwrap().len() >= usize::from(size)
         })
         .await;
+        let carried = carried_bytes(&seats);
         let (cpu, began) = (processor_time(lsp.program().id()), Instant::now());
         let name = lsp.create_factory(&regtest_factory(size)).unwrap();
         wait("the funding to be published", || {
@@ -86,6 +94,7 @@ pub async fn measure(groups: usize, size: u16) -> Scale {
         })
         .await;
         walls.push(began.elapsed());
+        ceremony_bytes = carried_bytes(&seats) - carried;
         processor.push(processor_time(lsp.program().id()) - cpu);
         chain.mine(1).unwrap();
         block_in_place(|| lsp.sync()).unwrap();
@@ -128,6 +137,7 @@ pub async fn measure(groups: usize, size: u16) -> Scale {
         members,
         slowest_ceremony: walls.iter().copied().max().unwrap_or_default(),
         median_ceremony: median(walls),
+        ceremony_bytes_each: ceremony_bytes / u64::from(size),
         ceremony_cpu: median(processor),
         server_bytes_each,
         server_disk_each,
@@ -138,9 +148,16 @@ pub async fn measure(groups: usize, size: u16) -> Scale {
     }
 }
 
-async fn seat(chain: &RegtestNode, lsp: &LspProcess) -> Seat {
+async fn seat(chain: &RegtestNode, lsp: &LspProcess, is_counted: bool) -> Seat {
     let directory = TempDir::new().unwrap();
-    let uri: LspUri = lsp.uri.parse().unwrap();
+    let (mut uri, mut wire) = (lsp.uri.clone(), None);
+    if is_counted {
+        let (id, address) = lsp.uri.split_once('@').unwrap();
+        let counting = Wire::to(address.parse().unwrap()).await;
+        uri = format!("{id}@{}", counting.address);
+        wire = Some(counting);
+    }
+    let uri: LspUri = uri.parse().unwrap();
     let mnemonic = Mnemonic::generate(WordCount::Twelve).unwrap();
     let wallet = WalletBuilder::new(Network::Regtest, mnemonic)
         .storage_dir(directory.path().into())
@@ -154,8 +171,15 @@ async fn seat(chain: &RegtestNode, lsp: &LspProcess) -> Seat {
     wallet.factories().join(500_000).await.unwrap();
     Seat {
         wallet,
+        wire,
         _directory: directory,
     }
+}
+
+fn carried_bytes(seats: &[Seat]) -> u64 {
+    let wires = seats.iter().filter_map(|seat| seat.wire.as_ref());
+    let each = wires.map(|wire| wire.to_lsp.carried_bytes() + wire.to_member.carried_bytes());
+    each.sum()
 }
 
 async fn receive(wallet: &Wallet, amount_msat: u64) -> String {

@@ -292,6 +292,7 @@ async fn scale() -> Vec<serde_json::Value> {
             members,
             slowest_ceremony,
             median_ceremony,
+            ceremony_bytes_each,
             ceremony_cpu,
             server_bytes_each,
             server_disk_each,
@@ -311,6 +312,11 @@ async fn scale() -> Vec<serde_json::Value> {
                 format!("a group's ceremony, median of {of}, wallets beside it"),
             ),
             (ms(slowest_ceremony), "ms", "the slowest group".to_owned()),
+            (
+                format!("{:.1}", ceremony_bytes_each as f64 / 1_000.0),
+                "kB",
+                "per member over its socket in a ceremony, the last group".to_owned(),
+            ),
             (
                 ms(ceremony_cpu),
                 "ms CPU",

@@ -1,7 +1,5 @@
 //! What a backup asks of the place it is in.
 
-use std::fmt;
-
 /// A store of named objects, on another disk or another machine.
 ///
 /// Calls block; one should give up after some seconds, because nothing is sent while it waits. An

@@ -317,6 +317,7 @@ fn said(attempt: &Attempt, event: &CoreEvent) -> Option<Event> {
             channel: id.seq,
             peer: peer.to_string(),
         },
-        CoreEvent::Quoted { .. } | CoreEvent::NotSold { .. } => return None,
+        // Quotes and their refusals.
+        _ => return None,
     })
 }

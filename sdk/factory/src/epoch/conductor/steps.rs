@@ -9,6 +9,7 @@ use crate::effect::{ChannelRef, Effect, Event};
 use crate::journal::EpochSigned;
 use crate::message::{EpochAsk, EpochCommit, RefusalCode};
 use crate::scripts::tagged_hash;
+use crate::signing::ReservedNonces;
 
 impl Conductor {
     /// Nothing is pending in a place's channels; `balances` is what is the member's in each.

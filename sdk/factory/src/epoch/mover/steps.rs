@@ -10,6 +10,7 @@ use crate::effect::{ChannelRef, Effect, Event};
 use crate::epoch::{EpochStage, verify};
 use crate::journal::{EpochEnded, EpochSigned, Guard, MemberEpochGuarded, MemberEpochSeen};
 use crate::message::{CutOffer, EpochEnd, EpochNonce, EpochReady, RefusalCode, SwitchAck};
+use crate::signing::ReservedNonces;
 use crate::tree::Cut;
 
 impl Mover {

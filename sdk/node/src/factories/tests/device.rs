@@ -286,6 +286,7 @@ impl Rooms {
             silent: Default::default(),
             guarding: Default::default(),
             others: Default::default(),
+            untold: Default::default(),
             damaged: BTreeMap::new(),
             tip: tip.height,
         };
