@@ -99,11 +99,16 @@ impl Scan {
             if last <= height && self.source.block_hash(last).await? == *hash {
                 return Ok(());
             }
-            self.blocks.remove(&last);
-            self.confirmed.retain(|_, at| *at < last);
-            self.spent.retain(|_, (_, at)| *at < last);
+            self.forget(last);
         }
         Ok(())
+    }
+
+    /// Forgets the last block, which is at `height`.
+    fn forget(&mut self, height: u32) {
+        self.blocks.remove(&height);
+        self.confirmed.retain(|_, at| *at < height);
+        self.spent.retain(|_, (_, at)| *at < height);
     }
 
     /// Takes the block at `height` in; `false` if it does not follow the one before it.
@@ -113,9 +118,13 @@ impl Scan {
             return Err(unexpected("a header where a block was needed"));
         };
         check(&block, hash)?;
+        Ok(self.take(height, hash, &block))
+    }
+
+    fn take(&mut self, height: u32, hash: BlockHash, block: &Block) -> bool {
         let before = height.checked_sub(1).and_then(|it| self.blocks.get(&it));
         if before.is_some_and(|before| *before != block.header.prev_blockhash) {
-            return Ok(false);
+            return false;
         }
         for tx in &block.txdata {
             let spends = tx.input.iter().map(|input| input.previous_output);
@@ -128,7 +137,7 @@ impl Scan {
             }
         }
         self.blocks.insert(height, hash);
-        Ok(true)
+        true
     }
 }
 
@@ -145,5 +154,91 @@ fn check(block: &Block, hash: BlockHash) -> Result<(), ChainError> {
 fn unexpected(detail: &str) -> ChainError {
     ChainError::Unexpected {
         detail: detail.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::absolute::LockTime;
+    use bitcoin::constants::genesis_block;
+    use bitcoin::hashes::Hash as _;
+    use bitcoin::transaction::Version;
+    use bitcoin::{Network, Transaction, TxIn};
+    use superscalar_sdk::chain::{BitcoindAuth, BitcoindConfig, BitcoindSource};
+
+    use super::*;
+
+    fn spend(previous_output: OutPoint) -> Transaction {
+        Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::ZERO,
+            input: vec![TxIn {
+                previous_output,
+                ..TxIn::default()
+            }],
+            output: Vec::new(),
+        }
+    }
+
+    fn after(before: BlockHash, txdata: Vec<Transaction>) -> Block {
+        let mut block = genesis_block(Network::Regtest);
+        block.header.prev_blockhash = before;
+        block.txdata = txdata;
+        block
+    }
+
+    #[test]
+    fn what_left_the_chain_is_not_there_any_more() {
+        let funding = spend(OutPoint::new(Txid::from_byte_array([1; 32]), 0));
+        let output = OutPoint::new(funding.compute_txid(), 0);
+        let kickoff = spend(output);
+        // Nobody is asked.
+        let source = BitcoindSource::new(BitcoindConfig {
+            address: "127.0.0.1:1".to_owned(),
+            auth: BitcoindAuth::UserPassword {
+                user: String::new(),
+                password: String::new(),
+            },
+        });
+        let mut scan = Scan {
+            source: Arc::new(source),
+            from_height: 0,
+            fundings: BTreeSet::from([output.txid]),
+            watched: BTreeSet::from([output]),
+            blocks: BTreeMap::new(),
+            confirmed: BTreeMap::new(),
+            spent: BTreeMap::new(),
+        };
+        let mut before = BlockHash::all_zeros();
+        for (height, tx) in [(7, &funding), (8, &kickoff)] {
+            let block = after(before, vec![tx.clone()]);
+            before = block.block_hash();
+            assert!(scan.take(height, before, &block));
+        }
+        let spent = BTreeMap::from([(output, (kickoff.compute_txid(), 8))]);
+        assert_eq!(scan.spent, spent);
+        scan.forget(8);
+        assert_eq!(scan.spent, BTreeMap::new());
+        assert_eq!(scan.confirmed, BTreeMap::from([(output.txid, 7)]));
+
+        // Of another branch nothing is taken in before what it stands on.
+        let stranger = after(BlockHash::all_zeros(), vec![kickoff]);
+        assert!(!scan.take(8, stranger.block_hash(), &stranger));
+        assert_eq!(scan.spent, BTreeMap::new());
+        scan.forget(7);
+        assert_eq!(scan.confirmed, BTreeMap::new());
+        assert!(scan.blocks.is_empty());
+    }
+
+    #[test]
+    fn a_source_cannot_put_into_a_block_what_is_not_there() {
+        let genuine = genesis_block(Network::Regtest);
+        let hash = genuine.block_hash();
+        assert!(check(&genuine, hash).is_ok());
+        assert!(check(&genuine, BlockHash::all_zeros()).is_err());
+        let mut invented = genuine;
+        let output = OutPoint::new(Txid::from_byte_array([1; 32]), 0);
+        invented.txdata.push(spend(output));
+        assert!(check(&invented, hash).is_err());
     }
 }

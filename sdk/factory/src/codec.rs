@@ -537,3 +537,60 @@ macro_rules! tlv {
     };
 }
 pub(crate) use tlv;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Seek;
+    use bitcoin::hex::FromHex as _;
+
+    /// BOLT1's own examples.
+    #[test]
+    fn a_number_has_one_encoding() {
+        let read = |hex: &str| {
+            let bytes = Vec::<u8>::from_hex(hex).unwrap();
+            Reader::new(&bytes).big_size("number")
+        };
+        for (number, hex) in [
+            (0, "00"),
+            (252, "fc"),
+            (253, "fd00fd"),
+            (65_535, "fdffff"),
+            (65_536, "fe00010000"),
+            (4_294_967_295, "feffffffff"),
+            (4_294_967_296, "ff0000000100000000"),
+            (u64::MAX, "ffffffffffffffffff"),
+        ] {
+            let mut written = Vec::new();
+            write_big_size(number, &mut written);
+            assert_eq!(written, Vec::<u8>::from_hex(hex).unwrap());
+            assert_eq!(read(hex), Ok(number));
+        }
+        for longer in ["fd00fc", "fe0000ffff", "ff00000000ffffffff"] {
+            let field = "number";
+            assert_eq!(read(longer), Err(DecodeError::NotMinimal { field }));
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_repeated_or_left_over_is_refused() {
+        let wish = Seek {
+            capacity: Amount::from_sat(500_000),
+        };
+        let bytes = wish.to_bytes();
+        let read = |more: &[u8]| Seek::from_bytes(&[&bytes[..], more].concat(), "Seek");
+        assert_eq!(read(&[]), Ok(wish.clone()));
+        // Odd ones are of versions to come, and optional.
+        assert_eq!(read(&[1, 1, 9]), Ok(wish));
+        assert_eq!(read(&[2, 1, 9]), Err(DecodeError::UnknownEven { typ: 2 }));
+        assert_eq!(read(&bytes), Err(DecodeError::Order { typ: 0 }));
+        let mut longer = bytes.clone();
+        longer[1] += 1;
+        longer.push(0);
+        let (what, count) = ("capacity", 1);
+        assert_eq!(
+            Seek::from_bytes(&longer, "Seek"),
+            Err(DecodeError::Trailing { what, count })
+        );
+    }
+}

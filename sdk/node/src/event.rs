@@ -471,3 +471,53 @@ impl EventLog {
         self.newest.subscribe()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::Network;
+
+    use super::*;
+    use crate::store::Identity;
+
+    fn event(number: u32) -> Event {
+        Event::FactoryReorged {
+            factory: number.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_is_acknowledged_stays_so_and_the_rest_is_told_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || {
+            let identity = Identity {
+                network: Network::Regtest,
+                seed_tag: [7; 32],
+            };
+            let store = Store::open(directory.path(), &identity).unwrap();
+            EventLog::new(Arc::new(store))
+        };
+        let log = open();
+        for number in 1..=3 {
+            log.append(&event(number)).unwrap();
+        }
+        assert_eq!(*log.newest().borrow(), 3);
+        log.acknowledge(2).unwrap();
+        drop(log);
+
+        let log = open();
+        assert_eq!(log.acknowledged().unwrap(), 2);
+        let third = StoredEvent {
+            cursor: 3,
+            event: event(3),
+        };
+        let page = log.after(2, 10).unwrap();
+        assert_eq!((page.events, page.gap), (vec![third.clone()], false));
+        let page = log.after(1, 10).unwrap();
+        assert_eq!((page.events, page.gap), (vec![third], true));
+        // Whoever waits is woken for the last of several.
+        log.append_with(&[event(4), event(5)], "setting", &[1])
+            .unwrap();
+        assert_eq!(*log.newest().borrow(), 5);
+        assert_eq!(log.after(0, 10).unwrap().events.len(), 3);
+    }
+}

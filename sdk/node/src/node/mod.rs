@@ -337,3 +337,41 @@ fn open_store(config: &NodeConfig, identity: &Identity) -> Result<Store, StoreEr
     }
     tokio::task::block_in_place(|| Store::open_with(&config.storage_dir, identity, Some(backing)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bitcoin::Network;
+
+    use crate::backup::{Begin, Directory};
+    use crate::chain::BitcoindAuth;
+    use crate::keys::{Mnemonic, WordCount};
+    use crate::wallet::{ChainConfig, WalletBuilder};
+
+    const LSP: &str =
+        "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798@127.0.0.1:1";
+
+    #[tokio::test]
+    async fn a_backup_on_a_single_thread_is_refused_before_anything_is_opened() {
+        let [local, remote] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let storage = local.path().join("wallet");
+        let words = Mnemonic::generate(WordCount::Twelve).unwrap();
+        let started = WalletBuilder::new(Network::Regtest, words)
+            .storage_dir(&storage)
+            .chain_source(ChainConfig::Bitcoind {
+                address: "127.0.0.1:1".to_owned(),
+                auth: BitcoindAuth::UserPassword {
+                    user: String::new(),
+                    password: String::new(),
+                },
+            })
+            .lsp(LSP.parse().unwrap())
+            .backup(Arc::new(Directory::new(remote.path())), Begin::Continue)
+            .start()
+            .await;
+        let refused = started.map(drop).unwrap_err();
+        assert_eq!(refused.code(), "backup_failed");
+        assert!(!storage.exists());
+    }
+}
