@@ -309,6 +309,31 @@ mod tests {
         }
     }
 
+    /// A room that no fault is planted in may have no test that would notice one. What is a room:
+    /// each module beside a library's root, and each program.
+    #[test]
+    fn every_room_has_a_fault() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let list: List = toml::from_str(LIST).expect("mutations.toml");
+        let mut rooms = BTreeSet::new();
+        for house in ["sdk/factory/src", "sdk/node/src", "examples"] {
+            for entry in fs::read_dir(root.join(house)).expect("a house") {
+                let entry = entry.expect("an entry");
+                // `exit/` and `exit.rs` are one room.
+                rooms.insert(Path::new(house).join(entry.file_name()).with_extension(""));
+            }
+        }
+        // They only name the rooms.
+        for no_room in ["sdk/factory/src/lib", "sdk/node/src/lib"] {
+            assert!(rooms.remove(Path::new(no_room)), "{no_room}");
+        }
+        for mutation in &list.mutation {
+            let home = Path::new(&mutation.file).with_extension("");
+            rooms.retain(|room| !home.starts_with(room));
+        }
+        assert!(rooms.is_empty(), "no fault in {rooms:?}");
+    }
+
     #[test]
     fn what_does_not_end_is_killed_with_all_it_has_started() {
         let directory = tempfile::tempdir().expect("a directory");
