@@ -46,7 +46,8 @@ soak: FIRST ?= 0
 soak: tools
 	$(CARGO) run --locked -p superscalar-simulation -- --minutes $(MINUTES) --first $(FIRST)
 
-# Each deliberate fault of xtask/mutations.toml must be caught by a test.
+# Each deliberate fault of xtask/mutations.toml must be caught by a test. One of each room, in about
+# an hour: `cargo xtask mutate --one-per-room`.
 mutants: bitcoind
 	$(CARGO) xtask mutate
 

@@ -23,6 +23,9 @@ enum Chore {
     Mutate {
         /// Only those of these rooms, or with these words in their names.
         only: Vec<String>,
+        /// The first of each room alone: about an hour, where all take several.
+        #[arg(long)]
+        one_per_room: bool,
     },
     /// Install the system packages the build and bitcoind need (as root), or name them.
     Setup,
@@ -35,8 +38,9 @@ fn main() -> Result<()> {
             println!("{}", superscalar_regtest::locate_bitcoind()?.display());
             Ok(())
         }
-        Chore::Mutate { only } => {
-            mutate::run(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."), &only)
+        Chore::Mutate { only, one_per_room } => {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            mutate::run(&root, &only, one_per_room)
         }
         Chore::Setup => setup(),
     }

@@ -48,20 +48,24 @@ impl Mutation {
     }
 }
 
-/// Applies all faults, or those of these rooms or with these words in their names, and shows what
-/// caught each. The table of all is kept in the target directory.
-pub(crate) fn run(root: &Path, only: &[String]) -> Result<()> {
+/// Applies all faults, or those of these rooms or with these words in their names, or of those the
+/// first in each room, and shows what caught each. A table over all rooms is kept in the target
+/// directory.
+pub(crate) fn run(root: &Path, only: &[String], one_per_room: bool) -> Result<()> {
     let root = root.canonicalize()?;
     let list: List = toml::from_str(LIST).context("xtask/mutations.toml")?;
+    let mut rooms = BTreeSet::new();
     let wanted: Vec<&Mutation> = list
         .mutation
         .iter()
         .filter(|it| only.is_empty() || it.is_one_of(only))
+        .filter(|it| !one_per_room || rooms.insert(it.room.as_str()))
         .collect();
     ensure!(!wanted.is_empty(), "no mutation has such a room or name");
     let copy = Copy::of(&root)?;
-    let mut table = match only {
-        [] => Table::in_file(&root.join("target/mutants.md"))?,
+    let mut table = match (only, one_per_room) {
+        ([], false) => Table::in_file(&root.join("target/mutants.md"))?,
+        ([], true) => Table::in_file(&root.join("target/mutants-one-per-room.md"))?,
         _ => Table { file: None },
     };
     let commands: BTreeSet<&Vec<String>> = wanted.iter().map(|it| &it.tests).collect();
