@@ -11,17 +11,19 @@
 mod targets;
 mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use bitcoin::Amount;
 use proptest::prelude::*;
-use superscalar_factory::codec::{Decode as _, DecodeError, Encode as _};
+use superscalar_factory::codec::{Decode as _, DecodeError, Encode as _, Reader};
+use superscalar_factory::epoch::EpochLimits;
 use superscalar_factory::exit::SignedPath;
 use superscalar_factory::exit::package::{ExitPackage, PackagedPath};
-use superscalar_factory::journal::{Dormant, Ended, Record, Unfunded};
-use superscalar_factory::message::{Message, QuoteRequest, Refusal, RefusalCode, Seek};
+use superscalar_factory::journal::{Dormant, Ended, Guard, Record, Unfunded};
+use superscalar_factory::member;
+use superscalar_factory::message::{EpochEnd, Message, QuoteRequest, Refusal, RefusalCode, Seek};
 use superscalar_factory::terms::TimeoutPolicy;
 use superscalar_factory::wire::{Assembler, Frame};
 use world::{Party, TIP, World, key, plan};
@@ -99,6 +101,8 @@ fn seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
     }
     seeds.extend(sale_seeds());
     seeds.extend(epoch_seeds());
+    let guarded = targets::records(&watched().journal[&Party::Member(0)]);
+    seeds.insert(("journal", "member-guarded".to_owned()), guarded);
     for (name, policy) in [
         ("members-reclaim", TimeoutPolicy::MembersReclaim),
         ("lsp-reclaims", TimeoutPolicy::LspReclaims),
@@ -181,6 +185,60 @@ fn moved() -> World {
     world
 }
 
+/// A factory of two who count on watchtowers: one has bought a channel, both have moved. The LSP
+/// then completes an epoch of which it says to one that it never will, and publishes it.
+fn watched() -> World {
+    let mut plan = plan(2);
+    plan.timing.states = 3;
+    plan.timing = plan.timing.with_least_blocks_early(2);
+    let mut world = World::selling(plan);
+    for member in world.members.values_mut() {
+        member.set_epoch_limits(Some(EpochLimits {
+            guard: Guard::Watchtower,
+            ..EpochLimits::default()
+        }));
+    }
+    let mut wish = world.wish(0, 10_000);
+    wish.guard = Guard::Watchtower;
+    let sale = world.ask(0, wish).unwrap().unwrap();
+    let bought = world.members[&0].next_channel().unwrap();
+    world.accept(0, sale).unwrap();
+    world.deliver();
+    world.tell(0, member::Input::BoughtGuarded(bought));
+    world.pay();
+    world.deliver();
+    world.merge(0).unwrap();
+    for slot in 0..2 {
+        world.tell(slot, member::Input::MovedGuarded { version: 1 });
+    }
+    world.deliver();
+    world.tamper = Box::new(|_, message| {
+        let completes = matches!(message, Message::EpochSig(_) | Message::EpochReveal(_));
+        (!completes).then_some(message)
+    });
+    world.merge(0).unwrap();
+    let mut written = world.journal[&Party::Lsp].iter().rev();
+    let signature = written.find_map(|record| match record {
+        Record::EpochSigned(body) => Some(body.signature),
+        _ => None,
+    });
+    let mut said = world.log.iter().rev();
+    let epoch = said.find_map(|(_, message)| match message {
+        Message::EpochCommit(body) => Some(body.epoch.clone()),
+        _ => None,
+    });
+    let end = EpochEnd {
+        attempt: world.plan.attempt,
+        epoch: epoch.unwrap(),
+        code: RefusalCode::Silence,
+    };
+    world.hand_over(Party::Lsp, Party::Member(0), end.into());
+    let tree = world.members[&0].newer_trees().last().unwrap();
+    let state = tree.leaf(0).unwrap().state.signed(&signature.unwrap());
+    world.tell(0, member::Input::StateSeen(state));
+    world
+}
+
 fn epoch_seeds() -> BTreeMap<(&'static str, String), Vec<u8>> {
     let mut seeds = BTreeMap::new();
     let world = moved();
@@ -223,18 +281,20 @@ fn the_corpus_is_replayed() {
             file.display()
         );
     }
-    let mut numbers = Vec::new();
+    let (mut messages, mut records) = (Vec::new(), Vec::new());
     for (target, run) in TARGETS {
         for entry in fs::read_dir(corpus(target)).unwrap() {
             let path = entry.unwrap().path();
             let bytes = fs::read(&path).unwrap();
             run(&bytes);
-            if target == "wire" {
-                numbers.push(u16::from_be_bytes([bytes[0], bytes[1]]));
+            match target {
+                "wire" => messages.push(number(&bytes)),
+                "journal" => records.extend(written(&bytes)),
+                _ => {}
             }
         }
     }
-    // One seed of every message there is.
+    // One seed of every message there is, and of every record.
     for number in 0..=u16::MAX {
         let unknown = DecodeError::UnknownType {
             what: "message",
@@ -242,22 +302,66 @@ fn the_corpus_is_replayed() {
         };
         let known = Message::from_parts(number, &[]) != Err(unknown);
         assert!(
-            !known || numbers.contains(&number),
+            !known || messages.contains(&number),
             "no seed of message {number}"
         );
     }
+    for number in known_records() {
+        assert!(records.contains(&number), "no seed of record {number}");
+    }
 }
 
-/// One byte string per record of a whole ceremony.
+/// The number that a record, or a message in one frame, begins with.
+fn number(bytes: &[u8]) -> u16 {
+    u16::from_be_bytes([bytes[0], bytes[1]])
+}
+
+/// The numbers of the records in a seed, as far as it can be read.
+fn written(seed: &[u8]) -> Vec<u16> {
+    let mut reader = Reader::new(seed);
+    let mut numbers = Vec::new();
+    while let Ok(length) = u32::decode(&mut reader, "length") {
+        let Ok(record) = reader.take(length as usize, "record") else {
+            break;
+        };
+        if Record::from_bytes(record, "Record").is_ok() {
+            numbers.push(number(record));
+        }
+    }
+    numbers
+}
+
+/// The number of every record there is.
+fn known_records() -> BTreeSet<u16> {
+    let known = |number: &u16| {
+        let unknown = DecodeError::UnknownType {
+            what: "record",
+            typ: (*number).into(),
+        };
+        Record::from_bytes(&number.to_be_bytes(), "Record") != Err(unknown)
+    };
+    (0..=u16::MAX).filter(known).collect()
+}
+
+/// One byte string per record of whole factories, and of those that end before they are any.
 fn all_records() -> Vec<Vec<u8>> {
-    let world = sold();
-    let all = world.journal.values().flatten();
-    let epochs = moved();
-    let all = all.chain(epochs.journal.values().flatten());
-    let mut records: Vec<Vec<u8>> = all.map(|record| record.to_bytes()).collect();
+    let mut records: Vec<Record> = Vec::new();
+    for world in [sold(), moved()] {
+        records.extend(world.journal.into_values().flatten());
+    }
+    records.extend_from_slice(&watched().journal[&Party::Member(0)]);
     let code = RefusalCode::Other;
-    records.push(Record::from(Ended { code }).to_bytes());
-    records
+    records.push(Ended { code }.into());
+    records.push(Dormant { code }.into());
+    records.push(Unfunded { height: 400 }.into());
+    records.iter().map(|record| record.to_bytes()).collect()
+}
+
+#[test]
+fn what_is_damaged_and_shuffled_is_of_every_kind() {
+    let records = all_records();
+    let kinds: BTreeSet<u16> = records.iter().map(|record| number(record)).collect();
+    assert_eq!(kinds, known_records());
 }
 
 #[derive(Debug, Clone)]
