@@ -410,4 +410,41 @@ mod tests {
         assert_eq!(odometer.to_string(), "15/15");
         assert_eq!(Odometer::new(2, 2).versions(), 4);
     }
+
+    /// Acceptance "Odometer", over whole paths: a carry makes the newer version's way to the leaf
+    /// the longer one, and still it confirms first where the two part, which ends the older one.
+    #[test]
+    fn of_any_two_versions_the_newer_one_confirms_first_where_they_part() {
+        let timing = Timing {
+            states: 4,
+            ..Timing::mainnet(2)
+        };
+        // Blocks from the root's kickoff to each state, with a kickoff one after what it spends.
+        let heights = |odometer: &Odometer| -> Vec<u32> {
+            let mut heights = Vec::new();
+            let mut kickoff = 0;
+            for epoch in odometer.epochs() {
+                let state = kickoff + u32::from(timing.state_delay(*epoch).unwrap());
+                heights.push(state);
+                kickoff = state + 1;
+            }
+            heights
+        };
+        let mut odometer = Odometer::new(4, 2);
+        let mut versions = vec![heights(&odometer)];
+        while odometer.tick().is_ok() {
+            versions.push(heights(&odometer));
+        }
+        assert_eq!(versions.len(), 16);
+        let step = u32::from(timing.step);
+        assert_eq!(versions[7], [2 * step, 2 * step + 1]);
+        assert_eq!(versions[8], [step, 4 * step + 1]);
+        // Version 8 takes the output that version 7 waits for a whole step before it.
+        assert_eq!(versions[7][0] - versions[8][0], step);
+        for (number, newer) in versions.iter().enumerate() {
+            // Ordered by the first state in which they differ.
+            let outrun = versions[..number].iter().all(|older| newer < older);
+            assert!(outrun, "version {number}");
+        }
+    }
 }

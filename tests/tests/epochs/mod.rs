@@ -175,6 +175,10 @@ async fn channels_are_resized_both_ways_until_the_epochs_are_used_up() {
         let seat = network.seat(by_slot[0], &factory).await;
         assert_eq!(seat.capacity_sat, capacity_sat);
         assert_eq!(seat.stock_sat, 700_000 - capacity_sat);
+        // Two states on two layers: the last of four versions is number 3.
+        let infos = network.wallet(by_slot[0]).factories().list().await.unwrap();
+        let info = infos.into_iter().find(|it| it.factory == factory).unwrap();
+        assert_eq!(info.epoch, format!("{version}/3"));
         for (member, before) in by_slot.iter().zip(&before) {
             assert_eq!(network.at_rest(*member).await.0, *before);
         }

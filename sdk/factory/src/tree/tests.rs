@@ -87,6 +87,13 @@ fn four_members_sign_six_transactions() {
     assert_eq!(count(Role::Kickoff) + count(Role::State), 4);
     assert_eq!(count(Role::Distribution), 2);
     assert_eq!(order.last(), Some(&TxName::ROOT_KICKOFF));
+    // Of the whole tree these are the ones that need its key.
+    let own = key("member", 0);
+    let needs_it = |tx: &&TreeTx| tx.key.signers().position(&own).is_some();
+    let need_it = tree.transactions().filter(needs_it);
+    let need_it: BTreeSet<TxName> = need_it.map(|tx| tx.name).collect();
+    assert_eq!(order.len(), need_it.len());
+    assert_eq!(order.into_iter().collect::<BTreeSet<_>>(), need_it);
 }
 
 /// Acceptance "Funding": channels + stock + tree fees + anchors, to the satoshi.

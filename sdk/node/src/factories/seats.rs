@@ -122,3 +122,46 @@ fn epoch(header: &Header, version: u32) -> String {
     let states = Odometer::new(header.timing.states, layers);
     format!("{version}/{}", states.versions().saturating_sub(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::secp256k1::{Secp256k1, SecretKey};
+    use bitcoin::{Network, ScriptBuf};
+    use superscalar_factory::shape::Shape;
+    use superscalar_factory::terms::{FeeRules, Instance, PROTOCOL_VERSION, TimeoutPolicy};
+    use superscalar_factory::timing::Timing;
+
+    use super::*;
+
+    fn header(states: u8, shape: Shape) -> Header {
+        let secret = SecretKey::from_slice(&[1; 32]).unwrap();
+        Header {
+            instance: Instance([7; 32]),
+            attempt: 0,
+            version: PROTOCOL_VERSION,
+            network: Network::Regtest,
+            lsp_key: PublicKey::from_secret_key(&Secp256k1::new(), &secret),
+            lsp_payout: ScriptBuf::new(),
+            timing: Timing {
+                states,
+                ..Timing::mainnet(shape.layers())
+            },
+            shape,
+            expiry: 5_000,
+            tree_feerate: 10,
+            policy: TimeoutPolicy::MembersReclaim,
+            fee_rules: FeeRules::OperatorKeeps,
+        }
+    }
+
+    /// Acceptance "Odometer": of sixteen versions the last is number 15.
+    #[test]
+    fn an_epoch_is_shown_as_its_version_of_the_last() {
+        let sixteen = header(4, Shape::two_layers(4));
+        for (version, shown) in [(0, "0/15"), (7, "7/15"), (8, "8/15"), (15, "15/15")] {
+            assert_eq!(epoch(&sixteen, version), shown);
+        }
+        assert_eq!(epoch(&header(2, Shape::two_layers(4)), 1), "1/3");
+        assert_eq!(epoch(&header(2, Shape::binary(8)), 1), "1/15");
+    }
+}
