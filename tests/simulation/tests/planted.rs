@@ -6,30 +6,57 @@
     reason = "tests"
 )]
 
-use superscalar_simulation::{Bug, Invariant, Run, run};
+use superscalar_simulation::{Bug, Failure, Invariant, Run, run};
 
 /// A bug must show in one of so many seeds.
 const SEEDS: u64 = 200;
 const STEPS: u64 = 3_000;
 
+/// The first seed in which the bug shows.
+fn first_failure(bug: Bug) -> Box<Failure> {
+    let failure = (0..SEEDS).find_map(|seed| run(planted(bug, seed)).err());
+    failure.unwrap_or_else(|| panic!("nobody saw {bug:?} in {SEEDS} seeds"))
+}
+
+fn planted(bug: Bug, seed: u64) -> Run {
+    Run {
+        steps: STEPS,
+        bug: Some(bug),
+        ..Run::of(seed)
+    }
+}
+
 /// The first seed in which the bug shows must show it as one of these.
 fn caught(bug: Bug, as_one_of: &[Invariant]) {
-    for seed in 0..SEEDS {
-        let planted = Run {
-            steps: STEPS,
-            bug: Some(bug),
-            ..Run::of(seed)
-        };
-        if let Err(failure) = run(planted) {
-            println!("{bug:?}: {failure}");
-            assert!(
-                as_one_of.contains(&failure.violation.invariant),
-                "{bug:?}: {failure}"
-            );
-            return;
-        }
-    }
-    panic!("nobody saw {bug:?} in {SEEDS} seeds");
+    let failure = first_failure(bug);
+    println!("{bug:?}: {failure}");
+    assert!(
+        as_one_of.contains(&failure.violation.invariant),
+        "{bug:?}: {failure}"
+    );
+}
+
+/// Whoever reads of a failure can see it again: the same promise breaks in the same step, after the
+/// same events, and the last line is the command for it.
+#[test]
+fn a_failing_seed_fails_in_the_same_way_again() {
+    let bug = Bug::BalanceOffByOne;
+    let first = first_failure(bug);
+    let again = run(planted(bug, first.seed)).expect_err("the bug is still there");
+    assert_eq!((again.seed, again.step), (first.seed, first.step));
+    assert_eq!(again.violation, first.violation);
+    assert_eq!(again.trail, first.trail);
+    let Failure {
+        seed,
+        step,
+        violation,
+        ..
+    } = &*first;
+    let told = first.to_string();
+    let what = format!("seed {seed}, step {step}: {violation}");
+    assert!(told.contains(&what), "{told}");
+    let how = format!("cargo run -p superscalar-simulation -- --seed {seed} --steps {STEPS}");
+    assert!(told.ends_with(&how), "{told}");
 }
 
 macro_rules! planted {
