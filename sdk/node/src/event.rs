@@ -78,6 +78,13 @@ pub enum Event {
         /// What is wrong with it.
         detail: String,
     },
+    /// Something that towers are to look after cannot be read from the database, and can be given to
+    /// none of them. One that has acknowledged it keeps it; payments and exits go on. Told with
+    /// every start.
+    AppointmentDamaged {
+        /// Its row in the database.
+        row: String,
+    },
     /// A message of the other side was refused and changed nothing.
     FactoryRefused {
         /// The factory.
@@ -439,12 +446,15 @@ impl EventLog {
         Ok(())
     }
 
+    /// An event that cannot be read is named, and kept as it is; those behind it can be read.
     pub(crate) fn after(&self, cursor: u64, limit: u32) -> Result<EventPage, StoreError> {
         let page = self.store.events_after(cursor, limit)?;
         let events = page.events.into_iter().map(|stored| {
             Ok(StoredEvent {
                 cursor: stored.cursor,
-                event: serde_json::from_slice(&stored.payload).map_err(StoreError::corrupt)?,
+                event: serde_json::from_slice(&stored.payload).map_err(|error| {
+                    StoreError::damaged(format!("event {}", stored.cursor), error)
+                })?,
             })
         });
         Ok(EventPage {

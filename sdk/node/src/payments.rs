@@ -115,8 +115,10 @@ impl Payments {
 
     pub(crate) fn get(&self, payment_hash: &str) -> Result<Option<Payment>, StoreError> {
         let bytes = self.store.value(PRIMARY, SECONDARY, payment_hash)?;
+        let damaged =
+            |error| StoreError::damaged(format_args!("{SECONDARY} {payment_hash}"), error);
         bytes
-            .map(|bytes| serde_json::from_slice(&bytes).map_err(StoreError::corrupt))
+            .map(|bytes| serde_json::from_slice(&bytes).map_err(damaged))
             .transpose()
     }
 
@@ -131,22 +133,33 @@ impl Payments {
     }
 
     /// Tells and records what LDK says about a payment. The event comes first: after a crash in
-    /// between it is told twice, never lost.
+    /// between it is told twice, never lost. A row that cannot be read is left as it is: what comes
+    /// behind this event, the closing of a channel perhaps, must not wait for it.
     pub(crate) fn settle(&self, event: &HostEvent, log: &EventLog) -> Result<(), StoreError> {
-        if let Some((told, payment)) = self.judge(event)? {
-            log.append(&told)?;
-            if let Some(payment) = payment {
-                self.record(&payment)?;
+        let Some((told, payment)) = self.judge(event)? else {
+            return Ok(());
+        };
+        log.append(&told)?;
+        let Some(payment) = payment else {
+            return Ok(());
+        };
+        match self.get(&payment.payment_hash) {
+            Err(error @ StoreError::Corrupt { .. }) => {
+                tracing::error!(%error, "told and not recorded");
+                Ok(())
             }
+            _ => self.record(&payment),
         }
-        Ok(())
     }
 
     /// `None` if it was known or is about no payment.
     fn judge(&self, event: &HostEvent) -> Result<Option<(Event, Option<Payment>)>, StoreError> {
         let known = |hash: &[u8; 32], direction| -> Result<Payment, StoreError> {
             let hash = hex::encode(hash);
-            let known = self.get(&hash)?;
+            let known = match self.get(&hash) {
+                Err(StoreError::Corrupt { .. }) => None,
+                known => known?,
+            };
             Ok(known.unwrap_or_else(|| Payment::begin(hash, direction, None, None)))
         };
         let (mut payment, told) = match event {
@@ -213,5 +226,55 @@ impl Payments {
         }
         payment.status = PaymentStatus::Succeeded;
         Ok(Some((told, Some(payment))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::Network;
+
+    use super::*;
+    use crate::store::Identity;
+
+    /// Money that arrives is told also where its row cannot be read: what LDK says next waits for it.
+    #[test]
+    fn a_damaged_row_is_named_and_left_as_it_is_and_holds_nothing_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = Identity {
+            network: Network::Regtest,
+            seed_tag: [3; 32],
+        };
+        let store = Arc::new(Store::open(directory.path(), &identity).unwrap());
+        let payments = Payments::new(Arc::clone(&store));
+        let log = EventLog::new(Arc::clone(&store));
+        let (damaged, whole) = (hex::encode([1_u8; 32]), hex::encode([2_u8; 32]));
+        let other = Payment::begin(whole.clone(), Direction::Outbound, Some(1), None);
+        payments.record(&other).unwrap();
+        let garbage = [0xff; 30];
+        let write = store.set_value(PRIMARY, SECONDARY, &damaged, &garbage);
+        write.unwrap();
+
+        let is_named = |error: StoreError| match error {
+            StoreError::Corrupt { detail } => detail.contains(&damaged),
+            _ => false,
+        };
+        assert!(is_named(payments.get(&damaged).unwrap_err()));
+        assert!(is_named(payments.all().unwrap_err()));
+        let received = HostEvent::PaymentReceived {
+            payment_hash: [1; 32],
+            amount_msat: 5_000,
+            skimmed_msat: 0,
+        };
+        payments.settle(&received, &log).unwrap();
+        let told = log.after(0, 10).unwrap().events;
+        let expected = Event::PaymentReceived {
+            payment_hash: damaged.clone(),
+            amount_msat: 5_000,
+        };
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].event, expected);
+        let left = store.value(PRIMARY, SECONDARY, &damaged).unwrap();
+        assert_eq!(left.as_deref(), Some(&garbage[..]));
+        assert_eq!(payments.get(&whole).unwrap(), Some(other));
     }
 }

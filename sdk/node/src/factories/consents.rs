@@ -21,7 +21,8 @@ pub(super) struct Consents(BTreeMap<String, EpochConsent>);
 impl Consents {
     pub(super) fn load(store: &Store) -> Result<Consents, StoreError> {
         let consents = match store.setting(SETTING)? {
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(StoreError::corrupt)?,
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| StoreError::damaged(format_args!("setting {SETTING}"), error))?,
             None => BTreeMap::new(),
         };
         Ok(Consents(consents))

@@ -113,8 +113,10 @@ impl Others {
         if let Some(known) = self.0.get(attempt) {
             return Ok(known.clone());
         }
-        let notes = match store.setting(&setting(attempt))? {
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(StoreError::corrupt)?,
+        let name = setting(attempt);
+        let notes = match store.setting(&name)? {
+            Some(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| StoreError::damaged(format_args!("setting {name}"), error))?,
             None => Notes::new(),
         };
         self.0.insert(*attempt, notes.clone());

@@ -18,7 +18,8 @@ use lightning::routing::scoring::ProbabilisticScoringDecayParameters;
 use lightning::sign::{EntropySource, NodeSigner};
 use lightning::util::persist::{
     CHANNEL_MANAGER_PERSISTENCE_KEY, CHANNEL_MANAGER_PERSISTENCE_PRIMARY_NAMESPACE,
-    CHANNEL_MANAGER_PERSISTENCE_SECONDARY_NAMESPACE, OUTPUT_SWEEPER_PERSISTENCE_KEY,
+    CHANNEL_MANAGER_PERSISTENCE_SECONDARY_NAMESPACE, CHANNEL_MONITOR_PERSISTENCE_PRIMARY_NAMESPACE,
+    CHANNEL_MONITOR_PERSISTENCE_SECONDARY_NAMESPACE, OUTPUT_SWEEPER_PERSISTENCE_KEY,
     OUTPUT_SWEEPER_PERSISTENCE_PRIMARY_NAMESPACE, OUTPUT_SWEEPER_PERSISTENCE_SECONDARY_NAMESPACE,
 };
 use lightning::util::ser::ReadableArgs;
@@ -54,12 +55,12 @@ pub enum LoadError {
     /// The store failed.
     #[error("cannot read the store")]
     Store(#[from] lightning::io::Error),
-    /// LDK cannot read what is stored under this name.
+    /// What is stored under this name cannot be read.
     #[error("stored {what} cannot be read: {detail}")]
     Damaged {
         /// What it is.
         what: &'static str,
-        /// LDK's word on it.
+        /// Which one, where there are several, and what its reader says.
         detail: String,
     },
     /// The register of slots.
@@ -98,7 +99,7 @@ impl LoadedHost {
         // Who would be told nothing but that it is behind speaks to nobody.
         let listen = config.listen.filter(|_| !ground.old_state.is_proven());
         let writer = ground.monitor_writer();
-        let stored = writer.read_all_channel_monitors_with_updates()?;
+        let stored = ground.stored_monitors(&writer)?;
         let failed = watch::Sender::new(false);
         let guards = config.guards.as_ref();
         let revocable =
@@ -117,8 +118,10 @@ impl LoadedHost {
             liquidity: Arc::clone(&liquidity),
         };
         let peers = ground.peers(&channels, Arc::new(custom), &monitors);
-        let sold = SoldChannels::load(Arc::clone(&ground.store))?;
-        let bought = Bought::load(Arc::clone(&ground.store))?;
+        let sold = SoldChannels::load(Arc::clone(&ground.store))
+            .map_err(|error| unreadable("sold channel", error))?;
+        let bought = Bought::load(Arc::clone(&ground.store))
+            .map_err(|error| unreadable("bought channel", error))?;
 
         let watched = stored.iter().map(|(_, monitor)| monitor.channel_id());
         let watched = watched.collect();
@@ -258,6 +261,26 @@ impl Ground {
             gate,
             fees,
         )
+    }
+
+    /// All monitors there are; names the one that cannot be read.
+    fn stored_monitors(
+        &self,
+        writer: &MonitorWriter,
+    ) -> Result<Vec<(BlockLocator, Monitor)>, LoadError> {
+        let failed = match writer.read_all_channel_monitors_with_updates() {
+            Ok(stored) => return Ok(stored),
+            Err(error) => error,
+        };
+        let primary = CHANNEL_MONITOR_PERSISTENCE_PRIMARY_NAMESPACE;
+        let secondary = CHANNEL_MONITOR_PERSISTENCE_SECONDARY_NAMESPACE;
+        for key in self.store.list(primary, secondary)? {
+            if let Err(error) = writer.read_channel_monitor_with_updates(&key) {
+                let named = lightning::io::Error::new(error.kind(), format!("{key}: {error}"));
+                return Err(unreadable("channel monitor", named));
+            }
+        }
+        Err(failed.into())
     }
 
     fn monitors(&self, persister: Arc<Persister>) -> Monitors {
@@ -409,7 +432,7 @@ impl Ground {
         let (entropy, channels) = (Arc::clone(&keys), Arc::clone(channels));
         let (service, client) = (service_config(role, node_seed), client_config(role));
         let liquidity = Liquidity::new(entropy, keys, channels, store, gate, service, client);
-        Ok(liquidity?)
+        liquidity.map_err(|error| unreadable("state of LSPS", error))
     }
 
     fn peers(
@@ -454,6 +477,17 @@ fn damaged(what: &'static str, error: lightning::ln::msgs::DecodeError) -> LoadE
     LoadError::Damaged {
         what,
         detail: format!("{error:?}"),
+    }
+}
+
+/// What was read and makes no sense is damaged; else the store failed.
+fn unreadable(what: &'static str, error: lightning::io::Error) -> LoadError {
+    match error.kind() {
+        lightning::io::ErrorKind::InvalidData => LoadError::Damaged {
+            what,
+            detail: error.to_string(),
+        },
+        _ => error.into(),
     }
 }
 

@@ -274,7 +274,8 @@ impl OnchainWallet {
             .map_err(StoreError::from)?;
         rows.map(|bytes| {
             let bytes = bytes.map_err(StoreError::from)?;
-            Ok(deserialize(&bytes).map_err(StoreError::corrupt)?)
+            let damaged = |error| StoreError::damaged(format_args!("exit_coin of {exit}"), error);
+            Ok(deserialize(&bytes).map_err(damaged)?)
         })
         .collect()
     }
@@ -295,9 +296,14 @@ impl OnchainWallet {
             .map_err(StoreError::from)?;
         rows.map(|row| {
             let (parent, tx) = row.map_err(StoreError::from)?;
+            let damaged = |error| {
+                // Named as it is stored: it may be what is damaged.
+                let row = format!("exit_child {}", hex::encode(&parent));
+                StoreError::damaged(row, error)
+            };
             Ok((
-                deserialize(&parent).map_err(StoreError::corrupt)?,
-                deserialize(&tx).map_err(StoreError::corrupt)?,
+                deserialize(&parent).map_err(damaged)?,
+                deserialize(&tx).map_err(damaged)?,
             ))
         })
         .collect()

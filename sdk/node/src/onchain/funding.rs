@@ -72,14 +72,20 @@ impl OnchainWallet {
     pub fn reserved(&self) -> Result<Vec<Transaction>, OnchainError> {
         let connection = self.store.connection()?;
         let mut select = connection
-            .prepare_cached("SELECT tx FROM reserved_tx ORDER BY rowid")
+            .prepare_cached("SELECT txid, tx FROM reserved_tx ORDER BY rowid")
             .map_err(StoreError::from)?;
         let rows = select
-            .query_map([], |row| row.get::<_, Vec<u8>>(0))
+            .query_map([], |row| {
+                Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?))
+            })
             .map_err(StoreError::from)?;
-        rows.map(|bytes| {
-            let bytes = bytes.map_err(StoreError::from)?;
-            Ok(deserialize(&bytes).map_err(StoreError::corrupt)?)
+        rows.map(|row| {
+            let (txid, tx) = row.map_err(StoreError::from)?;
+            let damaged = |error| {
+                let row = format!("reserved_tx {}", hex::encode(&txid));
+                StoreError::damaged(row, error)
+            };
+            Ok(deserialize(&tx).map_err(damaged)?)
         })
         .collect()
     }
@@ -138,7 +144,8 @@ impl OnchainWallet {
             .optional()
             .map_err(StoreError::from)?;
         let bytes = bytes.ok_or(OnchainError::NotReserved { txid })?;
-        Ok(deserialize(&bytes).map_err(StoreError::corrupt)?)
+        let damaged = |error| StoreError::damaged(format_args!("reserved_tx {txid}"), error);
+        Ok(deserialize(&bytes).map_err(damaged)?)
     }
 
     /// Forgets reservations whose transaction, or a conflicting one, is buried.

@@ -1,5 +1,6 @@
 //! What can go wrong with the database, as seen by whoever opened it.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
@@ -49,7 +50,7 @@ pub enum StoreError {
     /// The file is damaged or no database at all. Restore a backup.
     #[error("the database is damaged: {detail}")]
     Corrupt {
-        /// What SQLite or the decoder of a row found.
+        /// What SQLite found; or the row, by its name, and what its decoder found.
         detail: String,
     },
     /// The database belongs to a wallet on another network.
@@ -80,11 +81,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// A row that does not decode.
+    /// Content that does not decode.
     pub(crate) fn corrupt(detail: impl ToString) -> Self {
         Self::Corrupt {
             detail: detail.to_string(),
         }
+    }
+
+    /// A row that does not decode, by its name, and why.
+    pub(crate) fn damaged(row: impl fmt::Display, why: impl fmt::Display) -> Self {
+        Self::corrupt(format!("{row}: {why}"))
     }
 }
 

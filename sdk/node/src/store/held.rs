@@ -27,7 +27,8 @@ impl Store {
         let rows = select.query_map(params![serialize(&outpoint)], |row| {
             row.get::<_, Vec<u8>>(0)
         })?;
-        rows.map(|bytes| deserialize(&bytes?).map_err(StoreError::corrupt))
+        let damaged = |error| StoreError::damaged(format_args!("held_tx {outpoint}"), error);
+        rows.map(|bytes| deserialize(&bytes?).map_err(damaged))
             .collect()
     }
 
@@ -37,7 +38,8 @@ impl Store {
         let mut select = connection
             .prepare_cached("SELECT outpoint FROM held_tx GROUP BY outpoint ORDER BY min(seq)")?;
         let rows = select.query_map([], |row| row.get::<_, Vec<u8>>(0))?;
-        rows.map(|bytes| deserialize(&bytes?).map_err(StoreError::corrupt))
+        let damaged = |error| StoreError::damaged("held_tx", error);
+        rows.map(|bytes| deserialize(&bytes?).map_err(damaged))
             .collect()
     }
 

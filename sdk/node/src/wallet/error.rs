@@ -13,7 +13,9 @@ use superscalar_factory::sale::BuyError;
 use crate::backup::BackupError;
 use crate::chain::{BroadcastError, ChainError};
 use crate::factories::EngineError;
-use crate::hosting::{ChannelError, ConnectError, InvoiceError, JitError, PayError};
+use crate::hosting::{
+    ChannelError, ConnectError, GateError, InvoiceError, JitError, LoadError, PayError, SlotError,
+};
 use crate::keys::KeysError;
 use crate::node::StartError;
 use crate::onchain::OnchainError;
@@ -144,7 +146,7 @@ impl WalletError {
                 StartError::Store(error) => store_code(error),
                 StartError::Chain(error) => chain_code(error),
                 StartError::Onchain(error) => onchain_code(error),
-                StartError::Lightning(_) => "start_failed",
+                StartError::Lightning(error) => load_code(error),
             },
             WalletError::Factory(error) => match error {
                 EngineError::Stopped => "stopped",
@@ -462,6 +464,15 @@ fn keys_code(error: &KeysError) -> &'static str {
             "invalid_mnemonic"
         }
         KeysError::Randomness(_) | KeysError::Underivable { .. } => "keys_failed",
+    }
+}
+
+fn load_code(error: &LoadError) -> &'static str {
+    match error {
+        LoadError::Damaged { .. }
+        | LoadError::Slots(SlotError::Damaged { .. })
+        | LoadError::Gate(GateError::Damaged { .. }) => "storage_damaged",
+        _ => "start_failed",
     }
 }
 

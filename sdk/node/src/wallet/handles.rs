@@ -245,6 +245,10 @@ impl Lightning {
     }
 
     /// All payments, newest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`](crate::store::StoreError::Corrupt) names one that cannot be read; the
+    /// others are had one by one, and nothing else waits for it.
     pub fn payments(&self) -> Result<Vec<Payment>, WalletError> {
         Ok(self.node.get()?.payments.all()?)
     }

@@ -8,6 +8,7 @@
 
 mod ceremony;
 mod crashes;
+mod damaged;
 mod device;
 mod ends;
 mod net;

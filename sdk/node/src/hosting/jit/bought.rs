@@ -59,9 +59,9 @@ impl Bought {
         let mut entries = HashMap::new();
         for key in store.list(PRIMARY, SECONDARY)? {
             let bytes = store.read(PRIMARY, SECONDARY, &key)?;
-            let purchase = Purchase::read(&mut Cursor::new(bytes)).map_err(|_| {
+            let purchase = Purchase::read(&mut Cursor::new(bytes)).map_err(|error| {
                 let kind = lightning::io::ErrorKind::InvalidData;
-                lightning::io::Error::new(kind, "bought channel")
+                lightning::io::Error::new(kind, format!("{key}: {error:?}"))
             })?;
             entries.insert(purchase.hash, purchase);
         }

@@ -109,9 +109,9 @@ impl SoldChannels {
         let mut entries = Entries::default();
         for key in store.list(PRIMARY, SECONDARY)? {
             let bytes = store.read(PRIMARY, SECONDARY, &key)?;
-            let sold = Sold::read(&mut Cursor::new(bytes)).map_err(|_| {
+            let sold = Sold::read(&mut Cursor::new(bytes)).map_err(|error| {
                 let kind = lightning::io::ErrorKind::InvalidData;
-                lightning::io::Error::new(kind, "sold channel")
+                lightning::io::Error::new(kind, format!("{key}: {error:?}"))
             })?;
             entries.touched.insert(sold.id, Instant::now());
             entries.by_id.insert(sold.id, sold);
