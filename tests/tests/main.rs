@@ -7,6 +7,7 @@ mod adversary;
 mod backup;
 mod by_hand;
 mod damaged_journal;
+mod damaged_rows;
 mod demo;
 mod epoch_commands;
 mod epoch_writes;

@@ -1,5 +1,6 @@
 //! A watchtower, with a directory, words and coins of its own.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use anyhow::{Context, Result};
 use bitcoin::Amount;
 use superscalar_regtest::{RegtestNode, wait_until};
 use superscalar_sdk::LspUri;
+use superscalar_sdk::store::DATABASE_FILE;
 use superscalar_sdk::tower::TowerStatus;
 use tempfile::TempDir;
 
@@ -74,6 +76,11 @@ impl TowerProcess {
         let script = address.assume_checked().script_pubkey();
         chain.fund(&script, Amount::from_sat(amount_sat))?;
         Ok(())
+    }
+
+    /// The file of its database.
+    pub fn database(&self) -> PathBuf {
+        self.directory.path().join("data").join(DATABASE_FILE)
     }
 
     /// Ends it at once by SIGKILL.

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::backup::{BackupError, BackupStatus};
 use crate::chain::{BitcoindConfig, BitcoindSource, Chain, ChainError, ChainSource, Follower, Tip};
-use crate::event::EventLog;
+use crate::event::{Event, EventLog};
 use crate::factories::{Engine, EngineHandle, EngineParts};
 use crate::hosting::{Guards, Host, HostConfig, LoadError, LoadedHost, Role};
 use crate::keys::{KeysError, WalletKeys};
@@ -211,6 +211,12 @@ impl Node {
                 return Err(error);
             }
         };
+        // What the engine gives to the towers by itself is written anew by now.
+        for row in towers.iter().flat_map(|towers| towers.unreadable()) {
+            if let Err(error) = events.append(&Event::AppointmentDamaged { row }) {
+                tracing::error!(%error, "the application was not told of a damaged appointment");
+            }
+        }
         Ok(Arc::new(Node {
             keys,
             chain,

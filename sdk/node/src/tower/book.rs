@@ -4,6 +4,7 @@
 //! on disk until it is forgotten; the tallies are the sums of it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::str::FromStr as _;
 use std::sync::Arc;
 
@@ -70,7 +71,11 @@ pub(super) struct Book {
 }
 
 impl Book {
-    /// Reads everything. What cannot be read is told and left as it is.
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] names what cannot be read: a tower that began without it would not
+    /// look after somebody who counts on it.
     pub(super) fn open(store: Arc<Store>) -> Result<Book, StoreError> {
         let mut book = Book {
             store,
@@ -80,11 +85,8 @@ impl Book {
         };
         for client in book.store.namespaces(NAMESPACE)? {
             for key in book.store.keys(NAMESPACE, &client)? {
-                match book.stored(&client, &key)? {
-                    Some((place, appointment, bytes)) => {
-                        book.enter(place, Entry::of(&appointment, bytes));
-                    }
-                    None => tracing::error!(client, key, "an appointment cannot be read"),
+                if let Some((place, appointment, bytes)) = book.stored(&client, &key)? {
+                    book.enter(place, Entry::of(&appointment, bytes));
                 }
             }
         }
@@ -99,12 +101,18 @@ impl Book {
         let Some(bytes) = self.store.value(NAMESPACE, client, key)? else {
             return Ok(None);
         };
-        let client = PublicKey::from_str(client).ok();
-        let appointment = Appointment::from_bytes(&bytes, "appointment").ok();
-        Ok(client.zip(appointment).map(|(client, appointment)| {
-            let key = appointment.key();
-            (Place { client, key }, appointment, bytes.len() as u64)
-        }))
+        let row = || format!("{NAMESPACE}/{client}/{key}");
+        let damaged = |why: &dyn fmt::Display| StoreError::damaged(row(), why);
+        let appointment = Appointment::from_bytes(&bytes, "appointment");
+        let appointment = appointment.map_err(|error| damaged(&error))?;
+        let place = Place {
+            client: PublicKey::from_str(client).map_err(|error| damaged(&error))?,
+            key: appointment.key(),
+        };
+        if names(&place) != (client.to_owned(), key.to_owned()) {
+            return Err(damaged(&"what is stored there has another name"));
+        }
+        Ok(Some((place, appointment, bytes.len() as u64)))
     }
 
     /// What a client has here.

@@ -212,7 +212,8 @@ impl TowerBuilder {
     /// Starts it within the caller's tokio runtime.
     ///
     /// # Errors
-    /// Nothing is left running then.
+    /// Nothing is left running then. [`StoreError::Corrupt`] names an appointment that cannot be
+    /// read: without it a client would not be looked after and not know.
     pub async fn start(self) -> Result<Tower, TowerError> {
         let missing = |setting| TowerError::Incomplete { setting };
         let directory = self.storage_dir.ok_or(missing("storage_dir"))?;

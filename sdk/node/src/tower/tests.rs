@@ -1,6 +1,8 @@
 //! Wallets and towers over real sockets: what is refused and what that changes, lies, losses, and
 //! what is found on disk again.
 
+mod damaged;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -3,7 +3,8 @@
 //! What always holds: what is to be looked after is on disk before anybody is asked to; an
 //! acknowledgement counts for exactly the content it names and is on disk before it is told; a tower
 //! that is away holds nobody up but whoever waits for it. Each tower is spoken to under an identity
-//! of its own, so that two of them cannot tell that they have the same client.
+//! of its own, so that two of them cannot tell that they have the same client. What cannot be read of
+//! the disk is told, and a tower that has it is never asked to forget it because of that.
 
 mod conversation;
 pub(crate) mod link;
@@ -83,7 +84,7 @@ pub struct TowerHealth {
     pub last_contact_secs: Option<u64>,
     /// What it has acknowledged.
     pub kept: u32,
-    /// What it has not acknowledged yet.
+    /// What it has not acknowledged yet, and what cannot be read here to be given to it.
     pub backlog: u32,
     /// Coins it has to pay fees with, in satoshi.
     pub coins_sat: Option<u64>,
@@ -118,6 +119,8 @@ pub(crate) struct Towers {
 #[derive(Default)]
 struct State {
     wanted: BTreeMap<AppointmentKey, Wanted>,
+    /// Rows of what is wanted as well, and cannot be read to be given to anybody.
+    unreadable: BTreeSet<String>,
     /// In the order in which they were configured.
     towers: Vec<Known>,
 }
@@ -211,20 +214,32 @@ impl Known {
         }
     }
 
-    /// Everything that differs from what it has acknowledged.
-    fn look_what_is_due(&mut self, wanted: &BTreeMap<AppointmentKey, Wanted>) {
+    /// Everything that differs from what it has acknowledged. What cannot be read here stays with
+    /// it: it may be all that guards money.
+    fn look_what_is_due(
+        &mut self,
+        wanted: &BTreeMap<AppointmentKey, Wanted>,
+        unreadable: &BTreeSet<String>,
+    ) {
         let missing = wanted
             .iter()
             .filter(|(key, it)| self.kept.get(key) != Some(&it.digest));
         let missing = missing.map(|(key, it)| (it.urgency, *key));
-        let stale = self.kept.keys().filter(|key| !wanted.contains_key(key));
+        let is_unreadable = |key: &AppointmentKey| unreadable.contains(&row(*key));
+        let stale = self.kept.keys();
+        let stale = stale.filter(|key| !wanted.contains_key(key) && !is_unreadable(key));
         let stale = stale.map(|key| (Urgency::Background, *key));
         self.due = missing.chain(stale).collect();
     }
 
-    fn health(&self, wanted: &BTreeMap<AppointmentKey, Wanted>) -> TowerHealth {
+    fn health(
+        &self,
+        wanted: &BTreeMap<AppointmentKey, Wanted>,
+        unreadable: &BTreeSet<String>,
+    ) -> TowerHealth {
         let is_missing =
             |(key, it): &(&AppointmentKey, &Wanted)| self.kept.get(key) != Some(&it.digest);
+        let missing = wanted.iter().filter(is_missing).count();
         let report = self.report.as_ref();
         TowerHealth {
             uri: self.uri.to_string(),
@@ -237,7 +252,7 @@ impl Known {
             height: report.map(|it| it.height),
             last_contact_secs: self.last_contact_secs,
             kept: self.kept.len() as u32,
-            backlog: wanted.iter().filter(is_missing).count() as u32,
+            backlog: (missing + unreadable.len()) as u32,
             coins_sat: report.map(|it| it.coins_sat),
             refused: self.refused.clone(),
         }
@@ -300,14 +315,15 @@ impl Towers {
         appointment: &Appointment,
     ) -> Result<(), StoreError> {
         let (key, digest) = (appointment.key(), appointment.digest());
+        let row = row(key);
         let mut state = lock(&self.state);
         if state.wanted.get(&key).is_some_and(|it| it.digest == digest) {
             return Ok(());
         }
         let mut value = from_height.to_bytes();
         value.extend(appointment.to_bytes());
-        self.store
-            .set_value(WANTED, "", &hex::encode(key.0), &value)?;
+        self.store.set_value(WANTED, "", &row, &value)?;
+        state.unreadable.remove(&row);
         let wanted = Wanted::of(appointment);
         let urgency = wanted.urgency;
         state.wanted.insert(key, wanted);
@@ -324,12 +340,14 @@ impl Towers {
 
     /// Has this looked after no longer.
     pub(crate) fn forget(&self, key: AppointmentKey) -> Result<(), StoreError> {
+        let row = row(key);
         let mut state = lock(&self.state);
-        if !state.wanted.contains_key(&key) {
+        if !state.wanted.contains_key(&key) && !state.unreadable.contains(&row) {
             return Ok(());
         }
-        self.store.remove_value(WANTED, "", &hex::encode(key.0))?;
+        self.store.remove_value(WANTED, "", &row)?;
         state.wanted.remove(&key);
+        state.unreadable.remove(&row);
         for tower in &mut state.towers {
             tower.settled(key);
             if tower.kept.contains_key(&key) {
@@ -383,6 +401,13 @@ impl Towers {
         towers.any(|tower| tower.kept.get(&key) == Some(&digest))
     }
 
+    /// What is to be looked after and cannot be read, by its row in the database.
+    pub(crate) fn unreadable(&self) -> Vec<String> {
+        let state = lock(&self.state);
+        let rows = state.unreadable.iter();
+        rows.map(|row| format!("{WANTED}/{row}")).collect()
+    }
+
     /// Changes with every acknowledgement.
     pub(crate) fn acknowledged(&self) -> watch::Receiver<u64> {
         self.acknowledged.subscribe()
@@ -391,15 +416,17 @@ impl Towers {
     /// How each of them is.
     pub(crate) fn health(&self) -> Vec<TowerHealth> {
         let state = lock(&self.state);
-        let health = state.towers.iter().map(|it| it.health(&state.wanted));
-        health.collect()
+        let towers = state.towers.iter();
+        towers
+            .map(|it| it.health(&state.wanted, &state.unreadable))
+            .collect()
     }
 
     /// What to ask a tower for next.
     fn next(&self, index: usize) -> Result<Option<(AppointmentKey, Ask)>, StoreError> {
         loop {
             let mut state = lock(&self.state);
-            let State { wanted, towers } = &mut *state;
+            let State { wanted, towers, .. } = &mut *state;
             let Some(tower) = towers.get_mut(index) else {
                 return Ok(None);
             };
@@ -409,8 +436,9 @@ impl Towers {
             if !wanted.contains_key(&key) {
                 return Ok(Some((key, Ask::Forget(key))));
             }
-            let stored = self.store.value(WANTED, "", &hex::encode(key.0))?;
-            match stored.as_deref().and_then(wanted_of) {
+            let row = row(key);
+            let stored = self.store.value(WANTED, "", &row)?;
+            match stored.as_deref().and_then(|it| wanted_of(&row, it)) {
                 Some((stored, appointment)) => {
                     let from_height = self.opened_from(stored, &appointment);
                     let ask = Ask::Keep {
@@ -420,7 +448,7 @@ impl Towers {
                     return Ok(Some((key, ask)));
                 }
                 None => {
-                    tracing::error!(key = hex::encode(key.0), "cannot be read for a tower");
+                    tracing::error!(row, "cannot be read for a tower");
                     tower.due.remove(&(urgency, key));
                 }
             }
@@ -448,11 +476,11 @@ impl Towers {
         digest: Option<Digest>,
     ) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
-        let State { wanted, towers } = &mut *state;
+        let State { wanted, towers, .. } = &mut *state;
         let Some(tower) = towers.get_mut(index) else {
             return Ok(());
         };
-        let (name, row) = (tower.namespace(), hex::encode(key.0));
+        let (name, row) = (tower.namespace(), row(key));
         match digest {
             Some(digest) => {
                 self.store.set_value(KEPT, &name, &row, &digest.0)?;
@@ -484,7 +512,11 @@ impl Towers {
     /// everything again, once for the same difference and not at every report.
     fn reported(&self, index: usize, report: Report) -> Result<(), StoreError> {
         let mut state = lock(&self.state);
-        let State { wanted, towers } = &mut *state;
+        let State {
+            wanted,
+            unreadable,
+            towers,
+        } = &mut *state;
         let Some(tower) = towers.get_mut(index) else {
             return Ok(());
         };
@@ -502,16 +534,20 @@ impl Towers {
         })?;
         tower.given_again = Some(Instant::now());
         tower.kept.clear();
-        tower.look_what_is_due(wanted);
+        tower.look_what_is_due(wanted, unreadable);
         Ok(())
     }
 
     /// What was refused may be taken now.
     fn look_again(&self, index: usize) {
         let mut state = lock(&self.state);
-        let State { wanted, towers } = &mut *state;
+        let State {
+            wanted,
+            unreadable,
+            towers,
+        } = &mut *state;
         if let Some(tower) = towers.get_mut(index) {
-            tower.look_what_is_due(wanted);
+            tower.look_what_is_due(wanted, unreadable);
         }
     }
 
@@ -529,10 +565,12 @@ fn read(
     uris: &[TowerAddress],
 ) -> Result<State, StoreError> {
     let mut state = State::default();
-    for key in store.keys(WANTED, "")? {
-        let stored = store.value(WANTED, "", &key)?;
-        let Some((_, appointment)) = stored.as_deref().and_then(wanted_of) else {
-            tracing::error!(key, "cannot be read for the towers");
+    for row in store.keys(WANTED, "")? {
+        let stored = store.value(WANTED, "", &row)?;
+        let Some((_, appointment)) = stored.as_deref().and_then(|it| wanted_of(&row, it)) else {
+            // Whoever has it here must be able to leave all the same.
+            tracing::error!(row, "cannot be read for the towers");
+            state.unreadable.insert(row);
             continue;
         };
         state
@@ -561,17 +599,23 @@ fn read(
             is_connected: false,
             refused: None,
         };
-        tower.look_what_is_due(&state.wanted);
+        tower.look_what_is_due(&state.wanted, &state.unreadable);
         state.towers.push(tower);
     }
     Ok(state)
 }
 
-/// What is stored of something to be looked after.
-fn wanted_of(bytes: &[u8]) -> Option<(u32, Appointment)> {
+/// What is stored in this row of something to be looked after.
+fn wanted_of(name: &str, bytes: &[u8]) -> Option<(u32, Appointment)> {
     let (height, appointment) = bytes.split_first_chunk::<4>()?;
     let appointment = Appointment::from_bytes(appointment, "appointment").ok()?;
-    Some((u32::from_be_bytes(*height), appointment))
+    let is_its_own = row(appointment.key()) == name;
+    is_its_own.then_some((u32::from_be_bytes(*height), appointment))
+}
+
+/// Where something to be looked after is stored.
+fn row(key: AppointmentKey) -> String {
+    hex::encode(key.0)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -295,7 +295,9 @@ impl Wallet {
         Ok(crate::towers::identity(seed.expose(), &tower.node_id).to_string())
     }
 
-    /// How each tower is, in the order in which they were configured.
+    /// How each tower is, in the order in which they were configured. What cannot be read here to be
+    /// given to them is in each one's `backlog`, and told as
+    /// [`AppointmentDamaged`](crate::Event::AppointmentDamaged).
     ///
     /// # Errors
     /// [`WalletError::Stopped`].
@@ -355,6 +357,9 @@ impl Wallet {
 
     /// Events behind `cursor`, at most `limit`. Begin with [`acknowledged`](Self::acknowledged), or
     /// a cursor of your own, and go on with the last one's.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] names the cursor of an event that cannot be read: go on behind it.
     pub fn events(&self, cursor: u64, limit: u32) -> Result<EventPage, WalletError> {
         Ok(self.node.get()?.events.after(cursor, limit)?)
     }
