@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use bitcoin::Amount;
-use superscalar_regtest::wait_until;
+use bitcoin::{Amount, ScriptBuf, Txid};
+use serde_json::json;
+use superscalar_regtest::{RegtestNode, wait_until};
 use superscalar_tests::demo::books::Party;
 use superscalar_tests::demo::checker::{Payer, check, check_outrun};
 use superscalar_tests::demo::progress::Progress;
@@ -60,6 +61,10 @@ fn the_demo_tells_the_truth_to_the_satoshi() {
     for it in audit.transactions.iter().chain(&carol.audit.transactions) {
         assert!(words.contains(&it.txid.to_string()), "{}: {words}", it.name);
     }
+    for (home, name) in [(&report.home, 0), (&report.robbed, 2)] {
+        let name = &report.names[name];
+        assert_told_as_on_chain(&network.chain, &words, name, home.audit.transactions.len());
+    }
     assert!(words.contains(&thousands(audit.arrived.to_sat())));
     assert!(words.contains("trimmed HTLCs") && words.contains("reserve"));
     let drawn = std::fs::read_to_string(folder.path().join("factory.svg")).unwrap();
@@ -96,6 +101,67 @@ fn the_demo_tells_the_truth_to_the_satoshi() {
     assert!(outrun(newest).is_err(), "the newest is not outrun");
     let leaf = published.path.last().unwrap().txid;
     assert!(outrun(leaf).is_err(), "what is in a block is not outrun");
+}
+
+/// The table of a member's way home as it was printed: each transaction stands in the block of the
+/// printed height with the size and fee that bitcoind itself says, and what is printed below is
+/// their sums.
+fn assert_told_as_on_chain(chain: &RegtestNode, words: &str, name: &str, transactions: usize) {
+    let title = format!("{name}'s way home (recomputed from bitcoind)\n");
+    let (_, table) = words.split_once(&title).unwrap();
+    let (table, sums) = table.split_once("Fees and anchors: ").unwrap();
+    let rows: Vec<Vec<String>> = table.lines().filter_map(row).collect();
+    assert_eq!(rows.len(), transactions, "{table}");
+    let (mut by_lsp, mut by_member, mut vbytes) = (0, 0, 0);
+    let mut heights = Vec::new();
+    for (index, cells) in rows.iter().enumerate() {
+        let [what, block, vsize, fee, anchor, payer, txid] = &cells[..] else {
+            panic!("{cells:?}");
+        };
+        let number = |cell: &String| cell.replace(',', "").parse::<u64>().unwrap();
+        let height = u32::try_from(number(block)).unwrap();
+        // Refused unless the transaction is in this very block.
+        let hash = chain.block_hash(height).unwrap();
+        let said = chain.call("getrawtransaction", json!([txid, 2, hash]));
+        let said = said.unwrap_or_else(|error| panic!("{what} in block {height}: {error}"));
+        assert_eq!(said["vsize"].as_u64(), Some(number(vsize)), "{what}");
+        let paid = Amount::from_btc(said["fee"].as_f64().unwrap()).unwrap();
+        assert_eq!(number(fee), paid.to_sat(), "{what}");
+        let tx = chain.raw_tx(txid.parse().unwrap()).unwrap().unwrap();
+        let anchors = tx.output.iter();
+        let anchors = anchors.filter(|it| it.script_pubkey == ScriptBuf::new_p2a());
+        let left: Amount = anchors.map(|it| it.value).sum();
+        assert_eq!(number(anchor), left.to_sat(), "{what}");
+        // Only the last, the sweep, is paid from what the member brings home.
+        let is_sweep = index + 1 == rows.len();
+        assert_eq!(payer, if is_sweep { "member" } else { "LSP" }, "{what}");
+        match is_sweep {
+            true => by_member += number(fee) + number(anchor),
+            false => by_lsp += number(fee) + number(anchor),
+        }
+        // The way home begins behind the funding.
+        if index > 0 {
+            vbytes += number(vsize);
+            heights.push(height);
+        }
+    }
+    let blocks = heights.iter().max().unwrap() + 1 - heights.iter().min().unwrap();
+    let expected = format!(
+        "{} sat by the LSP, {} sat by the member. The way home: {} vbytes in {} blocks.",
+        thousands(by_lsp),
+        thousands(by_member),
+        thousands(vbytes),
+        thousands(blocks.into()),
+    );
+    assert_eq!(sums.lines().next(), Some(expected.as_str()));
+}
+
+/// The cells of a line of a table that ends with a transaction's id.
+fn row(line: &str) -> Option<Vec<String>> {
+    let cells = line.split(['│', '┆']).map(|cell| cell.trim().to_owned());
+    let cells: Vec<String> = cells.filter(|cell| !cell.is_empty()).collect();
+    cells.last()?.parse::<Txid>().ok()?;
+    Some(cells)
 }
 
 #[test]
