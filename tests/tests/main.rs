@@ -34,6 +34,7 @@ mod payments;
 mod policy;
 mod programs;
 mod reorgs;
+mod rest_api;
 mod scale;
 mod selling;
 mod silent_at_the_end;

@@ -1,10 +1,12 @@
 //! The two programs as users meet them: processes, REST calls, commands.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use bitcoin::{Amount, OutPoint, Transaction};
+use bitcoin::{Address, Amount, OutPoint, ScriptBuf, Transaction, Txid};
 use serde_json::{Value, json};
-use superscalar_sdk::{ExitMode, PaymentStatus};
+use superscalar_sdk::{Balance, ExitMode, PaymentStatus};
 use superscalar_tests::network::regtest_factory;
 use superscalar_tests::processes::{CliFailure, LspProcess, WalletProcess};
 use superscalar_tests::regtest::{RegtestNode, wait_until};
@@ -15,12 +17,34 @@ fn wait(what: &str, condition: impl FnMut() -> bool) {
     wait_until(what, LIMIT, condition).unwrap();
 }
 
+fn script(address: &str) -> ScriptBuf {
+    let address: Address<_> = address.parse().unwrap();
+    address.assume_checked().script_pubkey()
+}
+
 fn fund(chain: &RegtestNode, lsp: &LspProcess, amount: Amount) {
-    let address: bitcoin::Address<_> = lsp.address().unwrap().parse().unwrap();
-    let script = address.assume_checked().script_pubkey();
-    chain.fund(&script, amount).unwrap();
+    chain
+        .fund(&script(&lsp.address().unwrap()), amount)
+        .unwrap();
     lsp.sync().unwrap();
     assert_eq!(lsp.coins().unwrap().spendable_sat, amount.to_sat());
+}
+
+/// Waits until nothing is pending, and every channel can be used and is told alike by both sides.
+fn agreed(lsp: &LspProcess, wallets: &[WalletProcess]) {
+    wait("both sides of every channel to agree", || {
+        let channels = lsp.channels().unwrap();
+        let pending = channels
+            .iter()
+            .any(|it| it.inbound_htlcs + it.outbound_htlcs > 0);
+        let server = lsp.balance().unwrap();
+        let balances: Vec<Balance> = wallets.iter().map(|it| it.balance().unwrap()).collect();
+        let sendable: u64 = balances.iter().map(|it| it.spendable_msat).sum();
+        let receivable: u64 = balances.iter().map(|it| it.inbound_msat).sum();
+        let usable = balances.iter().all(|it| it.inbound_msat > 0);
+        let same = (server.inbound_msat, server.spendable_msat) == (sendable, receivable);
+        !pending && usable && same
+    });
 }
 
 /// The code of a command's error.
@@ -101,19 +125,36 @@ fn four_wallets_build_a_factory_and_pay_each_other() {
     let shown = wallets[0].cli_text(&["factories"]).unwrap();
     assert!(String::from_utf8(shown.stdout).unwrap().contains(&factory));
 
-    // A killed wallet and a killed LSP come back with what they had.
-    wallets[1].kill();
-    assert_eq!(code(wallets[1].status().unwrap_err()), "not_running");
+    // Everybody is killed at once, and comes back with exactly what they had.
+    let all = |lsp: &LspProcess, wallets: &[WalletProcess]| -> Vec<Balance> {
+        let of_wallets = wallets.iter().map(|it| it.balance().unwrap());
+        of_wallets.chain([lsp.balance().unwrap()]).collect()
+    };
+    agreed(&lsp, &wallets);
+    let before = all(&lsp, &wallets);
     lsp.kill();
+    for wallet in &mut wallets {
+        wallet.kill();
+    }
+    assert_eq!(code(wallets[1].status().unwrap_err()), "not_running");
     lsp.restart().unwrap();
-    wallets[1].restart().unwrap();
+    for wallet in &mut wallets {
+        wallet.restart().unwrap();
+    }
     wait("everyone to be connected again", || {
         let connected = |it: &WalletProcess| it.status().unwrap().lsp_connected;
         let usable = lsp.channels().unwrap().iter().all(|it| it.usable);
         wallets.iter().all(connected) && usable
     });
+    agreed(&lsp, &wallets);
+    assert_eq!(all(&lsp, &wallets), before);
     let invoice = wallets[2].receive(10_000_000, "back").unwrap();
-    wallets[1].pay(&invoice).unwrap();
+    let payment = wallets[1].pay(&invoice).unwrap();
+    assert_eq!(payment.fee_msat, Some(2_000));
+    wait("the balances to settle again", || {
+        let all: Vec<u64> = wallets.iter().map(held).collect();
+        all == [149_994_000, 39_998_000, 10_000_000, 0]
+    });
 
     // Leaving can be planned and begun without the LSP.
     assert!(wallets[0].connect().unwrap().lsp_connected);
@@ -301,163 +342,6 @@ fn commands_that_wait_return_when_it_is_done() {
 }
 
 #[test]
-fn bad_requests_are_refused_and_change_nothing() {
-    let chain = RegtestNode::new().unwrap();
-    let mut lsp = LspProcess::start(&chain).unwrap();
-    let token = lsp.authorization();
-    let good = json!({"members": 4, "capacity_sat": 500_000, "life_blocks": 2_000});
-    let with = |key: &str, value: Value| {
-        let mut body = good.clone();
-        body[key] = value;
-        body.to_string()
-    };
-    let factories = "/v1/factories";
-    let posts = [
-        (factories, "{".to_owned(), 400, "invalid_json", None),
-        (factories, "[]".to_owned(), 400, "invalid_body", None),
-        (
-            factories,
-            "{}".to_owned(),
-            400,
-            "invalid_body",
-            Some("members"),
-        ),
-        (
-            factories,
-            with("mambers", json!(4)),
-            400,
-            "invalid_body",
-            Some("mambers"),
-        ),
-        (
-            factories,
-            with("members", json!(1)),
-            400,
-            "invalid_terms",
-            Some("shape"),
-        ),
-        (
-            factories,
-            with("members", json!(129)),
-            400,
-            "invalid_terms",
-            Some("shape"),
-        ),
-        (
-            factories,
-            with("members", json!(70_000)),
-            400,
-            "invalid_body",
-            Some("members"),
-        ),
-        (
-            factories,
-            with("capacity_sat", json!(-1)),
-            400,
-            "invalid_body",
-            Some("capacity_sat"),
-        ),
-        (
-            factories,
-            with("shape", json!([1, 4])),
-            400,
-            "invalid_terms",
-            Some("shape"),
-        ),
-        (
-            factories,
-            with("shape", json!([2, 1])),
-            400,
-            "invalid_terms",
-            Some("shape"),
-        ),
-        (
-            factories,
-            with("preset", json!("slow")),
-            400,
-            "invalid_body",
-            Some("preset"),
-        ),
-        (
-            factories,
-            with("life_blocks", json!(u32::MAX)),
-            400,
-            "invalid_terms",
-            Some("life_blocks"),
-        ),
-        (factories, good.to_string(), 409, "not_enough_members", None),
-        (factories, " ".repeat(70_000), 413, "body_too_large", None),
-        (
-            "/v1/channels",
-            json!({"peer": "x", "capacity_sat": 1}).to_string(),
-            400,
-            "invalid_argument",
-            Some("peer"),
-        ),
-        (
-            "/v1/invoices",
-            json!({"amount_msat": 1}).to_string(),
-            409,
-            "no_active_channel",
-            None,
-        ),
-        (
-            "/v1/payments",
-            json!({"invoice": "lnbcrt1"}).to_string(),
-            400,
-            "invalid_invoice",
-            Some("invoice"),
-        ),
-    ];
-    for (path, body, status, code, field) in posts {
-        let shown: String = body.chars().take(100).collect();
-        let answer = lsp
-            .raw(bitreq::post(lsp.url(path)).with_body(body), Some(&token))
-            .unwrap();
-        assert_eq!(answer.status, status, "{shown}: {answer:?}");
-        assert_eq!(answer.body["code"], code, "{shown}: {answer:?}");
-        assert_eq!(answer.body["field"].as_str(), field, "{shown}: {answer:?}");
-        assert!(answer.body["message"].is_string() && answer.body["retryable"].is_boolean());
-    }
-    for (path, status, code) in [
-        ("/v1/nothing", 404, "unknown_route"),
-        ("/", 404, "unknown_route"),
-        ("/v1/stop", 405, "wrong_method"),
-        ("/v1/factories/ab", 404, "unknown_factory"),
-        ("/v1/factories/ab/tree", 404, "unknown_factory"),
-        ("/v1/payments/ab", 404, "unknown_payment"),
-        ("/v1/events?after=x", 400, "invalid_argument"),
-    ] {
-        let answer = lsp.raw(bitreq::get(lsp.url(path)), Some(&token)).unwrap();
-        assert_eq!(answer.status, status, "{path}: {answer:?}");
-        assert_eq!(answer.body["code"], code, "{path}: {answer:?}");
-    }
-    let wrong = format!("Bearer {}", "0".repeat(64));
-    for given in [None, Some("Bearer "), Some(wrong.as_str())] {
-        for path in ["/v1/status", "/v1/nothing"] {
-            let answer = lsp.raw(bitreq::get(lsp.url(path)), given).unwrap();
-            assert_eq!(
-                (answer.status, &answer.body["code"]),
-                (401, &json!("unauthorized"))
-            );
-        }
-    }
-    assert!(lsp.factories().unwrap().is_empty());
-    assert!(lsp.channels().unwrap().is_empty());
-    // A waiting call does not hold up the end.
-    let url = lsp.url("/v1/events?after=1000&wait_ms=60000");
-    let waiting = std::thread::spawn(move || {
-        bitreq::get(url)
-            .with_header("Authorization", token)
-            .with_timeout(60)
-            .send()
-    });
-    lsp.program().terminate().unwrap();
-    assert!(lsp.program().ended().unwrap().success());
-    let _ = waiting.join().unwrap();
-}
-
-#[test]
 fn a_wallet_runs_once_and_says_what_is_wrong() {
     let chain = RegtestNode::new().unwrap();
     let lsp = LspProcess::start(&chain).unwrap();
@@ -538,4 +422,164 @@ fn a_wallet_runs_once_and_says_what_is_wrong() {
     assert_eq!(wallet.sync().unwrap(), chain.height().unwrap());
     wallet.stop().unwrap();
     assert!(!wallet.directory().join("wallet.sock").exists());
+}
+
+/// What the running wallet answers to a line that no command of ours would send.
+fn told(wallet: &WalletProcess, line: &Value) -> Value {
+    let mut socket = UnixStream::connect(wallet.directory().join("wallet.sock")).unwrap();
+    writeln!(socket, "{line}").unwrap();
+    let mut answer = String::new();
+    BufReader::new(socket).read_line(&mut answer).unwrap();
+    serde_json::from_str(&answer).unwrap()
+}
+
+#[test]
+fn a_send_that_is_wrong_says_what_and_moves_no_coin() {
+    let chain = RegtestNode::new().unwrap();
+    let lsp = LspProcess::start(&chain).unwrap();
+    let wallet = WalletProcess::start(&chain, &lsp.uri).unwrap();
+    let own = script(&wallet.address().unwrap());
+    chain.fund(&own, Amount::from_sat(70_000)).unwrap();
+    wallet.sync().unwrap();
+    let before = wallet.coins().unwrap();
+    assert_eq!(before.spendable_sat, 70_000);
+    let to = lsp.address().unwrap();
+
+    for (args, named) in [
+        (&["send-coins"][..], "<ADDRESS>"),
+        (&["send-coins", &to], "<AMOUNT_SAT>"),
+        (&["send-coins", &to, "much"], "<AMOUNT_SAT>"),
+        (&["send-coins", &to, "1.5"], "<AMOUNT_SAT>"),
+        (&["send-coins", &to, "18446744073709551616"], "<AMOUNT_SAT>"),
+        (&["send-coins", &to, "1000", "--feerate", "x"], "--feerate"),
+        (&["send-coins", &to, "1000", "--rate", "1"], "--rate"),
+    ] {
+        let failed = wallet.cli(args).unwrap_err();
+        let failed = failed.downcast::<CliFailure>().unwrap();
+        assert_eq!(failed.status, Some(2), "{args:?}: {failed}");
+        assert!(failed.stderr.contains(named), "{args:?}: {failed}");
+    }
+    for (args, expected, named) in [
+        (&["nowhere", "1000"][..], "invalid_argument", "address"),
+        (&[to.as_str(), "1"], "amount_too_small", "dust"),
+        (&[&to, "70000"], "insufficient_funds", "needed"),
+        (
+            &[&to, "1000", "--feerate", "18446744073709551615"],
+            "invalid_argument",
+            "feerate",
+        ),
+    ] {
+        let failed = wallet
+            .cli(&[["send-coins"].as_slice(), args].concat())
+            .unwrap_err();
+        let failed = failed.downcast::<CliFailure>().unwrap();
+        let said = (failed.status, failed.code.as_str());
+        assert_eq!(said, (Some(1), expected), "{args:?}: {failed}");
+        assert!(failed.stderr.contains(named), "{args:?}: {failed}");
+    }
+    let good = json!({
+        "call": "send_coins", "address": to, "amount_sat": 1_000, "feerate_sat_per_vb": null,
+    });
+    let with = |key: &str, value: Value| {
+        let mut line = good.clone();
+        line[key] = value;
+        line
+    };
+    let mut without = good.clone();
+    without.as_object_mut().unwrap().remove("amount_sat");
+    for (line, named) in [
+        (with("amount_sat", json!("much")), "\"much\""),
+        (with("amount_sat", json!(-1)), "`-1`"),
+        (with("fee", json!(1)), "`fee`"),
+        (without, "`amount_sat`"),
+    ] {
+        let answer = told(&wallet, &line);
+        let failed = &answer["failed"];
+        assert_eq!(failed["code"], "invalid_request", "{line}: {answer}");
+        let message = failed["message"].as_str().unwrap();
+        assert!(message.contains(named), "{line}: {answer}");
+    }
+    assert_eq!(wallet.coins().unwrap(), before);
+    assert!(chain.mempool().unwrap().is_empty());
+    let lsps = lsp.coins().unwrap();
+    assert_eq!((lsps.spendable_sat, lsps.pending_sat), (0, 0));
+}
+
+/// The words bring back who the wallet is, and with its backup what it had.
+#[test]
+fn a_wallet_is_restored_from_its_words() {
+    let chain = RegtestNode::new().unwrap();
+    let lsp = LspProcess::start(&chain).unwrap();
+    let backup = tempfile::tempdir().unwrap();
+    let backup = backup.path().to_str().unwrap();
+    let mut first = WalletProcess::start(&chain, &lsp.uri).unwrap();
+    first.stop().unwrap();
+    first.also(&["--backup-dir", backup]);
+    first.restart().unwrap();
+    let addresses = [first.address().unwrap(), first.address().unwrap()];
+    for (address, sat) in addresses.iter().zip([70_000, 30_001]) {
+        chain.fund(&script(address), Amount::from_sat(sat)).unwrap();
+    }
+    first.sync().unwrap();
+    let (status, coins) = (first.status().unwrap(), first.coins().unwrap());
+    assert_eq!(coins.spendable_sat, 100_001);
+    let words = first.words().unwrap();
+
+    // Wrong words are refused by what is wrong with them, and nothing is written.
+    let folder = tempfile::tempdir().unwrap();
+    let nowhere = folder.path().join("restored");
+    let some: Vec<&str> = words.split_whitespace().collect();
+    assert_eq!(some.len(), 12);
+    for (wrong, named) in [
+        (String::new(), "12 or 24 words, not 0"),
+        (some[..11].join(" "), "12 or 24 words, not 11"),
+        (
+            [&some[..2], &["bitcorn"], &some[3..]].concat().join(" "),
+            "word 3 of the mnemonic is not in the BIP39 list",
+        ),
+        (["abandon"; 12].join(" "), "checksum is wrong"),
+    ] {
+        let refused = WalletProcess::take_over(&nowhere, &wrong).unwrap_err();
+        let refused = refused.downcast::<CliFailure>().unwrap();
+        let said = (refused.status, refused.code.as_str());
+        assert_eq!(said, (Some(1), "invalid_mnemonic"), "{refused}");
+        assert!(refused.stderr.contains(named), "{refused}");
+        assert!(!nowhere.exists(), "{named}");
+    }
+
+    // The words alone: the same node, and the same addresses.
+    first.stop().unwrap();
+    let mut bare = WalletProcess::restore(&words, &chain, &lsp.uri, &[]).unwrap();
+    assert_eq!(bare.words().unwrap(), words);
+    assert_eq!(bare.status().unwrap().node_id, status.node_id);
+    let again: Vec<String> = (0..20).map(|_| bare.address().unwrap()).collect();
+    assert!(addresses.iter().all(|it| again.contains(it)), "{again:?}");
+    let occupied = WalletProcess::take_over(bare.directory(), &words);
+    assert_eq!(code(occupied.unwrap_err()), "wallet_exists");
+    bare.stop().unwrap();
+
+    // With the backup everything is there, and can be spent.
+    let begin = ["--backup-dir", backup, "--begin", "restore"];
+    let restored = WalletProcess::restore(&words, &chain, &lsp.uri, &begin).unwrap();
+    assert_ne!(restored.directory(), first.directory());
+    assert_eq!(restored.status().unwrap().node_id, status.node_id);
+    assert_eq!(restored.coins().unwrap(), coins);
+    let to = lsp.address().unwrap();
+    let sent = restored.cli(&["send-coins", &to, "90000"]).unwrap();
+    let txid: Txid = sent["txid"].as_str().unwrap().parse().unwrap();
+    wait("the transaction to be published", || {
+        chain.mempool().unwrap() == [txid]
+    });
+    chain.mine(1).unwrap();
+    let spend = chain.raw_tx(txid).unwrap().unwrap();
+    assert_eq!(spend.input.len(), 2, "one coin is not enough");
+    let change = spend
+        .output
+        .iter()
+        .filter(|it| it.script_pubkey != script(&to));
+    let change: Amount = change.map(|it| it.value).sum();
+    restored.sync().unwrap();
+    assert_eq!(restored.coins().unwrap().spendable_sat, change.to_sat());
+    lsp.sync().unwrap();
+    assert_eq!(lsp.coins().unwrap().spendable_sat, 90_000);
 }

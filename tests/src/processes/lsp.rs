@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::{
-    Balance, BuildRequest, ChannelInfo, EpochRequest, EventPage, FactoryInfo, OnchainCoins,
-    Payment, TreeNodeInfo,
+    Balance, BuildRequest, ChannelInfo, EpochRequest, EventPage, ExitInfo, FactoryInfo,
+    OnchainCoins, Payment, TreeNodeInfo,
 };
 use tempfile::TempDir;
 
@@ -133,6 +133,11 @@ impl LspProcess {
     /// All nodes of a factory's tree.
     pub fn tree(&self, name: &str) -> Result<Vec<TreeNodeInfo>> {
         self.typed(&format!("/v1/factories/{name}/tree"))
+    }
+
+    /// All exits that were begun.
+    pub fn exits(&self) -> Result<Vec<ExitInfo>> {
+        self.typed("/v1/exits")
     }
 
     /// What the server holds.

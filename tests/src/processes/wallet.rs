@@ -1,7 +1,7 @@
 //! A wallet, driven over its command line.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result};
@@ -23,6 +23,7 @@ pub struct WalletProcess {
     programs: Programs,
     directory: TempDir,
     program: Program,
+    mnemonic_file: PathBuf,
     run: Vec<String>,
     rpc_password: String,
 }
@@ -52,9 +53,46 @@ impl WalletProcess {
     /// # Errors
     /// When it cannot be built or does not start, with its log.
     pub fn start(chain: &RegtestNode, lsp_uri: &str) -> Result<WalletProcess> {
-        let programs = Programs::locate()?;
         let directory = TempDir::new()?;
-        cli(&programs, directory.path(), &["create"])?;
+        let created = cli(&Programs::locate()?, directory.path(), &["create"])?;
+        let mnemonic_file = text(&created, "mnemonic_file")?.into();
+        WalletProcess::run_in(directory, mnemonic_file, chain, lsp_uri, &[])
+    }
+
+    /// Takes a wallet over by its words, in a new directory, and runs it with these arguments too.
+    ///
+    /// # Errors
+    /// What `restore` said, as [`CliFailure`], or when it does not start, with its log.
+    pub fn restore(
+        words: &str,
+        chain: &RegtestNode,
+        lsp_uri: &str,
+        more: &[&str],
+    ) -> Result<WalletProcess> {
+        let directory = TempDir::new()?;
+        let mnemonic_file = WalletProcess::take_over(directory.path(), words)?;
+        WalletProcess::run_in(directory, mnemonic_file, chain, lsp_uri, more)
+    }
+
+    /// Gives `restore` these words in a directory; the file it has written them to.
+    ///
+    /// # Errors
+    /// What the command said, as [`CliFailure`].
+    pub fn take_over(directory: &Path, words: &str) -> Result<PathBuf> {
+        let mut command = command(&Programs::locate()?, directory);
+        command.args(["--json", "restore"]);
+        let restored = answer(with_input(&mut command, words)?)?;
+        Ok(text(&restored, "mnemonic_file")?.into())
+    }
+
+    fn run_in(
+        directory: TempDir,
+        mnemonic_file: PathBuf,
+        chain: &RegtestNode,
+        lsp_uri: &str,
+        more: &[&str],
+    ) -> Result<WalletProcess> {
+        let programs = Programs::locate()?;
         let bitcoind = format!("{}:{}", chain.rpc_host(), chain.rpc_port());
         let run = [
             "run",
@@ -69,13 +107,14 @@ impl WalletProcess {
             "--poll-interval-ms",
             "200",
         ];
-        let run: Vec<String> = run.iter().map(ToString::to_string).collect();
+        let run: Vec<String> = run.iter().chain(more).map(ToString::to_string).collect();
         let rpc_password = chain.rpc_password().to_owned();
         let program = start(&programs, directory.path(), &run, &rpc_password)?;
         Ok(WalletProcess {
             programs,
             directory,
             program,
+            mnemonic_file,
             run,
             rpc_password,
         })
@@ -130,6 +169,11 @@ impl WalletProcess {
     /// The wallet's directory.
     pub fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// The words of its seed, from the file the program named.
+    pub fn words(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.mnemonic_file)?)
     }
 
     /// How the wallet is.

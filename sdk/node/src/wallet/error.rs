@@ -233,6 +233,8 @@ impl WalletError {
                 "amount_too_small" => Some("amount_sat"),
                 "amount_not_sold" => Some("capacity_sat"),
                 "no_quote" | "quote_expired" => Some("quote"),
+                "no_such_place" => Some("slot"),
+                "place_not_cut_so" => Some("places"),
                 _ => None,
             },
         }
