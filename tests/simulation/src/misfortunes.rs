@@ -10,7 +10,7 @@ use bitcoin::Amount;
 use superscalar_factory::coordinator::FactoryPlan;
 use superscalar_factory::effect::ChannelRef;
 use superscalar_factory::exit::Goal;
-use superscalar_factory::message::Attempt;
+use superscalar_factory::message::{Attempt, Message, RefusalCode};
 
 use crate::channel::{Stage, Talk};
 use crate::dice::Dice;
@@ -330,6 +330,76 @@ fn groups_do_not_disturb_each_other() {
         "a coin for each factory, none for what failed"
     );
     world.calm_down().unwrap();
+}
+
+/// One of the largest group is silent when only its part of the root is missing: it alone is named,
+/// and the other 127 are in the next attempt, with fresh nonces and for the coin of the first.
+#[test]
+fn one_silent_member_of_128_costs_a_round() {
+    const SILENT: u16 = 77;
+    let mut world = world(800, 128);
+    let plan = plan(&mut world, 0..128);
+    let first = begin(&mut world, plan);
+    let (mut nonces, mut named) = (BTreeSet::new(), Vec::new());
+    let mut joins = 0;
+    let mut hear = |number: u16, packet: &Packet| {
+        let Packet::Factory(frame, _) = packet else {
+            return;
+        };
+        match Message::from_parts(frame.submessage, &frame.payload) {
+            Ok(Message::Join(join)) => {
+                joins += 1;
+                for nonce in join.nonces {
+                    assert!(nonces.insert(nonce), "{number} offers a nonce again");
+                }
+            }
+            Ok(Message::Refusal(refusal)) => {
+                assert_eq!(refusal.attempt, first);
+                match refusal.code {
+                    RefusalCode::Other => {}
+                    code => named.push((number, code)),
+                }
+            }
+            _ => {}
+        }
+    };
+    let mut fallen = false;
+    deliver(&mut world, |number, end, packet| {
+        hear(number, packet);
+        fallen |= number == SILENT && end == End::Lsp && says(packet, ROOT_PARTIAL);
+        fallen && number == SILENT
+    })
+    .unwrap();
+    assert!(fallen && !is_published(&world, first));
+    assert_eq!(world.lsp.disk.reserved.len(), 1);
+    let coin = |world: &World| {
+        let mut reserved = world.lsp.disk.reserved.values();
+        reserved.next().unwrap().input[0].previous_output
+    };
+    let reserved = coin(&world);
+    world.time_out(Who::Lsp, first).unwrap();
+    deliver(&mut world, |number, _, packet| {
+        hear(number, packet);
+        number == SILENT
+    })
+    .unwrap();
+    assert_eq!(named, [(SILENT, RefusalCode::Silence)]);
+    assert_eq!(joins, 128 + 127);
+
+    let second = next(first);
+    assert_eq!(lsp_phase(&world, first), "ended");
+    assert!(!is_published(&world, first) && is_published(&world, second));
+    let seats = match world.lsp.role(&second) {
+        Some(Role::Coordinator(role)) => role.peers().to_vec(),
+        _ => Vec::new(),
+    };
+    let silent = world.wallets[usize::from(SILENT)].node;
+    assert!(seats.len() == 127 && !seats.contains(&silent));
+    assert_eq!(world.lsp.disk.reserved.len(), 1, "one coin for one factory");
+    assert_eq!(coin(&world), reserved);
+    world.calm_down().unwrap();
+    let roles = world.wallets.iter().filter_map(|it| it.role(&second));
+    assert_eq!(roles.filter(|role| role.is_active()).count(), 127);
 }
 
 /// The largest group there is: everybody can leave, and does, without its LSP and all at once.
