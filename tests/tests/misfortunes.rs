@@ -1,5 +1,5 @@
-//! Members fall silent in the middle of ceremonies, also of several at once: no group disturbs
-//! another, no coin stays locked, and whoever was left over joins again.
+//! Members fall silent in the middle of ceremonies, also of several at once, or answer late: no group
+//! disturbs another, no coin stays locked, and whoever was left over joins again.
 
 use bitcoin::OutPoint;
 use superscalar_sdk::{BuildRequest, FactoryInfo};
@@ -295,5 +295,126 @@ async fn who_did_nothing_wrong_is_asked_again_and_then_waits_for_the_next() {
     network.all_waiting(1).await;
     assert_eq!(network.lsp().waiting().await.unwrap(), peers[1..]);
     assert_eq!(coins(), before);
+    network.stop().await;
+}
+
+/// Invites three, of whom the first has answered and the answer is still on its way when those of the
+/// others are there; the attempt's name.
+async fn invited_with_one_late(round_seconds: u16) -> (TestNetwork, String) {
+    superscalar_tests::log_to_stderr();
+    let network = TestNetwork::start(3).await;
+    network.fund_lsp(&[10_000_000; 2]).await;
+    network.all_waiting(3).await;
+    let wires: Vec<_> = network.members.iter().map(|it| &it.wire.to_lsp).collect();
+    let earlier: Vec<u64> = wires.iter().map(|it| it.carried_bytes()).collect();
+    wires[0].hold();
+    let request = BuildRequest {
+        round_seconds,
+        ..regtest_factory(3)
+    };
+    let factory = network.lsp().create_factory(request).await.unwrap();
+    network
+        .wait("all to have answered", async || {
+            let joined = |said: u64| said > LEAST_JOIN_BYTES;
+            joined(wires[0].held_bytes() as u64)
+                && (1..3).all(|other| joined(wires[other].carried_bytes() - earlier[other]))
+        })
+        .await;
+    (network, factory)
+}
+
+/// Waits until these members have the factory, and pays each.
+async fn have_it(network: &TestNetwork, members: &[usize], factory: &str) {
+    for member in members {
+        network
+            .wait("a member to be active", async || {
+                let list = network.wallet(*member).factories().list().await.unwrap();
+                list.iter().any(|it| it.factory == factory && it.active)
+            })
+            .await;
+        network.lsp_pays(*member, 20_000_000).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_joins_late_in_the_round_is_waited_for() {
+    let (network, factory) = invited_with_one_late(60).await;
+    let coins = || network.lsp().onchain().balance().unwrap();
+    let before_sat = coins().spendable_sat;
+    let infos = network.lsp().factories().await.unwrap();
+    assert_eq!(infos[0].phase, "gathering");
+    assert!(network.chain.mempool().unwrap().is_empty());
+    network.members[0].wire.to_lsp.pass();
+    network
+        .wait("the funding to be published", async || {
+            let infos = network.lsp().factories().await.unwrap();
+            assert!(infos[0].ended.is_none(), "{:?}", infos[0].ended);
+            infos[0].phase == "published"
+        })
+        .await;
+    network.mine(1).await;
+    have_it(&network, &[0, 1, 2], &factory).await;
+
+    // It is the first attempt, and its funding is all that was spent.
+    let infos = network.lsp().factories().await.unwrap();
+    assert_eq!((infos.len(), infos[0].seats.len()), (1, 3));
+    let funding: OutPoint = infos[0].funding.as_ref().unwrap().parse().unwrap();
+    let spent_sat = network.value_sat(funding) + network.fee_sat(funding.txid);
+    let after = coins();
+    assert_eq!((after.reserved_sat, after.pending_sat), (0, 0));
+    assert_eq!(after.spendable_sat, before_sat - spent_sat);
+    network.pay(0, 1, 5_000_000).await;
+    network.pay(2, 0, 5_000_000).await;
+    network.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_joins_after_the_round_is_in_the_next_factory() {
+    let (mut network, first) = invited_with_one_late(SHORT_ROUND_SECS).await;
+    let late = network.wallet(0).node_id();
+    let mut built = None;
+    network
+        .wait("the attempt without it to be published", async || {
+            let infos = network.lsp().factories().await.unwrap();
+            built = infos.into_iter().find(|it| it.phase == "published");
+            built.is_some()
+        })
+        .await;
+    let built = built.unwrap();
+    assert_ne!(built.factory, first);
+    assert_eq!(built.seats.len(), 2);
+    assert!(built.seats.iter().all(|seat| seat.peer != late));
+    network.mine(1).await;
+    have_it(&network, &[1, 2], &built.factory).await;
+
+    // Its answer comes when nobody waits for it any more.
+    network.members[0].wire.to_lsp.pass();
+    network
+        .wait("the place to be given up", async || {
+            let list = network.wallet(0).factories().list().await.unwrap();
+            list.iter().all(|it| it.ended.is_some())
+        })
+        .await;
+    let other = network.add_wallet().await;
+    for member in [0, other] {
+        let factories = network.wallet(member).factories();
+        factories.join(500_000).await.unwrap();
+    }
+    let before = network.lsp().onchain().balance().unwrap();
+    assert_eq!((before.reserved_sat, before.pending_sat), (0, 0));
+    let next = network.build_unconfirmed(regtest_factory(2)).await;
+    network.mine(1).await;
+    have_it(&network, &[0, other], &next).await;
+    let infos = network.lsp().factories().await.unwrap();
+    let info = infos.into_iter().find(|it| it.factory == next).unwrap();
+    assert!(info.active && info.seats.iter().any(|seat| seat.peer == late));
+    let funding: OutPoint = info.funding.unwrap().parse().unwrap();
+    let spent_sat = network.value_sat(funding) + network.fee_sat(funding.txid);
+    let after = network.lsp().onchain().balance().unwrap();
+    assert_eq!((after.reserved_sat, after.pending_sat), (0, 0));
+    assert_eq!(after.spendable_sat, before.spendable_sat - spent_sat);
+    // From one factory to the other.
+    network.pay(0, 1, 5_000_000).await;
+    network.pay(2, 0, 5_000_000).await;
     network.stop().await;
 }
