@@ -83,7 +83,7 @@ pub struct TestNetwork {
 }
 
 /// How often nodes look for blocks by themselves.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 impl TestNetwork {
     /// Starts everything and lets every wallet wait for a place.

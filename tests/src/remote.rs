@@ -1,5 +1,6 @@
 //! Members whose wallets have a backup on a disk of their own, which can be taken away.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +11,7 @@ use superscalar_sdk::backup::{Creation, Directory, RemoteError, RemoteStore};
 use superscalar_sdk::{BackupState, Begin, Lsp, LspBuilder, Mnemonic, Wallet, WalletError};
 use tempfile::TempDir;
 
-use crate::network::{TestNetwork, chain_config};
+use crate::network::{POLL_INTERVAL, TestNetwork, chain_config, sale_policy};
 
 /// A disk for one backup.
 pub struct Remote {
@@ -93,12 +94,13 @@ impl Remote {
 
     /// A copy of what is on it now.
     pub fn copy(&self) -> TempDir {
-        let copy = TempDir::new().unwrap();
-        for entry in std::fs::read_dir(self.mounted()).unwrap() {
-            let from = entry.unwrap().path();
-            std::fs::copy(&from, copy.path().join(from.file_name().unwrap())).unwrap();
-        }
-        copy
+        copy_of(&self.mounted())
+    }
+
+    /// Makes such a copy whenever it is called, from any task.
+    pub fn copier(&self) -> impl Fn() -> TempDir + Send + use<> {
+        let mounted = self.mounted();
+        move || copy_of(&mounted)
     }
 
     /// Puts a copy in the place of what is on it; gives what was there.
@@ -122,7 +124,20 @@ impl Remote {
     }
 }
 
-/// Starts an LSP with a backup.
+fn copy_of(disk: &Path) -> TempDir {
+    let copy = TempDir::new().unwrap();
+    for entry in std::fs::read_dir(disk).unwrap() {
+        let from = entry.unwrap().path();
+        match std::fs::copy(&from, copy.path().join(from.file_name().unwrap())) {
+            // What is not finished, or not needed any more, goes away meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            copied => drop(copied.unwrap()),
+        }
+    }
+    copy
+}
+
+/// Starts an LSP with a backup. It sells as all here do.
 pub async fn start_lsp(
     chain: &RegtestNode,
     mnemonic: &Mnemonic,
@@ -134,6 +149,8 @@ pub async fn start_lsp(
         .storage_dir(directory.into())
         .chain_source(chain_config(chain))
         .listen("127.0.0.1:0".parse().unwrap())
+        .sales(sale_policy())
+        .poll_interval(POLL_INTERVAL)
         .backup(remote.store(), begin)
         .start()
         .await

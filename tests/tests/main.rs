@@ -5,6 +5,7 @@
 
 mod adversary;
 mod backup;
+mod building_writes;
 mod by_hand;
 mod damaged_journal;
 mod damaged_rows;
@@ -34,7 +35,7 @@ mod payments;
 mod policy;
 mod programs;
 mod reorgs;
-mod rest_api;
+mod sale_writes;
 mod scale;
 mod selling;
 mod silent_at_the_end;

@@ -364,7 +364,7 @@ mod tests {
         let storage = local.path().join("wallet");
         let words = Mnemonic::generate(WordCount::Twelve).unwrap();
         let started = WalletBuilder::new(Network::Regtest, words)
-            .storage_dir(&storage)
+            .storage_dir(storage.clone())
             .chain_source(ChainConfig::Bitcoind {
                 address: "127.0.0.1:1".to_owned(),
                 auth: BitcoindAuth::UserPassword {
