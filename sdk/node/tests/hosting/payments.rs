@@ -1,11 +1,14 @@
 //! Payments through the LSP.
 
 use crate::chain::Chain;
-use crate::node::{Node, agreement, invoice, lsp_role, open, open_ordinary, slot_id, wait_until};
+use crate::node::{
+    CAPACITY_SAT, Node, agree, agreement, invoice, lsp_role, open, open_ordinary, slot_id,
+    wait_until,
+};
 use crate::store::History;
 use superscalar_sdk::hosting::{
     FactoryMessage, HostEvent, InvoiceError, MAX_PAYLOAD_BYTES, PayError, Role, SendError,
-    SlotChannel,
+    SlotChannel, SlotPhase,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -48,8 +51,55 @@ async fn members_and_lsp_pay_each_other() {
     }
 }
 
+/// The member's own gate, with an LSP that pays over a channel whose factory is not there yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_received_before_active() {
+    let (chain, history) = (Chain::new(), History::default());
+    let mut lsp = Node::start("lsp", lsp_role(), &chain, &history).await;
+    let mut alice = Node::start("alice", Role::Member, &chain, &history).await;
+    alice.connect(&lsp).await;
+    let (a, b) = (slot_id(1), slot_id(2));
+    open(&mut lsp, &mut alice, a, 0).await;
+    agree(&lsp, &alice, b, 0);
+    lsp.host.open_slot(&b).unwrap();
+    lsp.held(&b).await;
+    alice.held(&b).await;
+    // Nothing can be asked for over the new channel: what was asked for over the other one comes
+    // over it, because the LSP uses no other.
+    let early = invoice(&alice, 5_000_000).await;
+    lsp.host.activate(&b).unwrap();
+    lsp.host.freeze(&a).unwrap();
+    wait_until("the new channel to be usable", || {
+        [&lsp, &alice].iter().all(|node| {
+            let state = node.host.channel_state(&b);
+            state.is_some_and(|state| state.is_usable)
+        })
+    })
+    .await;
+    assert_eq!(alice.phase(&b), SlotPhase::Held);
+    let refused = lsp.pay(&early).await.unwrap_err();
+    assert_eq!(refused, "RecipientRejected");
+    wait_until("failed back", || {
+        let state = lsp.host.channel_state(&b).unwrap();
+        state.outbound_htlcs == 0 && state.balance_msat == CAPACITY_SAT * 1_000
+    })
+    .await;
+    assert_eq!((alice.balance_msat(&a), alice.balance_msat(&b)), (0, 0));
+
+    alice.host.activate(&b).unwrap();
+    let later = invoice(&alice, 5_000_000).await;
+    lsp.pay(&later).await.unwrap();
+    assert_eq!(alice.received().await, 5_000_000);
+    wait_until("settled", || alice.balance_msat(&b) == 5_000_000).await;
+    assert_eq!(alice.balance_msat(&a), 0);
+    for node in [alice, lsp] {
+        assert!(node.published.all().is_empty());
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_received_while_frozen() {
     let (chain, history) = (Chain::new(), History::default());
     let mut lsp = Node::start("lsp", lsp_role(), &chain, &history).await;
     let mut alice = Node::start("alice", Role::Member, &chain, &history).await;
