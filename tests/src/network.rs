@@ -600,6 +600,7 @@ pub fn regtest_factory(members: u16) -> BuildRequest {
         tree_feerate: 10,
         round_seconds: 60,
         preset: None,
+        blocks_early: None,
         shape: None,
         policy: Default::default(),
     }

@@ -233,6 +233,7 @@ impl Network {
             tree_feerate: 10,
             round_seconds: 60,
             preset: None,
+            blocks_early: None,
             shape: None,
             policy: Default::default(),
         };

@@ -35,6 +35,10 @@ pub struct BuildRequest {
     /// Delays: those of mainnet, or short ones for regtest. Absent: by the network.
     #[serde(default)]
     pub preset: Option<Preset>,
+    /// Blocks by which every payment is over before the factory is, and which its invoices ask for;
+    /// never fewer than leaving alone takes. Absent: just as many.
+    #[serde(default)]
+    pub blocks_early: Option<u16>,
     /// Children of each node, level by level, and members of a leaf last. Absent: two layers.
     #[serde(default)]
     pub shape: Option<Vec<u8>>,
@@ -100,10 +104,14 @@ impl BuildRequest {
             Network::Regtest => Preset::Regtest,
             _ => Preset::Mainnet,
         });
-        match preset {
+        let timing = match preset {
             Preset::Mainnet => Timing::mainnet(layers),
             Preset::Conservative => Timing::conservative(layers),
             Preset::Regtest => Timing::regtest(layers),
+        };
+        Timing {
+            blocks_early: self.blocks_early.unwrap_or(timing.blocks_early),
+            ..timing
         }
     }
 }
