@@ -8,7 +8,7 @@ mod backup;
 mod building_writes;
 mod by_hand;
 mod damaged_journal;
-mod damaged_rows;
+mod deadlines;
 mod demo;
 mod epoch_commands;
 mod epoch_writes;

@@ -251,6 +251,13 @@ impl Drop for Stop {
 }
 
 impl Message {
+    /// When an offered HTLC expires (BOLT2): after channel id, HTLC id, amount and hash.
+    pub fn htlc_expiry(&self) -> u32 {
+        const AT: usize = 32 + 8 + 8 + 32;
+        assert_eq!(self.kind, UPDATE_ADD_HTLC);
+        u32::from_be_bytes(self.body[AT..AT + 4].try_into().unwrap())
+    }
+
     pub(crate) fn read(bytes: Vec<u8>) -> Result<Message, noise::Broken> {
         let [high, low, body @ ..] = bytes.as_slice() else {
             return Err(noise::Broken);

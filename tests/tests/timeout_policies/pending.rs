@@ -1,9 +1,10 @@
-//! `LspReclaims` with a payment that is still pending when the wallets have to leave.
+//! A payment that is still pending when the wallets have to leave: for T's sake under `LspReclaims`,
+//! for the payment's own under `MembersReclaim`.
 
-use bitcoin::OutPoint;
-use superscalar_sdk::PaymentStatus;
+use bitcoin::{OutPoint, Transaction};
+use superscalar_sdk::{BuildRequest, PaymentStatus, Policy};
 use superscalar_tests::ends::Ending;
-use superscalar_tests::tap::{Message, Side, UPDATE_ADD_HTLC};
+use superscalar_tests::tap::{Side, UPDATE_ADD_HTLC};
 use superscalar_tests::trail::left_of;
 use superscalar_tests::wire::ADD_AND_COMMIT_BYTES;
 
@@ -22,15 +23,13 @@ const BALANCE_SAT: u64 = 100_000;
 const LEAST_SHADOW_BLOCKS: u32 = 40;
 const LSP_SAT: u64 = 500_000 - BALANCE_SAT - COMMITMENT_FEE_SAT;
 
-/// When an offered HTLC expires (BOLT2): after channel id, HTLC id, amount and hash.
-fn expiry_of(offer: &Message) -> u32 {
-    const AT: usize = 32 + 8 + 8 + 32;
-    u32::from_be_bytes(offer.body[AT..AT + 4].try_into().unwrap())
-}
+/// LDK gives a peer so long after an HTLC expires to fail it back.
+const GRACE_BLOCKS: u32 = 3;
+const MEMBER_DELAY_BLOCKS: u32 = 144;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_payment_pending_at_the_deadline_is_back_before_t() {
-    let mut end = Ending::start(request(2, &[2, 1]), &[100_000, 0]).await;
+/// Member 0 pays member 1, whose wire stands still, as late as the factory allows or a few blocks
+/// earlier; the LSP is gone then. Gives the payment and the height at which it expires.
+async fn pending_near_t(end: &mut Ending) -> (String, u32) {
     let everyone = end.everyone();
     let network = &end.network;
     let tap = network.tap(0).await;
@@ -39,7 +38,6 @@ async fn a_payment_pending_at_the_deadline_is_back_before_t() {
     let infos = network.wallet(0).factories().list().await.unwrap();
     let exit_delay = infos[0].exit_delay_blocks;
     let last = end.expiry - exit_delay;
-    let deadline = last - SAFETY_BLOCKS;
     // The LSP's delta, and the payee's final one as LDK rounds it.
     let least = exit_delay + 48 + exit_delay + 42 + 3 + LEAST_SHADOW_BLOCKS;
     network.rest_to(last - 10 - least, &everyone).await;
@@ -66,12 +64,28 @@ async fn a_payment_pending_at_the_deadline_is_back_before_t() {
         if is_forwarded() {
             break id;
         }
-        assert!(expiry_of(offers().last().unwrap()) > last);
+        assert!(offers().last().unwrap().htlc_expiry() > last);
         network.settle().await;
     };
-    let expiry = expiry_of(offers().last().unwrap());
-    assert!(deadline < expiry && expiry <= last, "{expiry}");
+    let expiry = offers().last().unwrap().htlc_expiry();
+    assert!(last - 10 <= expiry && expiry <= last, "{expiry}");
     end.network.lose_lsp().await;
+    (id, expiry)
+}
+
+fn vout_of(commitment: &Transaction, amount_sat: u64) -> u32 {
+    let mut amounts = commitment.output.iter().map(|it| it.value.to_sat());
+    amounts.position(|amount| amount == amount_sat).unwrap() as u32
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payment_pending_at_the_deadline_is_back_before_t() {
+    let mut end = Ending::start(request(2, &[2, 1]), &[100_000, 0]).await;
+    let everyone = end.everyone();
+    let infos = end.network.wallet(0).factories().list().await.unwrap();
+    let deadline = end.expiry - infos[0].exit_delay_blocks - SAFETY_BLOCKS;
+    let (id, expiry) = pending_near_t(&mut end).await;
+    assert!(deadline < expiry);
 
     let network = &end.network;
     network.rest_to(deadline - 1, &everyone).await;
@@ -84,13 +98,9 @@ async fn a_payment_pending_at_the_deadline_is_back_before_t() {
     let commitment = network.spent(path.channel).await;
     network.confirm(commitment, &everyone).await;
     let commitment = network.chain.raw_tx(commitment).unwrap().unwrap();
-    let vout_of = |amount_sat: u64| {
-        let mut amounts = commitment.output.iter().map(|it| it.value.to_sat());
-        amounts.position(|amount| amount == amount_sat).unwrap() as u32
-    };
-    vout_of(BALANCE_SAT - OFFERED_SAT);
-    vout_of(LSP_SAT);
-    let offered = OutPoint::new(commitment.compute_txid(), vout_of(OFFERED_SAT));
+    vout_of(&commitment, BALANCE_SAT - OFFERED_SAT);
+    vout_of(&commitment, LSP_SAT);
+    let offered = OutPoint::new(commitment.compute_txid(), vout_of(&commitment, OFFERED_SAT));
     network.mined_spend(offered, &everyone).await;
     let (timeout, height) = network.confirmed_spender(offered);
     assert_eq!(timeout.lock_time.to_consensus_u32(), expiry);
@@ -106,8 +116,74 @@ async fn a_payment_pending_at_the_deadline_is_back_before_t() {
         .await;
     let home_sat = network.wallet(0).balance().unwrap().onchain_sat;
     assert_eq!(home_sat, left_of(&network.chain, &commitment) - LSP_SAT);
+    let told = network.wallet(0).lightning().payment(&id).unwrap();
+    assert_eq!(told.unwrap().status, PaymentStatus::Failed);
+    end.network.stop().await;
+}
+
+/// Nobody leaves `MembersReclaim` for T's sake: it is the payment that nobody fails back for which
+/// the payer leaves, and `blocks_early` that leaves it the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_members_reclaim_a_payment_pending_near_t_is_back_before_t() {
+    let request = BuildRequest {
+        policy: Policy::MembersReclaim,
+        ..request(2, &[2, 1])
+    };
+    let mut end = Ending::start(request, &[100_000, 0]).await;
+    let everyone = end.everyone();
+    let (id, expiry) = pending_near_t(&mut end).await;
+
+    let network = &end.network;
+    let payer = network.wallet(0).lightning();
+    network.rest_to(expiry + GRACE_BLOCKS - 1, &everyone).await;
+    let exits = network.wallet(0).exit().status().await.unwrap();
+    assert_eq!(exits, [], "one block too early");
+    assert_eq!(network.chain.mempool().unwrap(), [], "one block too early");
+    network.block(&everyone).await;
+    network
+        .wait("the payer to leave by itself", async || {
+            !network.wallet(0).exit().status().await.unwrap().is_empty()
+        })
+        .await;
+    let reason = network.exit(0).await.reason;
+    assert!(reason.starts_with("TimedOut"), "{reason}");
+    let told = payer.payment(&id).unwrap().unwrap();
+    assert_eq!(told.status, PaymentStatus::Pending);
+
+    let path = &end.paths[0];
+    assert_eq!(network.published().await, path.steps[0].txid);
+    let leaf = network.confirm_promptly(path, &everyone).await;
+    let commitment = network.spent(path.channel).await;
+    let closed = network.confirm(commitment, &everyone).await;
+    assert_eq!(closed, leaf + 1);
+    let commitment = network.chain.raw_tx(commitment).unwrap().unwrap();
+    vout_of(&commitment, LSP_SAT);
+    let output = |amount_sat| {
+        let vout = vout_of(&commitment, amount_sat);
+        OutPoint::new(commitment.compute_txid(), vout)
+    };
+    let (own, offered) = (output(BALANCE_SAT - OFFERED_SAT), output(OFFERED_SAT));
+    network.mined_spend(offered, &everyone).await;
+    let (timeout, height) = network.confirmed_spender(offered);
+    assert_eq!(timeout.lock_time.to_consensus_u32(), expiry);
+    // It has expired already: in the commitment's block, or in the next.
+    assert!((closed..=closed + 1).contains(&height), "{height} {closed}");
+    assert!(height < end.expiry, "before T");
+    let back_sat = timeout.output[0].value.to_sat();
+    assert_eq!(back_sat, OFFERED_SAT - HTLC_TIMEOUT_FEE_SAT);
+    network
+        .wait("the exit to be done", async || {
+            network.block(&everyone).await;
+            network.exit(0).await.stage == "done"
+        })
+        .await;
+    let (_, swept) = network.confirmed_spender(own);
+    assert_eq!(swept, closed + MEMBER_DELAY_BLOCKS);
+    let home_sat = network.wallet(0).balance().unwrap().onchain_sat;
+    assert_eq!(home_sat, left_of(&network.chain, &commitment) - LSP_SAT);
     let told = payer.payment(&id).unwrap().unwrap();
     assert_eq!(told.status, PaymentStatus::Failed);
+    assert_eq!(network.wallet(1).balance().unwrap().onchain_sat, 0);
     end.network.stop().await;
 }
 
