@@ -32,8 +32,8 @@ const DUST_BUFFER_SAT_PER_KW: u64 = 2_530;
 
 /// What LDK counts as exposure when every HTLC there may be is pending, none more: each as dust,
 /// and the fees of each, all of which a low market makes "excess" because ours are pinned. Less
-/// fails payments (100,000 sat did at 90 HTLCs) or closes channels. How far an LSP may raise the
-/// feerate is bounded by LDK's estimate of the highest one there is, not by this.
+/// fails payments (100,000 sat did at 90 HTLCs) or closes channels. It is more than most channels
+/// hold, so what keeps an LSP from raising the feerate is the signer, not this.
 const MAX_DUST_EXPOSURE_MSAT: u64 = {
     let feerate = COMMITMENT_FEERATE_SAT_PER_KW as u64 + DUST_BUFFER_SAT_PER_KW;
     let each_sat = DUST_LIMIT_SAT + 2 * HTLC_WEIGHT * feerate / 1_000;

@@ -31,6 +31,7 @@ use lightning::types::payment::PaymentPreimage;
 use lightning_invoice::RawBolt11Invoice;
 use superscalar_factory::scripts::channel_witness_script;
 
+use super::fees::COMMITMENT_FEERATE_SAT_PER_KW;
 use super::slot::SlotId;
 use super::slots::{SharedSlots, Slot, SlotPhase};
 
@@ -152,7 +153,8 @@ impl ChannelSigner for FactorySigner {
         self.inner.release_commitment_secret(idx)
     }
 
-    /// An error closes the channel at once: the acceptor's answer to a wrong outpoint.
+    /// An error closes the channel at once: the acceptor's answer to a wrong outpoint, or to another
+    /// feerate.
     fn validate_holder_commitment(
         &self,
         holder_tx: &HolderCommitmentTransaction,
@@ -163,7 +165,10 @@ impl ChannelSigner for FactorySigner {
             let spent = trusted.built_transaction().transaction.input.first();
             let on_agreed =
                 spent.is_some_and(|input| input.previous_output == slot.channel.outpoint);
-            if !on_agreed || slot.phase < SlotPhase::Signable {
+            // A funder that raised it could make dust of every HTLC, which nobody can claim.
+            let at_agreed_rate =
+                holder_tx.negotiated_feerate_per_kw() == COMMITMENT_FEERATE_SAT_PER_KW;
+            if !on_agreed || !at_agreed_rate || slot.phase < SlotPhase::Signable {
                 tracing::error!(slot = %slot.channel.slot, phase = ?slot.phase, "refused a commitment");
                 return Err(());
             }
