@@ -13,6 +13,8 @@ use superscalar_tests::trail::Closed;
 const STOCK_BLOCKS: u32 = 144;
 /// What a wallet keeps free before T beside its slowest exit: six steps of six blocks.
 pub(super) const SAFETY_BLOCKS: u32 = 36;
+/// Of every transaction of a tree.
+const ANCHOR_SAT: u64 = 240;
 
 pub(super) fn request(members: u16, shape: &[u8]) -> BuildRequest {
     BuildRequest {
@@ -23,19 +25,18 @@ pub(super) fn request(members: u16, shape: &[u8]) -> BuildRequest {
     }
 }
 
-/// Mines up to the block before the wallets' deadline, in which nobody leaves, and then that one.
-async fn until_wallets_leave(end: &Ending) -> u32 {
+/// Mines up to the block before the wallets' deadline, in which nobody leaves, and then that one;
+/// these members look.
+pub(super) async fn until_wallets_leave(end: &Ending, looking: &[usize]) {
     let network = &end.network;
-    let infos = network.wallet(0).factories().list().await.unwrap();
+    let infos = network.wallet(looking[0]).factories().list().await.unwrap();
     let deadline = end.expiry - infos[0].exit_delay_blocks - SAFETY_BLOCKS;
-    let everyone = end.everyone();
-    network.rest_to(deadline - 1, &everyone).await;
-    for member in &everyone {
+    network.rest_to(deadline - 1, looking).await;
+    for member in looking {
         let exits = network.wallet(*member).exit().status().await.unwrap();
         assert_eq!(exits, [], "one block too early");
     }
-    network.block(&everyone).await;
-    deadline
+    network.block(looking).await;
 }
 
 /// Whether a member's exit has begun by itself, for the deadline's sake.
@@ -67,7 +68,7 @@ async fn with_the_lsp_dead_wallets_leave_in_time_and_after_t_the_lsp_gets_only_w
     let coins_sat = end.lsp_coins_sat();
     end.network.lose_lsp().await;
     let everyone = end.everyone();
-    until_wallets_leave(&end).await;
+    until_wallets_leave(&end, &everyone).await;
     let network = &end.network;
     for member in &everyone {
         let begun = leaves(network, *member, end.expiry).await;
@@ -145,7 +146,7 @@ async fn with_the_lsp_dead_wallets_leave_in_time_and_after_t_the_lsp_gets_only_w
 
 /// What the LSP's side of these commitments brings it, less what sweeping cost: one sweep may take
 /// several.
-async fn swept_by_lsp_sat(end: &Ending, closed: &[Closed]) -> u64 {
+pub(super) async fn swept_by_lsp_sat(end: &Ending, closed: &[Closed]) -> u64 {
     let network = &end.network;
     let mut sweeps = BTreeSet::new();
     let mut sum_sat = 0;
@@ -168,7 +169,7 @@ async fn beside_a_living_lsp_wallets_leave_in_time_and_both_sides_have_theirs() 
     let network = &end.network;
     let coins_sat = end.lsp_coins_sat();
     let everyone = end.everyone();
-    until_wallets_leave(&end).await;
+    until_wallets_leave(&end, &everyone).await;
     for member in &everyone {
         assert!(leaves(network, *member, end.expiry).await);
     }
@@ -197,7 +198,7 @@ async fn a_factory_in_which_nobody_has_anything_is_the_lsps_in_the_first_block_a
     let end = Ending::start(request(2, &[2]), &[]).await;
     let network = &end.network;
     let (coins_sat, everyone) = (end.lsp_coins_sat(), end.everyone());
-    until_wallets_leave(&end).await;
+    until_wallets_leave(&end, &everyone).await;
     for member in &everyone {
         assert!(!leaves(network, *member, end.expiry).await);
     }
@@ -240,5 +241,77 @@ async fn a_wallet_that_comes_back_after_its_deadline_leaves_at_once() {
     assert!(leaf < end.expiry);
     let closed = network.close(0, &end.paths[0], 100_000_000).await;
     assert_eq!(closed.own_sat, 100_000);
+    end.network.stop().await;
+}
+
+/// What this policy costs who does not look between its deadline and T: all that it has there, and
+/// nobody else anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_stays_away_past_t_loses_its_balance_to_the_lsp_and_no_more() {
+    let mut end = Ending::start(request(2, &[2, 1]), &[100_000, 50_000]).await;
+    let unopened = {
+        let path = end.path(0).await;
+        path.nodes()[1].kickoff.input[0].previous_output
+    };
+    let coins_sat = end.lsp_coins_sat();
+    end.network.lose_lsp().await;
+    end.network.wallet(0).stop().await;
+    let looking = [1];
+    until_wallets_leave(&end, &looking).await;
+    let network = &end.network;
+    assert!(leaves(network, 1, end.expiry).await);
+    let leaf = network.confirm_promptly(&end.paths[1], &looking).await;
+    let commitment = network.spent(end.paths[1].channel).await;
+    assert!(network.confirm(commitment, &looking).await < end.expiry);
+
+    network.rest_to(end.expiry - 2, &looking).await;
+    end.network.restart_lsp().await;
+    let network = &end.network;
+    network.block(&looking).await;
+    assert_eq!(
+        network.chain.spender_of(unopened).unwrap(),
+        None,
+        "not at T - 1"
+    );
+    network.block(&looking).await;
+    assert_eq!(network.chain.height().unwrap(), end.expiry);
+    let reclaim = network.spent(unopened).await;
+    network.refused_earlier(reclaim).await;
+    assert_eq!(network.confirm(reclaim, &looking).await, end.expiry + 1);
+    // Who looked in time has all of its own.
+    let closed = network
+        .close_beside(&looking, &looking, &end.paths, &[0, 50_000_000])
+        .await;
+    assert_eq!(closed[0].own_sat, end.balances_sat[1]);
+
+    // The owner comes back: nothing is left to come, and nothing is counted.
+    end.network.restart(0).await;
+    let network = &end.network;
+    let everyone = end.everyone();
+    network.block(&everyone).await;
+    network
+        .wait("the lost channel to be counted no more", async || {
+            let balance = network.wallet(0).balance().unwrap();
+            balance.spendable_msat + balance.reserved_msat + balance.inbound_msat == 0
+        })
+        .await;
+    let balance = network.wallet(0).balance().unwrap();
+    assert_eq!((balance.onchain_sat, balance.onchain_pending_sat), (0, 0));
+    // What the LSP took is what was its own, the fees of a branch nobody needs any more, and the
+    // owner's balance.
+    let (_, _, fee_sat, paid_sat) = network.taken(unopened);
+    assert_eq!(paid_sat + fee_sat, network.value_sat(unopened));
+    let branch = end.paths[0].steps[2..].iter();
+    let branch_sat: u64 = branch.map(|step| step.info.fee_sat + ANCHOR_SAT).sum();
+    assert_eq!(
+        paid_sat + fee_sat - branch_sat - end.lsp_entitled_sat(&[0]),
+        end.balances_sat[0],
+        "the loss"
+    );
+    let stock = OutPoint::new(end.paths[1].channel.txid, 1);
+    let taken = network.mined_spend(stock, &everyone).await;
+    assert_eq!(taken, leaf + STOCK_BLOCKS);
+    let due_sat = paid_sat + network.taken(stock).3 + swept_by_lsp_sat(&end, &closed).await;
+    end.lsp_has(coins_sat + due_sat).await;
     end.network.stop().await;
 }
