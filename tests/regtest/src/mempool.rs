@@ -189,6 +189,26 @@ impl RegtestNode {
             "the mempool is still not full; start the node with -maxmempool=5",
         ))
     }
+
+    /// The end of a rush: what waits is mined, days go by, and the mempool takes the least there is
+    /// again.
+    ///
+    /// # Errors
+    /// When bitcoind does not answer.
+    pub fn calm(&self) -> Result<(), RpcError> {
+        const METHOD: &str = "getblockheader";
+        const DAYS_SECONDS: u64 = 4 * 86_400;
+        self.mine(8)?;
+        let best = self.rpc.call(METHOD, json!([self.tip()?]))?;
+        let time = best["time"]
+            .as_u64()
+            .ok_or_else(|| RpcError::unexpected(METHOD, "no time"))?;
+        self.rpc.call("setmocktime", json!([time + DAYS_SECONDS]))?;
+        // The minimum falls when somebody asks for it, and not across a block.
+        self.rpc.call("getmempoolinfo", json!([]))?;
+        self.mine(1)?;
+        Ok(())
+    }
 }
 
 /// Bitcoin Core writes amounts as decimal bitcoins.

@@ -241,4 +241,7 @@ async fn a_towers_coins_pay_what_dear_blocks_ask_for() {
         sold.block(We::Sleep).await;
     }
     assert!(taken(&sold) < leaf_at + STOCK_CSV_BLOCKS);
+    // Nothing speeds a commitment up: it waits for other times.
+    sold.network.chain.calm().unwrap();
+    all_comes_home(sold).await;
 }

@@ -251,15 +251,9 @@ impl Rush {
 
     /// The same before these members (and the LSP, if it is there).
     pub(super) async fn calm_before(&self, followers: &[usize]) {
-        let chain = &self.network.chain;
-        chain.mine(8).unwrap();
-        let best = chain.call("getblockheader", serde_json::json!([chain.tip().unwrap()]));
-        let time = best.unwrap()["time"].as_u64().unwrap();
-        let later = serde_json::json!([time + 4 * 86_400]);
-        chain.call("setmocktime", later).unwrap();
+        self.network.chain.calm().unwrap();
         let tree = FeeRate::from_sat_per_vb(u64::from(TREE_SAT_PER_VB)).unwrap();
         assert!(self.minimum() < tree, "{}", self.minimum());
-        chain.mine(1).unwrap();
         self.network.follow(followers).await;
     }
 }
