@@ -325,6 +325,7 @@ async fn nonces_are_answered_once() {
     let network = TestNetwork::start(2).await;
     let tap = network.tap(0).await;
     network.all_waiting(2).await;
+    let coins_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
     tap.set_rule(cheating(
         Side::Lsp,
         Box::new(|message| {
@@ -360,5 +361,11 @@ async fn nonces_are_answered_once() {
         )
     }));
     assert!(network.chain.mempool().unwrap().is_empty());
-    network.stop().await;
+    let after_sat = network.lsp().onchain().balance().unwrap().spendable_sat;
+    assert_eq!(after_sat, coins_sat, "the LSP's coins");
+    tap.pass();
+    for member in &network.members {
+        member.wallet.factories().join(500_000).await.unwrap();
+    }
+    honest(network).await;
 }

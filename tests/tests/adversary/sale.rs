@@ -1,15 +1,20 @@
 //! An LSP that waits for the delay on stock it has sold from: with a disk from before the sale it
 //! knows of none, and takes what it may take alone. Whose wallet runs loses nothing.
 
+use std::collections::BTreeSet;
+
 use bitcoin::{OutPoint, Transaction, Txid};
 use superscalar_sdk::{BuildRequest, Event, ExitMode, Lsp};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::processes::TowerProcess;
 use superscalar_tests::regtest::RegtestNode;
+use superscalar_tests::trail::value_of;
 
 /// Delay on the LSP's way to stock, in the regtest preset.
 pub(crate) const STOCK_CSV_BLOCKS: u32 = 144;
+const CAPACITY_SAT: u64 = 500_000;
 const STOCK_SAT: u64 = 300_000;
+const NEIGHBOURS_SAT: u64 = 100_000;
 pub(crate) const BOUGHT_SAT: u64 = 120_000;
 
 /// A member with money in a bought channel, whose neighbour leaves, and whose LSP has only the disk
@@ -17,6 +22,8 @@ pub(crate) const BOUGHT_SAT: u64 = 120_000;
 pub(crate) struct Sold {
     pub(crate) network: TestNetwork,
     cheat: std::sync::Arc<Lsp>,
+    /// What it has on chain before anything is opened, in satoshi.
+    cheats_sat: u64,
     /// Who looks after the member beside itself.
     pub(crate) tower: Option<TowerProcess>,
     pub(crate) factory: String,
@@ -48,7 +55,7 @@ impl Sold {
         };
         let factory = network.build(request).await;
         network.lsp_pays(0, 100_000_000).await;
-        network.lsp_pays(1, 100_000_000).await;
+        network.lsp_pays(1, NEIGHBOURS_SAT * 1_000).await;
         network.settle().await;
         let before = network.save_lsp().await;
         network.reconnected().await;
@@ -90,6 +97,7 @@ impl Sold {
         }
         network.lose_lsp().await;
         let cheat = network.lsp_beside(&before).await;
+        let cheats_sat = coins_sat(&cheat);
         let seat = network.seat(0, &factory).await;
         let bought: OutPoint = seat.sold[0].channel.parse().unwrap();
         let channel: OutPoint = seat.channel.unwrap().parse().unwrap();
@@ -103,6 +111,7 @@ impl Sold {
         Sold {
             network,
             cheat,
+            cheats_sat,
             tower,
             factory,
             channel,
@@ -157,6 +166,54 @@ impl Sold {
     }
 }
 
+impl Sold {
+    /// What has been paid out of the leaf to the LSP: of each closed channel what is not its
+    /// member's, and stock that no sale took.
+    fn taken_by_the_cheat_sat(&self) -> u64 {
+        let network = &self.network;
+        let leaf = self.tx(self.leaf);
+        let mut channels = (0..)
+            .zip(&leaf.output)
+            .filter(|(_, out)| out.value.to_sat() == CAPACITY_SAT)
+            .map(|(vout, _)| OutPoint::new(self.leaf, vout));
+        let neighbours = channels.find(|it| *it != self.channel).unwrap();
+        let [own_sat, bought_sat] = self.own_sat;
+        let closed = [
+            (self.channel, own_sat),
+            (self.bought, bought_sat),
+            (neighbours, NEIGHBOURS_SAT),
+        ];
+        let mut theirs = self.stock();
+        for (channel, own_sat) in closed {
+            let (commitment, _) = network.confirmed_spender(channel);
+            let txid = commitment.compute_txid();
+            let outputs = (0..).zip(&commitment.output);
+            let others = outputs.filter(|(_, out)| out.value.to_sat() != own_sat);
+            theirs.extend(others.map(|(vout, _)| OutPoint { txid, vout }));
+        }
+        // One sweep may take several.
+        let sweeps: BTreeSet<Txid> = theirs
+            .into_iter()
+            .filter_map(|it| network.chain.spender_of(it).unwrap())
+            .filter(|spend| spend.height.is_some() && spend.txid != self.bought.txid)
+            .map(|spend| spend.txid)
+            .collect();
+        sweeps.iter().map(|it| value_of(&self.tx(*it))).sum()
+    }
+
+    /// What was the LSP's in the leaf after the sale, before any fee.
+    fn entitled_sat(&self) -> u64 {
+        let members_sat = self.own_sat.iter().sum::<u64>() + NEIGHBOURS_SAT;
+        2 * (CAPACITY_SAT + STOCK_SAT) - members_sat
+    }
+}
+
+/// All that an LSP has on chain, coins on their way included.
+fn coins_sat(lsp: &Lsp) -> u64 {
+    let balance = lsp.balance();
+    balance.onchain_sat + balance.onchain_pending_sat
+}
+
 /// Whether our wallet runs.
 #[derive(Clone, Copy)]
 pub(crate) enum We {
@@ -208,6 +265,13 @@ async fn stock_that_was_sold_from_is_out_of_reach_before_its_delay_is_over() {
     let home_sat = network.came_home_sat(&[(sold.channel, own_sat), (sold.bought, bought_sat)]);
     assert_eq!(coins.spendable_sat, home_sat);
     assert_eq!((coins.reserved_sat, coins.pending_sat), (0, 0));
+
+    // The cheat has what it has taken of its own, and is worse off than by honesty: of what is left
+    // of the stock it knows nothing.
+    sold.cheat.sync().await.unwrap();
+    let taken_sat = sold.taken_by_the_cheat_sat();
+    assert_eq!(coins_sat(&sold.cheat), sold.cheats_sat + taken_sat);
+    assert!(taken_sat < sold.entitled_sat(), "net gain at most 0");
 }
 
 /// What the race is about: the same with a wallet that sleeps longer than the delay.
