@@ -15,6 +15,7 @@
 //! | a sale while the factory is being opened | `selling`, C `sales/refusals` |
 //! | a sale whose channel is dropped, and delivered or published all the same | `epochs/lost_sales`, C `epochs/lost_sales` |
 
+mod breach;
 mod broken_promise;
 mod building;
 mod channel;

@@ -8,10 +8,10 @@ use superscalar_sdk::{BuildRequest, Event, ExitMode};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::trail::{COMMITMENT_FEE_SAT, ExitPath, left_of, left_of_all, value_of};
 
-const CAPACITY_SAT: u64 = 500_000;
-/// What each party's own output of its commitment waits for.
+pub(super) const CAPACITY_SAT: u64 = 500_000;
+/// What each party's own output of its commitment waits for, under regtest's delays.
 const MEMBER_DELAY_BLOCKS: u32 = 144;
-const LSP_DELAY_BLOCKS: u32 = 720;
+pub(super) const LSP_DELAY_BLOCKS: u32 = 144;
 const HTLC_SAT: u64 = 40_000;
 /// BOLT3 weights at the pinned 2,500 sat per 1000 weight units: an HTLC in a commitment, and its
 /// second stage.
@@ -48,22 +48,38 @@ async fn assert_taken(network: &TestNetwork, commitment: &Transaction, delay_blo
     }
 }
 
-/// Who is cheated is told what was published, once, and what it has for it, no output twice.
-fn assert_told(network: &TestNetwork, events: &[Event], old: &Transaction) {
+/// What is told of a revoked commitment: whose it is, and all of it but our own output.
+fn revoked(network: &TestNetwork, old: &Transaction, peer: &str, own_sat: u64) -> Event {
     let txid = old.compute_txid();
     let confirmed = network.chain.confirmed_at(txid).unwrap().unwrap();
-    let revoked = events.iter().filter_map(|event| match event {
-        Event::RevokedCommitment {
-            channel,
-            txid,
-            height,
-            ..
-        } => Some((channel.clone(), txid.clone(), *height)),
-        _ => None,
-    });
+    let mut amounts = old.output.iter().map(|output| output.value.to_sat());
+    assert!(amounts.any(|amount| amount == own_sat), "our own output");
+    Event::RevokedCommitment {
+        channel: old.input[0].previous_output.to_string(),
+        peer: peer.to_owned(),
+        txid: txid.to_string(),
+        height: confirmed,
+        claimable_sat: value_of(old) - own_sat,
+    }
+}
+
+/// All that was told of revoked commitments.
+fn told(events: &[Event]) -> Vec<Event> {
+    let is_it = |event: &&Event| matches!(event, Event::RevokedCommitment { .. });
+    events.iter().filter(is_it).cloned().collect()
+}
+
+/// Who is cheated by `peer` and has `own_sat` in what was published is told of it, once, and what it
+/// has for it, no output twice.
+pub(super) fn assert_told(
+    network: &TestNetwork,
+    events: &[Event],
+    old: &Transaction,
+    peer: &str,
+    own_sat: u64,
+) {
+    assert_eq!(told(events), [revoked(network, old, peer, own_sat)]);
     let spent = old.input[0].previous_output;
-    let once = [(spent.to_string(), txid.to_string(), confirmed)];
-    assert_eq!(revoked.collect::<Vec<_>>(), once);
     let paid = events.iter().filter_map(|event| match event {
         Event::ChannelPaidOut {
             channel,
@@ -106,6 +122,7 @@ async fn a_member_that_publishes_a_revoked_balance_loses_the_whole_channel() {
     let mut amounts = old.output.iter().map(|output| output.value.to_sat());
     assert!(amounts.any(|amount| amount == 200_000), "the revoked one");
     assert_eq!(value_of(&old), CAPACITY_SAT - COMMITMENT_FEE_SAT);
+    let lsp_sat = CAPACITY_SAT - COMMITMENT_FEE_SAT - 200_000;
 
     assert_taken(&network, &old, MEMBER_DELAY_BLOCKS).await;
     network
@@ -115,7 +132,8 @@ async fn a_member_that_publishes_a_revoked_balance_loses_the_whole_channel() {
             coins.spendable_sat == coins_sat + left_of(&network.chain, &old)
         })
         .await;
-    assert_told(&network, &network.lsp_events(), &old);
+    let cheater = network.wallet(0).node_id();
+    assert_told(&network, &network.lsp_events(), &old, &cheater, lsp_sat);
     network.chain.mine(MEMBER_DELAY_BLOCKS).unwrap();
     network.follow(&[0]).await;
     // All of its channel is the LSP's by now, so nothing can come.
@@ -161,11 +179,12 @@ async fn an_lsp_that_publishes_a_revoked_balance_loses_the_whole_channel() {
             arrived == left_of(&network.chain, &old)
         })
         .await;
-    assert_told(&network, &network.member_events(0), &old);
+    let cheater = network.lsp().node_id();
+    assert_told(&network, &network.member_events(0), &old, &cheater, 10_000);
     // LDK may hand its outputs out again.
     network.restart(0).await;
     network.block(&[0]).await;
-    assert_told(&network, &network.member_events(0), &old);
+    assert_told(&network, &network.member_events(0), &old, &cheater, 10_000);
     network.stop().await;
 }
 
@@ -220,6 +239,14 @@ async fn two_members_that_publish_revoked_balances_at_once_lose_both_channels() 
             coins.spendable_sat == coins_sat + left_of_all(&network.chain, &old)
         })
         .await;
+    let told = told(&network.lsp_events());
+    assert_eq!(told.len(), CHEATERS.len(), "{told:?}");
+    for cheater in CHEATERS {
+        let peer = network.wallet(cheater).node_id();
+        let lsp_sat = CAPACITY_SAT - COMMITMENT_FEE_SAT - 200_000;
+        let of_it = revoked(&network, &old[cheater], &peer, lsp_sat);
+        assert!(told.contains(&of_it), "{told:?} {of_it:?}");
+    }
     network.chain.mine(MEMBER_DELAY_BLOCKS).unwrap();
     network.follow(&[0, 1, 2]).await;
     for cheater in CHEATERS {
