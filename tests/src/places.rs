@@ -12,6 +12,13 @@ impl TestNetwork {
         info.seats.into_iter().next().unwrap()
     }
 
+    /// Lets a member take another node id for the one at its LSP's address, over a restart.
+    pub async fn believe(&mut self, member: usize, node_id: &str) {
+        let uri = format!("{node_id}@{}", self.members[member].wire.address);
+        self.members[member].uri = uri.parse().unwrap();
+        self.restart(member).await;
+    }
+
     /// All that a member was told since it began.
     pub fn member_events(&self, member: usize) -> Vec<Event> {
         let page = self.wallet(member).events(0, 1_000).unwrap();

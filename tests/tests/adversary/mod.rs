@@ -29,3 +29,4 @@ mod sale;
 mod tower;
 mod unreadable;
 mod withheld;
+mod wrong_key;

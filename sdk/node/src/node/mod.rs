@@ -373,7 +373,10 @@ mod tests {
                 },
             })
             .lsp(LSP.parse().unwrap())
-            .backup(Arc::new(Directory::new(remote.path())), Begin::Continue)
+            .backup(
+                Arc::new(Directory::new(remote.path().into())),
+                Begin::Continue,
+            )
             .start()
             .await;
         let refused = started.map(drop).unwrap_err();
