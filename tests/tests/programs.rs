@@ -556,7 +556,18 @@ fn a_wallet_is_restored_from_its_words() {
     assert!(addresses.iter().all(|it| again.contains(it)), "{again:?}");
     let occupied = WalletProcess::take_over(bare.directory(), &words);
     assert_eq!(code(occupied.unwrap_err()), "wallet_exists");
+    assert_eq!(bare.coins().unwrap().spendable_sat, 0);
     bare.stop().unwrap();
+
+    // With a block before the first coin all coins, too.
+    let birthday = ["--birthday", "1"];
+    let mut born = WalletProcess::restore(&words, &chain, &lsp.uri, &birthday).unwrap();
+    assert_eq!(born.coins().unwrap(), coins);
+    // Only at the first start: then it goes on from where it was.
+    born.stop().unwrap();
+    born.restart().unwrap();
+    assert_eq!(born.coins().unwrap(), coins);
+    born.stop().unwrap();
 
     // With the backup everything is there, and can be spent.
     let begin = ["--backup-dir", backup, "--begin", "restore"];

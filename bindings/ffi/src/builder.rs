@@ -139,6 +139,12 @@ impl WalletBuilder {
         self.set(|builder| builder.lsp(uri))
     }
 
+    /// Height of a block from which on the seed may have coins: a new directory looks for them from
+    /// there at its first start, which takes a while. Without it there are none before.
+    pub fn birthday(self: Arc<Self>, height: u32) -> Result<Arc<Self>, WalletError> {
+        self.set(|builder| builder.birthday(height))
+    }
+
     /// One more watchtower, `node_id@host:port`, which should be run by somebody else than the LSP. It
     /// has to admit `tower_client_id`. What is bought, and a new epoch, counts when one of all towers
     /// has acknowledged it; payments wait for none.

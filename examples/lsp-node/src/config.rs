@@ -27,6 +27,7 @@ pub(crate) struct Config {
     pub(crate) token_file: PathBuf,
     pub(crate) policy: LspPolicy,
     pub(crate) backup_dir: Option<PathBuf>,
+    pub(crate) birthday: Option<u32>,
     pub(crate) fee_caps: FeeCaps,
     pub(crate) sales: Option<SalePolicy>,
     pub(crate) towers: Vec<LspUri>,
@@ -121,6 +122,7 @@ struct File {
     public_address: Option<String>,
     poll_interval_ms: Option<u64>,
     backup_dir: Option<PathBuf>,
+    birthday: Option<u32>,
     #[serde(default)]
     towers: Vec<String>,
     bitcoind: Bitcoind,
@@ -234,6 +236,7 @@ impl File {
             token_file: folder.join(self.api.token_file),
             policy: policy(&self.fees, &self.channels, &self.lsps2)?,
             backup_dir: self.backup_dir.map(|dir| folder.join(dir)),
+            birthday: self.birthday,
             fee_caps: fee_caps(&self.exit_fees)?,
             sales: self.sales.as_ref().map(sales).transpose()?,
             towers: self
@@ -410,6 +413,9 @@ mod tests {
         assert_eq!(config.fee_caps, FeeCaps::default());
         assert_eq!(config.sales, None);
         assert_eq!(config.backup_dir, None);
+        assert_eq!(config.birthday, None);
+        let born = EXAMPLE.replace("# birthday", "birthday");
+        assert_eq!(parse(&born).unwrap().birthday, Some(850_000));
         let backed = EXAMPLE.replace("# backup_dir", "backup_dir");
         let backup_dir = parse(&backed).unwrap().backup_dir.unwrap();
         assert_eq!(backup_dir, Path::new("/mnt/disk/lsp-backup"));

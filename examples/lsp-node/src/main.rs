@@ -90,12 +90,15 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         builder = builder.sales(sales);
     }
     builder = config.towers.into_iter().fold(builder, LspBuilder::tower);
+    if let Some(height) = config.birthday {
+        builder = builder.birthday(height);
+    }
     if let Some(directory) = config.backup_dir {
         let begin = match args.restore {
             true => Begin::Restore,
             false => Begin::Continue,
         };
-        builder = builder.backup(Arc::new(Directory::new(directory.into())), begin);
+        builder = builder.backup(Arc::new(Directory::new(directory)), begin);
     }
     let starting = builder.start();
     let lsp = tokio::select! {

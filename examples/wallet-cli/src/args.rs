@@ -33,7 +33,8 @@ pub(crate) enum Command {
         words: Words,
     },
     /// Take over a seed: reads its words from standard input. What the wallet held comes back with
-    /// `run --backup-dir DIR --begin restore`.
+    /// `run --backup-dir DIR --begin restore`; without a backup its coins do, with
+    /// `run --birthday HEIGHT`.
     Restore,
     /// Run the wallet until it is stopped.
     Run(RunArgs),
@@ -287,6 +288,10 @@ pub(crate) struct RunArgs {
     /// What to do where this wallet's directory and the backup are not the same.
     #[arg(long, value_enum, default_value = "continue", requires = "backup_dir")]
     pub(crate) begin: BeginWith,
+    /// Height of a block from which on the seed may have coins: looked for at the first start of a
+    /// seed that was taken over without its backup.
+    #[arg(long, value_name = "HEIGHT")]
+    pub(crate) birthday: Option<u32>,
     /// A watchtower, node_id@host:port, which should not be the LSP's; may be given several times.
     /// Its operator has to admit what `tower-id` shows.
     #[arg(long = "tower", value_name = "URI")]

@@ -35,6 +35,7 @@ pub struct LspBuilder {
     poll_interval: Duration,
     fee_caps: FeeCaps,
     backup: Option<BackupConfig>,
+    birthday: Option<u32>,
     sales: Option<SalePolicy>,
     towers: Vec<LspUri>,
 }
@@ -52,6 +53,7 @@ impl LspBuilder {
             poll_interval: Duration::from_secs(1),
             fee_caps: FeeCaps::default(),
             backup: None,
+            birthday: None,
             sales: None,
             towers: Vec::new(),
         }
@@ -116,6 +118,15 @@ impl LspBuilder {
         self
     }
 
+    /// Height of a block from which on the seed may have coins. A new directory looks for them from
+    /// there, all blocks up to the tip, which takes a while at the first start; without it there are
+    /// none before. A directory that knows the wallet, and a restored one, go on from where they were.
+    #[must_use]
+    pub fn birthday(mut self, height: u32) -> LspBuilder {
+        self.birthday = Some(height);
+        self
+    }
+
     /// One more watchtower, on another machine: it answers kickoffs with the newest states while this
     /// process does not run, and takes balances of commitments that members have revoked. It has to
     /// admit the [`client_id`](crate::TowerHealth::client_id) of [`Lsp::towers`].
@@ -144,6 +155,7 @@ impl LspBuilder {
             poll_interval: self.poll_interval,
             fee_caps: self.fee_caps,
             backing,
+            birthday: self.birthday,
             sales: self.sales,
             towers: self.towers.iter().map(LspUri::tower).collect(),
         })

@@ -34,14 +34,14 @@ pub(crate) async fn run(dir: &Path, args: RunArgs) -> Result<(), Failure> {
         .fee_caps(args.fee_caps())
         .lsp(args.lsp)
         .poll_interval(Duration::from_millis(args.poll_interval_ms));
+    if let Some(height) = args.birthday {
+        builder = builder.birthday(height);
+    }
     for tower in args.towers {
         builder = builder.tower(tower);
     }
     if let Some(directory) = args.backup_dir {
-        builder = builder.backup(
-            Arc::new(Directory::new(directory.into())),
-            args.begin.into(),
-        );
+        builder = builder.backup(Arc::new(Directory::new(directory)), args.begin.into());
     }
     let starting = builder.start();
     let mut stopped = stopping.subscribe();

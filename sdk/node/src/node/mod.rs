@@ -44,6 +44,7 @@ pub(crate) struct NodeConfig {
     pub(crate) poll_interval: Duration,
     pub(crate) fee_caps: FeeCaps,
     pub(crate) backing: Option<Backing>,
+    pub(crate) birthday: Option<u32>,
     pub(crate) sales: Option<SalePolicy>,
     pub(crate) towers: Vec<TowerAddress>,
 }
@@ -114,11 +115,15 @@ impl Node {
             FALLBACK_FEERATE,
         )?;
         let looked = chain.watcher().tip()?.height;
+        let birth = match config.birthday {
+            Some(height) if height < best.height => Chain::block_at(&source, height).await?,
+            _ => best,
+        };
         let onchain = Arc::new(OnchainWallet::open(
             Arc::clone(&store),
             Arc::clone(&keys),
             Arc::clone(&source),
-            &best,
+            &birth,
         )?);
         let events = Arc::new(EventLog::new(Arc::clone(&store)));
         let payments = Arc::new(Payments::new(Arc::clone(&store)));

@@ -74,6 +74,7 @@ pub struct WalletBuilder {
     poll_interval: Duration,
     fee_caps: FeeCaps,
     backup: Option<BackupConfig>,
+    birthday: Option<u32>,
     towers: Vec<LspUri>,
 }
 
@@ -106,6 +107,7 @@ impl WalletBuilder {
             poll_interval: POLL_INTERVAL,
             fee_caps: FeeCaps::default(),
             backup: None,
+            birthday: None,
             towers: Vec::new(),
         }
     }
@@ -154,6 +156,15 @@ impl WalletBuilder {
         self
     }
 
+    /// Height of a block from which on the seed may have coins. A new directory looks for them from
+    /// there, all blocks up to the tip, which takes a while at the first start; without it there are
+    /// none before. A directory that knows the wallet, and a restored one, go on from where they were.
+    #[must_use]
+    pub fn birthday(mut self, height: u32) -> WalletBuilder {
+        self.birthday = Some(height);
+        self
+    }
+
     /// One more watchtower, which should be run by somebody else than the LSP. It has to admit
     /// [`Wallet::tower_client_id`]. What is bought counts when one of all towers has acknowledged it;
     /// payments wait for none.
@@ -184,6 +195,7 @@ impl WalletBuilder {
             poll_interval: self.poll_interval,
             fee_caps: self.fee_caps,
             backup: self.backup,
+            birthday: self.birthday,
             towers: self.towers,
             node: NodeHandle::default(),
             connection: tokio::sync::Mutex::new(None),
@@ -208,6 +220,7 @@ pub struct Wallet {
     poll_interval: Duration,
     fee_caps: FeeCaps,
     backup: Option<BackupConfig>,
+    birthday: Option<u32>,
     towers: Vec<LspUri>,
     node: NodeHandle,
     /// The task that stays connected to the LSP, while running. Held by whoever starts or stops.
@@ -246,6 +259,7 @@ impl Wallet {
             poll_interval: self.poll_interval,
             fee_caps: self.fee_caps,
             backing,
+            birthday: self.birthday,
             sales: None,
             towers: self.towers.iter().map(LspUri::tower).collect(),
         })
