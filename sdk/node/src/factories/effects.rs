@@ -64,7 +64,7 @@ impl Engine {
         match effect.clone() {
             Effect::Persist(record) => self.persist(attempt, &record)?,
             Effect::Send { to, message } => self.say(to, &message),
-            Effect::Fund(output) => self.fund(attempt, output),
+            Effect::Fund(output) => self.fund(attempt, output)?,
             Effect::ReleaseFunding(txid) => self.release(attempt, txid),
             Effect::Agree(channel) => {
                 let channel = bridge::channel(&channel, self.parts.is_lsp);
@@ -118,12 +118,12 @@ impl Engine {
         }
     }
 
-    fn fund(&mut self, attempt: Attempt, output: TxOut) {
+    fn fund(&mut self, attempt: Attempt, output: TxOut) -> Result<(), Failure> {
         let onchain = &self.parts.onchain;
         let mut request = FundingRequest {
             outputs: vec![(output.script_pubkey, output.value)],
             feerate: self.parts.chain.fees().within(6),
-            conflicts_with: self.given_up.remove(&attempt.instance),
+            conflicts_with: self.given_up.get(&attempt.instance).copied(),
         };
         let built = match onchain.build_funding(&request) {
             // Spent meanwhile: what was given up cannot confirm either.
@@ -135,12 +135,18 @@ impl Engine {
         };
         let input = match built {
             Ok(tx) => coordinator::Input::Funded { tx, vout: 0 },
+            // A full disk may have room again; what is damaged stays so.
+            Err(OnchainError::Store(error)) if !matches!(error, StoreError::Corrupt { .. }) => {
+                return Err(error.into());
+            }
             Err(error) => {
                 tracing::warn!(%error, "the factory cannot be funded");
                 coordinator::Input::FundingFailed
             }
         };
+        self.given_up.remove(&attempt.instance);
         self.coordinator(attempt, input);
+        Ok(())
     }
 
     fn release(&mut self, attempt: Attempt, txid: Txid) {

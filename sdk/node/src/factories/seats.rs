@@ -10,7 +10,6 @@ use superscalar_factory::message::Invite;
 use superscalar_factory::sale::Stage;
 use superscalar_factory::shape::Odometer;
 use superscalar_factory::stock::StockChain;
-use superscalar_factory::terms::Header;
 use superscalar_factory::tree::Cut;
 
 use super::bridge;
@@ -32,7 +31,7 @@ impl Engine {
             active: role.is_active(),
             expiry: header.expiry,
             exit_delay_blocks: header.timing.exit_delay(header.shape.layers()),
-            epoch: epoch(header, role.version()),
+            epoch: epoch(invite, role.version()),
             funding: tree.map(|tree| tree.funding.to_string()),
             funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
             tree_feerate: header.tree_feerate,
@@ -53,7 +52,11 @@ impl Engine {
             self.seat(invite, place, *peer, role.cut(place.slot), chain.as_ref())
         });
         let header = role.invites().first().map(|invite| &invite.header);
-        let newest = role.places().map(|place| role.version(place.slot)).max();
+        let newest = role.places().max_by_key(|place| role.version(place.slot));
+        let newest = newest.and_then(|place| {
+            let invite = role.invites().get(usize::from(place.slot))?;
+            Some(epoch(invite, role.version(place.slot)))
+        });
         FactoryInfo {
             factory: bridge::name(&role.attempt()),
             phase: role.phase().to_owned(),
@@ -62,7 +65,7 @@ impl Engine {
             active: role.is_active(),
             expiry: header.map_or(0, |it| it.expiry),
             exit_delay_blocks: header.map_or(0, |it| it.timing.exit_delay(it.shape.layers())),
-            epoch: header.map_or_else(String::new, |it| epoch(it, newest.unwrap_or(0))),
+            epoch: newest.unwrap_or_default(),
             funding: tree.map(|tree| tree.funding.to_string()),
             funding_sat: tree.map(|tree| tree.funding_output.value.to_sat()),
             tree_feerate: header.map_or(0, |it| it.tree_feerate),
@@ -116,10 +119,12 @@ fn stage(stage: Stage) -> String {
     .to_owned()
 }
 
-/// The version of a path, and how many there can be.
-fn epoch(header: &Header, version: u32) -> String {
-    let layers = u8::try_from(header.shape.layers()).unwrap_or(u8::MAX);
-    let states = Odometer::new(header.timing.states, layers);
+/// The version of a place's path, and the last there can be.
+fn epoch(invite: &Invite, version: u32) -> String {
+    let header = &invite.header;
+    let topology = header.shape.topology(usize::from(invite.members));
+    let nodes = topology.map_or(0, |it| it.path(invite.slot).len());
+    let states = Odometer::at(header.timing.states, vec![0; nodes]);
     format!("{version}/{}", states.versions().saturating_sub(1))
 }
 
@@ -128,14 +133,14 @@ mod tests {
     use bitcoin::secp256k1::{Secp256k1, SecretKey};
     use bitcoin::{Network, ScriptBuf};
     use superscalar_factory::shape::Shape;
-    use superscalar_factory::terms::{FeeRules, Instance, PROTOCOL_VERSION, TimeoutPolicy};
+    use superscalar_factory::terms::{FeeRules, Header, Instance, PROTOCOL_VERSION, TimeoutPolicy};
     use superscalar_factory::timing::Timing;
 
     use super::*;
 
-    fn header(states: u8, shape: Shape) -> Header {
+    fn invite(states: u8, shape: Shape, members: u16) -> Invite {
         let secret = SecretKey::from_slice(&[1; 32]).unwrap();
-        Header {
+        let header = Header {
             instance: Instance([7; 32]),
             attempt: 0,
             version: PROTOCOL_VERSION,
@@ -151,17 +156,29 @@ mod tests {
             tree_feerate: 10,
             policy: TimeoutPolicy::MembersReclaim,
             fee_rules: FeeRules::OperatorKeeps,
+        };
+        Invite {
+            header,
+            members,
+            slot: 0,
+            capacity: Amount::ZERO,
+            push_msat: 0,
+            stock: Amount::ZERO,
+            price: Amount::ZERO,
+            round_seconds: 60,
         }
     }
 
     /// Acceptance "Odometer": of sixteen versions the last is number 15.
     #[test]
     fn an_epoch_is_shown_as_its_version_of_the_last() {
-        let sixteen = header(4, Shape::two_layers(4));
+        let sixteen = invite(4, Shape::two_layers(4), 4);
         for (version, shown) in [(0, "0/15"), (7, "7/15"), (8, "8/15"), (15, "15/15")] {
             assert_eq!(epoch(&sixteen, version), shown);
         }
-        assert_eq!(epoch(&header(2, Shape::two_layers(4)), 1), "1/3");
-        assert_eq!(epoch(&header(2, Shape::binary(8)), 1), "1/15");
+        assert_eq!(epoch(&invite(2, Shape::two_layers(4), 4), 1), "1/3");
+        assert_eq!(epoch(&invite(2, Shape::binary(8), 8), 1), "1/15");
+        // Of one leaf there is one node, whatever the shape allows.
+        assert_eq!(epoch(&invite(2, Shape::two_layers(4), 2), 1), "1/1");
     }
 }

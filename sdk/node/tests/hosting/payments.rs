@@ -54,6 +54,7 @@ async fn members_and_lsp_pay_each_other() {
 /// The member's own gate, with an LSP that pays over a channel whose factory is not there yet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_received_before_active() {
+    const FIRST_MSAT: u64 = 920_000_000;
     let (chain, history) = (Chain::new(), History::default());
     let mut lsp = Node::start("lsp", lsp_role(), &chain, &history).await;
     let mut alice = Node::start("alice", Role::Member, &chain, &history).await;
@@ -64,11 +65,13 @@ async fn nothing_is_received_before_active() {
     lsp.host.open_slot(&b).unwrap();
     lsp.held(&b).await;
     alice.held(&b).await;
-    // Nothing can be asked for over the new channel: what was asked for over the other one comes
-    // over it, because the LSP uses no other.
-    let early = invoice(&alice, 5_000_000).await;
+    // Nothing can be asked for over the new channel. What was asked for over the other one comes over
+    // it, because the other has no room for so much any more.
+    let early = invoice(&alice, 100_000_000).await;
+    let first = invoice(&alice, FIRST_MSAT).await;
+    lsp.pay(&first).await.unwrap();
+    assert_eq!(alice.received().await, FIRST_MSAT);
     lsp.host.activate(&b).unwrap();
-    lsp.host.freeze(&a).unwrap();
     wait_until("the new channel to be usable", || {
         [&lsp, &alice].iter().all(|node| {
             let state = node.host.channel_state(&b);
@@ -84,14 +87,15 @@ async fn nothing_is_received_before_active() {
         state.outbound_htlcs == 0 && state.balance_msat == CAPACITY_SAT * 1_000
     })
     .await;
-    assert_eq!((alice.balance_msat(&a), alice.balance_msat(&b)), (0, 0));
+    let balances = (alice.balance_msat(&a), alice.balance_msat(&b));
+    assert_eq!(balances, (FIRST_MSAT, 0));
 
     alice.host.activate(&b).unwrap();
-    let later = invoice(&alice, 5_000_000).await;
+    let later = invoice(&alice, 100_000_000).await;
     lsp.pay(&later).await.unwrap();
-    assert_eq!(alice.received().await, 5_000_000);
-    wait_until("settled", || alice.balance_msat(&b) == 5_000_000).await;
-    assert_eq!(alice.balance_msat(&a), 0);
+    assert_eq!(alice.received().await, 100_000_000);
+    wait_until("settled", || alice.balance_msat(&b) == 100_000_000).await;
+    assert_eq!(alice.balance_msat(&a), FIRST_MSAT);
     for node in [alice, lsp] {
         assert!(node.published.all().is_empty());
         node.stop().await;
