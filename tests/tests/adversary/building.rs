@@ -269,7 +269,6 @@ async fn a_factory_key_is_brought_into_one_attempt_only() {
     // Nobody has to remember it while it runs.
     network.restart_lsp().await;
     network.restart(0).await;
-    network.reconnected().await;
     network.wallet(0).factories().join(500_000).await.unwrap();
     let by_member = cheating(
         Side::Member,

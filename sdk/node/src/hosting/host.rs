@@ -41,6 +41,8 @@ use super::slots::{SharedSlots, Slot, SlotPhase};
 
 /// How long a connection may take to finish its handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How much longer another connection to the same peer may take.
+const OTHER_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long to wait before an event that could not be taken is looked at again.
 const REPEAT_EVENT_AFTER: Duration = Duration::from_millis(100);
 
@@ -207,10 +209,17 @@ impl Host {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
+        let mut handshake = std::pin::pin!(handshake);
         tokio::select! {
-            _ = &mut closed => Err(unreachable()),
-            done = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake) => done.map_err(|_| unreachable()),
+            _ = &mut closed => {}
+            done = tokio::time::timeout(HANDSHAKE_TIMEOUT, &mut handshake) => {
+                return done.map_err(|_| unreachable());
+            }
         }
+        // Of two that are made at once the peer keeps one, perhaps not this.
+        tokio::time::timeout(OTHER_HANDSHAKE_TIMEOUT, handshake)
+            .await
+            .map_err(|_| unreachable())
     }
 
     /// Turns true when a peer proves that our state is an old one. It must stop then; started
