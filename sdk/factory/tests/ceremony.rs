@@ -9,7 +9,7 @@ use superscalar_factory::journal::Record;
 use superscalar_factory::member::{Input, Member};
 use superscalar_factory::message::Message;
 use superscalar_factory::signing::verify;
-use world::{Party, TIP, World, bytes, plan};
+use world::{Party, TIP, World, bytes, key, plan};
 
 #[test]
 fn everyone_holds_a_complete_path_before_the_funding_is_published() {
@@ -150,6 +150,10 @@ fn replaying_the_journal_gives_the_same_state() {
     }
     let records = &world.journal[&Party::Lsp];
     let (lsp, _) = Coordinator::replay(&bytes("lsp seed", 0), records, TIP + 1).unwrap();
+    // Every key that was brought in is known again: it may be in no other factory.
+    let terms = &lsp.built().unwrap().terms;
+    assert!(terms.keys().iter().all(|key| lsp.has_key(key)));
+    assert!(lsp.has_key(&terms.header.lsp_key) && !lsp.has_key(&key("nobody", 0)));
     let (before, after) = (
         world.lsp.as_ref().unwrap().built().unwrap(),
         lsp.built().unwrap(),

@@ -19,6 +19,7 @@ use super::engine::Engine;
 use super::error::EngineError;
 use super::info::{ExitInfo, ExitMode, ExitPlan, SpeedUp};
 use crate::event::Event;
+use crate::hosting::Closing;
 use crate::store::{Store, StoreError};
 use superscalar_factory::effect::{ChannelRef, SlotRef};
 
@@ -381,7 +382,7 @@ impl Engine {
     fn is_settled(&self, channel: OutPoint) -> bool {
         // Of a channel in which nothing is ours LDK has nothing to say: the chain does.
         let closed = self.parts.chain.watcher().spend(&channel).is_some();
-        closed && self.parts.host.closing(channel).pending_sat == 0
+        closed && self.parts.host.closing(channel).is_settled()
     }
 
     fn paid_out(
@@ -517,13 +518,16 @@ impl Engine {
                 info.leaf_height = Some(height);
                 info.pending_sat = if job.done { 0 } else { pending_sat };
                 info.blocks_left_best = ready.map(|ready| ready.saturating_sub(facts.tip));
-                let done = job.done || (closed && pending_sat == 0);
+                let settled = closings.iter().all(Closing::is_settled);
+                let done = job.done || (closed && settled);
                 info.stage = if done { "done" } else { "closing" }.to_owned();
-                info.waiting = match (done, closed) {
-                    (true, _) => String::new(),
-                    (false, true) => "the delay on our balance, then the sweep".to_owned(),
-                    (false, false) => "the channel's commitment to confirm".to_owned(),
-                };
+                info.waiting = match (done, closed, pending_sat) {
+                    (true, ..) => "",
+                    (_, false, _) => "the channel's commitment to confirm",
+                    (_, true, 0) => "a payment under way to be taken or to time out",
+                    (_, true, _) => "the delay on our balance, then the sweep",
+                }
+                .to_owned();
             }
             Progress::PaidOut { .. } => info.stage = "paid_out".to_owned(),
             Progress::Superseded { by, .. } => {

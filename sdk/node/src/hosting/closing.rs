@@ -29,6 +29,16 @@ pub struct Closing {
     pub pending_sat: u64,
     /// Height from which the last of it can be swept, where that is known.
     pub ready_height: Option<u32>,
+    /// Whether a payment of ours is under way that its payee may still take: until then nobody
+    /// knows whose it is, and it is in no figure.
+    pub undecided: bool,
+}
+
+impl Closing {
+    /// Whether nothing of the channel is still to come.
+    pub fn is_settled(&self) -> bool {
+        self.pending_sat == 0 && !self.undecided
+    }
 }
 
 /// A transaction in a block that spends what a channel is funded with.
@@ -71,6 +81,13 @@ impl Host {
                 {
                     closing.ready_height = closing.ready_height.max(Some(confirmation_height));
                 }
+                closing.undecided |= matches!(
+                    balance,
+                    Balance::MaybeTimeoutClaimableHTLC {
+                        outbound_payment: true,
+                        ..
+                    }
+                );
                 closing.pending_sat += balance.claimable_amount_satoshis();
             }
         }
