@@ -615,6 +615,8 @@ def _uniffi_check_api_checksums(lib):
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory() != 27652:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    if lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_birthday() != 37323:
+        raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_build() != 49047:
         raise InternalError("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     if lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_chain_source() != 29547:
@@ -793,6 +795,9 @@ _UniffiLib.uniffi_superscalar_ffi_checksum_method_wallet_wait_for_event.restype 
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory.restype = ctypes.c_uint16
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_birthday.argtypes = (
+)
+_UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_birthday.restype = ctypes.c_uint16
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_build.argtypes = (
 )
 _UniffiLib.uniffi_superscalar_ffi_checksum_method_walletbuilder_build.restype = ctypes.c_uint16
@@ -1041,6 +1046,12 @@ _UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_backup_directory.argty
     ctypes.POINTER(_UniffiRustCallStatus),
 )
 _UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_backup_directory.restype = ctypes.c_uint64
+_UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_birthday.argtypes = (
+    ctypes.c_uint64,
+    ctypes.c_uint32,
+    ctypes.POINTER(_UniffiRustCallStatus),
+)
+_UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_birthday.restype = ctypes.c_uint64
 _UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_build.argtypes = (
     ctypes.c_uint64,
 )
@@ -7970,6 +7981,12 @@ class WalletBuilderProtocol(typing.Protocol):
         is written before it counts.
 """
         raise NotImplementedError
+    def birthday(self, height: int) -> WalletBuilder:
+        """
+        Height of a block from which on the seed may have coins: a new directory looks for them from
+        there at its first start, which takes a while. Without it there are none before.
+"""
+        raise NotImplementedError
     async def build(self, ) -> Wallet:
         """
         The wallet, not yet started. The builder cannot be used again.
@@ -8067,6 +8084,25 @@ class WalletBuilder(WalletBuilderProtocol):
         _uniffi_ffi_result = _uniffi_rust_call_with_error(
             _uniffi_error_converter,
             _UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_backup_directory,
+            *_uniffi_lowered_args,
+        )
+        return _uniffi_lift_return(_uniffi_ffi_result)
+    def birthday(self, height: int) -> WalletBuilder:
+        """
+        Height of a block from which on the seed may have coins: a new directory looks for them from
+        there at its first start, which takes a while. Without it there are none before.
+"""
+        
+        _UniffiFfiConverterUInt32.check_lower(height)
+        _uniffi_lowered_args = (
+            self._uniffi_clone_handle(),
+            _UniffiFfiConverterUInt32.lower(height),
+        )
+        _uniffi_lift_return = _UniffiFfiConverterTypeWalletBuilder.lift
+        _uniffi_error_converter = _UniffiFfiConverterTypeWalletError
+        _uniffi_ffi_result = _uniffi_rust_call_with_error(
+            _uniffi_error_converter,
+            _UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_birthday,
             *_uniffi_lowered_args,
         )
         return _uniffi_lift_return(_uniffi_ffi_result)

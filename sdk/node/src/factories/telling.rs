@@ -126,15 +126,9 @@ impl Engine {
                     return Ok(());
                 }
             }
-            CoreEvent::EpochEquivocation { peer, .. } => {
-                if !self.bears_with(peer) {
-                    return Ok(());
-                }
-            }
-            CoreEvent::Equivocation { id, .. } => {
-                if !self.sales.equivocated.insert(id) {
-                    return Ok(());
-                }
+            CoreEvent::EpochEquivocation { peer, .. } if !self.bears_with(peer) => return Ok(()),
+            CoreEvent::Equivocation { id, .. } if !self.sales.equivocated.insert(id) => {
+                return Ok(());
             }
             CoreEvent::Delivered { .. } => self.watch_sales(&attempt)?,
             CoreEvent::Quoted { sale, terms, .. } => self.quoted(attempt, sale, &terms),

@@ -688,6 +688,8 @@ internal object IntegrityCheckingUniffiLib {
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory(
     ): Int
+    external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_birthday(
+    ): Int
     external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_build(
     ): Int
     external fun uniffi_superscalar_ffi_checksum_method_walletbuilder_chain_source(
@@ -813,6 +815,8 @@ internal object UniffiLib {
     external fun uniffi_superscalar_ffi_fn_constructor_walletbuilder_new(`network`: RustBuffer.ByValue,`mnemonic`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus, 
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_walletbuilder_backup_directory(`ptr`: Long,`path`: RustBuffer.ByValue,`begin`: RustBuffer.ByValue,uniffi_out_err: UniffiRustCallStatus, 
+    ): Long
+    external fun uniffi_superscalar_ffi_fn_method_walletbuilder_birthday(`ptr`: Long,`height`: Int,uniffi_out_err: UniffiRustCallStatus, 
     ): Long
     external fun uniffi_superscalar_ffi_fn_method_walletbuilder_build(`ptr`: Long,
     ): Long
@@ -1060,6 +1064,9 @@ private fun uniffiCheckApiChecksums(lib: IntegrityCheckingUniffiLib) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_backup_directory() and 0xFFFF) != 27652) {
+        throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
+    }
+    if ((lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_birthday() and 0xFFFF) != 37323) {
         throw RuntimeException("UniFFI API checksum mismatch: try cleaning and rebuilding your project")
     }
     if ((lib.uniffi_superscalar_ffi_checksum_method_walletbuilder_build() and 0xFFFF) != 49047) {
@@ -4170,6 +4177,12 @@ public interface WalletBuilderInterface {
     fun `backupDirectory`(`path`: kotlin.String, `begin`: Begin): WalletBuilder
     
     /**
+     * Height of a block from which on the seed may have coins: a new directory looks for them from
+     * there at its first start, which takes a while. Without it there are none before.
+     */
+    fun `birthday`(`height`: kotlin.UInt): WalletBuilder
+    
+    /**
      * The wallet, not yet started. The builder cannot be used again.
      */
     suspend fun `build`(): Wallet
@@ -4336,6 +4349,25 @@ open class WalletBuilder: Disposable, AutoCloseable, WalletBuilderInterface
         
         FfiConverterString.lower(`path`),
         FfiConverterTypeBegin.lower(`begin`),_status)
+}
+    }
+    )
+    }
+    
+
+    
+    /**
+     * Height of a block from which on the seed may have coins: a new directory looks for them from
+     * there at its first start, which takes a while. Without it there are none before.
+     */
+    @Throws(WalletException::class)override fun `birthday`(`height`: kotlin.UInt): WalletBuilder {
+            return FfiConverterTypeWalletBuilder.lift(
+    callWithHandle {
+    uniffiRustCallWithError(WalletException) { _status ->
+    UniffiLib.uniffi_superscalar_ffi_fn_method_walletbuilder_birthday(
+        it,
+        
+        FfiConverterUInt.lower(`height`),_status)
 }
     }
     )
