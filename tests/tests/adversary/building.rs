@@ -20,7 +20,8 @@ type Attack = (&'static str, Change, RefusalCode, &'static str);
 /// What is changed in a message on its way.
 type Change = fn(&mut Message);
 
-fn stranger() -> PublicKey {
+/// The key of nobody here.
+pub(crate) fn stranger() -> PublicKey {
     SecretKey::from_slice(&[7; 32])
         .unwrap()
         .public_key(&Secp256k1::new())

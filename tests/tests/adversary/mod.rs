@@ -11,8 +11,8 @@
 //! | signed by all and kept back; completed against the promise | `epoch_silence`, `broken_promise`, C `epochs/limbo` |
 //! | an older epoch on chain, by the LSP or a member, sold from, or with a revoked balance | `old_epochs`, `old_roots`, C `epochs/stale` |
 //! | stock that was sold is taken after its delay | `sale` |
-//! | another quote, acceptance or signature of a sale; one output sold twice | C `sales/attacks` |
-//! | a sale while the factory is being opened | `selling`, C `sales/refusals` |
+//! | another quote, acceptance or signature of a sale; one output sold twice | `sale_content`, C `sales/attacks` |
+//! | a sale while the factory is being opened | `sale_content`, `selling`, C `sales/refusals` |
 //! | a sale whose channel is dropped, and delivered or published all the same | `epochs/lost_sales`, C `epochs/lost_sales` |
 
 mod breach;
@@ -26,6 +26,7 @@ mod preimage;
 mod revocation;
 mod revoked;
 mod sale;
+mod sale_content;
 mod tower;
 mod unreadable;
 mod withheld;
