@@ -281,13 +281,14 @@ pub enum Event {
         /// What can be taken beside our own balance, in satoshi, before fees.
         claimable_sat: u64,
     },
-    /// An output of a closed channel is ours: it is swept into the wallet.
+    /// An output of a closed channel is ours: it is swept into the wallet. Or a tower has taken one
+    /// of a revoked commitment, straight into the wallet.
     ChannelPaidOut {
         /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.
         channel: String,
-        /// The output, `txid:vout`.
+        /// The output, `txid:vout`: of what a tower took the one on the commitment.
         outpoint: String,
-        /// Its amount in satoshi, before the fee of its sweep.
+        /// Its amount in satoshi, before the fee of its sweep; what a tower took, after its fee.
         amount_sat: u64,
     },
     /// The leaf is on chain: the rest is the channel's own closing.

@@ -56,6 +56,20 @@ macro_rules! hashes {
 }
 hashes!(AppointmentKey, Digest);
 
+impl AppointmentKey {
+    /// Of a revoked commitment with this output of the cheater's.
+    pub fn of_revoked(output: OutPoint) -> AppointmentKey {
+        AppointmentKey::new("superscalar/tower revoked", output, None)
+    }
+
+    fn new(label: &str, outpoint: OutPoint, slot: Option<u16>) -> AppointmentKey {
+        AppointmentKey(tagged_hash(
+            label,
+            &[&outpoint.to_bytes(), &slot.to_bytes()],
+        ))
+    }
+}
+
 impl Digest {
     /// Adds one to a set, or takes it out again: the same set has the same sum in any order.
     pub fn toggle(&mut self, other: Digest) {
@@ -174,20 +188,14 @@ const REVOKED: u8 = 1;
 impl Appointment {
     /// What the client calls it: the next content under the same name takes its place.
     pub fn key(&self) -> AppointmentKey {
-        let (label, outpoint, slot) = match self {
+        match self {
+            // An LSP has every place of a factory looked after.
             Appointment::Path { path, .. } => {
                 let slot = Some(path.slot());
-                ("superscalar/tower path", path.funding(), slot)
+                AppointmentKey::new("superscalar/tower path", path.funding(), slot)
             }
-            Appointment::Revoked { claim, .. } => {
-                ("superscalar/tower revoked", claim.outpoint, None)
-            }
-        };
-        // An LSP has every place of a factory looked after.
-        AppointmentKey(tagged_hash(
-            label,
-            &[&outpoint.to_bytes(), &slot.to_bytes()],
-        ))
+            Appointment::Revoked { claim, .. } => AppointmentKey::of_revoked(claim.outpoint),
+        }
     }
 
     /// Names its content.

@@ -305,10 +305,10 @@ pub enum Event {
         height: u32,
     },
     /// The other side of a channel has published a commitment that it had revoked, and there is
-    /// something to take. What this node claims of it is told as
-    /// [`ChannelPaidOut`](Self::ChannelPaidOut); what a tower claims comes into the wallet as it is.
-    /// Told when its block is seen, also at a start, and again if it comes back after a reorg; of
-    /// what a tower took while this node was away nothing is left to tell.
+    /// something to take. What this node or a tower takes of it is told as
+    /// [`ChannelPaidOut`](Self::ChannelPaidOut). Told when its block is seen, also at a start, and
+    /// again if it comes back after a reorg; where a tower took everything while this node was away
+    /// only what it took is told.
     RevokedCommitment {
         /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.
         channel: String,
@@ -323,13 +323,14 @@ pub enum Event {
         claimable_sat: u64,
     },
     /// An output of a closed channel is ours, its delay over or its claim buried: it is swept into
-    /// the wallet.
+    /// the wallet. Or a tower has taken one of a revoked commitment, straight into the wallet: told
+    /// once, when that is in a block.
     ChannelPaidOut {
         /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.
         channel: String,
-        /// The output, `txid:vout`.
+        /// The output, `txid:vout`: of what a tower took the one on the commitment.
         outpoint: String,
-        /// Its amount in satoshi, before the fee of its sweep.
+        /// Its amount in satoshi, before the fee of its sweep; what a tower took, after its fee.
         amount_sat: u64,
     },
     /// Leaving alone began.

@@ -2,7 +2,7 @@
 //! tower does what the wallet would, whatever happens to the tower in between.
 
 use bitcoin::{FeeRate, OutPoint};
-use superscalar_sdk::ExitMode;
+use superscalar_sdk::{Event, ExitMode};
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::processes::TowerProcess;
 use superscalar_tests::regtest::RegtestNode;
@@ -111,6 +111,24 @@ async fn a_tower_that_was_killed_and_saw_a_reorg_is_still_in_time() {
     all_comes_home(sold).await;
 }
 
+/// That an output of a channel has come.
+fn paid_out(channel: OutPoint, outpoint: OutPoint, amount_sat: u64) -> Event {
+    Event::ChannelPaidOut {
+        channel: channel.to_string(),
+        outpoint: outpoint.to_string(),
+        amount_sat,
+    }
+}
+
+/// The first member was told of these outputs of channels, of each once, and of no others.
+fn assert_paid_out(network: &TestNetwork, all: &[Event]) {
+    let mut told = network.member_events(0);
+    told.retain(|it| matches!(it, Event::ChannelPaidOut { .. }));
+    let of = |event: &Event| told.iter().filter(|it| *it == event).count();
+    assert!(all.iter().all(|event| of(event) == 1), "{told:?} {all:?}");
+    assert_eq!(told.len(), all.len(), "{told:?}");
+}
+
 /// What a revoked commitment leaves its cheat: nothing, although the wallet it cheats sleeps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sleeping_wallets_tower_takes_all_of_a_revoked_balance() {
@@ -182,6 +200,20 @@ async fn a_sleeping_wallets_tower_takes_all_of_a_revoked_balance() {
             arrived == left_of(&network.chain, &old)
         })
         .await;
+    // All of the commitment is told, each output once: our own, and the cheat's as the tower took it.
+    let own = old
+        .output
+        .iter()
+        .position(|it| it.value.to_sat() == THEN_SAT);
+    let own = OutPoint::new(old.compute_txid(), own.unwrap() as u32);
+    let all = [
+        paid_out(path.channel, own, THEN_SAT),
+        paid_out(path.channel, cheats, value_of(&claim)),
+    ];
+    assert_paid_out(&network, &all);
+    network.restart(0).await;
+    network.block(&[0]).await;
+    assert_paid_out(&network, &all);
     network.stop().await;
 }
 

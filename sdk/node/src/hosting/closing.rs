@@ -15,12 +15,26 @@ use super::fees::{
 };
 use super::host::Host;
 use super::slot::SlotRole;
-use super::slots::Slot;
+use super::slots::{SharedSlots, Slot};
 
 /// With every HTLC there may be.
 const MAX_COMMITMENT_FEE_SAT: u64 = (COMMITMENT_WEIGHT + MAX_HTLCS * COMMITMENT_HTLC_WEIGHT)
     * COMMITMENT_FEERATE_SAT_PER_KW as u64
     / 1_000;
+
+/// What applications call channels: by their outpoint in a factory, else by LDK's id.
+#[derive(Clone)]
+pub struct ChannelNames(pub(super) SharedSlots);
+
+impl ChannelNames {
+    /// The name of the channel funded at `outpoint`.
+    pub fn of(&self, outpoint: &OutPoint) -> String {
+        match self.0.by_outpoint(outpoint) {
+            Some(_) => outpoint.to_string(),
+            None => id_of(outpoint).to_string(),
+        }
+    }
+}
 
 /// How far the money of a closing channel is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -160,7 +174,7 @@ impl Host {
         Ok(())
     }
 
-    /// What an application calls a channel: its outpoint in a factory, else LDK's id.
+    /// What an application calls a channel.
     fn name_of(&self, channel: ChannelId) -> String {
         let is_it = |slot: &Slot| id_of(&slot.channel.outpoint) == channel;
         let slot = self.parts.slots.matching(is_it).into_iter().next();

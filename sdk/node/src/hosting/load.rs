@@ -27,6 +27,7 @@ use tokio::sync::watch;
 
 use super::Store;
 use super::broadcast::{BroadcasterGate, GateError};
+use super::closing::ChannelNames;
 use super::config::{Destination, HostConfig, Role, user_config};
 use super::events::SharedSink;
 use super::fees::PinnedFees;
@@ -174,6 +175,11 @@ impl LoadedHost {
             listeners.push((*block, monitor));
         }
         listeners
+    }
+
+    /// The names of its channels, also of those that are yet to come.
+    pub fn names(&self) -> ChannelNames {
+        ChannelNames(Arc::clone(&self.host.parts.slots))
     }
 
     /// [`ready`](Self::ready) and [`Host::serve`] in one.

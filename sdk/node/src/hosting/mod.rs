@@ -53,7 +53,7 @@ use lightning::util::persist::KVStoreSync;
 
 pub use broadcast::{Broadcaster, GateError};
 pub use channels::{ChannelError, ChannelState};
-pub use closing::Closing;
+pub use closing::{ChannelNames, Closing};
 pub use config::{Destination, HostConfig, LspPolicy, OrdinaryOpens, Role};
 pub use events::{EventRefused, EventSink, ExitReason, HostEvent, event_queue};
 pub use fees::{COMMITMENT_FEERATE_SAT_PER_KW, FeeSource};

@@ -6,6 +6,7 @@
 //! handle to it.
 
 mod adapters;
+mod claims;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ use crate::store::{Backing, Identity, Store, StoreError};
 use crate::towers::{TowerAddress, Towers};
 
 use adapters::{Fees, Publisher, Sink, SweepAddress, TowerGuards, claim_script};
+use claims::TowerClaims;
 
 /// What feerate to assume where the chain source cannot estimate one: 10 sat/vB.
 const FALLBACK_FEERATE: FeeRate = FeeRate::from_sat_per_kwu(2_500);
@@ -139,10 +141,13 @@ impl Node {
                 Some(Towers::open(store, watcher, seed.expose(), some)?)
             }
         };
-        let guards = towers.as_ref().map(|towers| {
-            let towers = Arc::clone(towers);
-            let to = claim_script(&store, &onchain)?;
-            Ok::<_, StartError>(Arc::new(TowerGuards { towers, to }) as Arc<dyn Guards>)
+        let guarded = match &towers {
+            Some(towers) => Some((Arc::clone(towers), claim_script(&store, &onchain)?)),
+            None => None,
+        };
+        let guards = guarded.clone().map(|(towers, to)| {
+            let guards: Arc<dyn Guards> = Arc::new(TowerGuards { towers, to });
+            guards
         });
         let loaded = LoadedHost::load(HostConfig {
             network,
@@ -155,10 +160,22 @@ impl Node {
             broadcaster: Arc::new(publisher),
             destination: Arc::new(SweepAddress(Arc::clone(&onchain))),
             events: Arc::new(sink),
-            guards: guards.transpose()?,
+            guards,
         })?;
+        let claims = guarded.map(|(towers, to)| {
+            Arc::new(TowerClaims {
+                towers,
+                names: loaded.names(),
+                store: Arc::clone(&store),
+                events: Arc::clone(&events),
+                to,
+            })
+        });
         let synchronized = {
             let mut listeners = loaded.listeners();
+            if let Some(claims) = &claims {
+                listeners.push((onchain.locator(), &**claims));
+            }
             listeners.push((onchain.locator(), &*onchain));
             chain.synchronize(listeners).await?
         };
@@ -167,10 +184,9 @@ impl Node {
             tracing::debug!(%error, "feerates are not known yet");
         }
         let host = loaded.ready()?;
-        let listeners = vec![
-            Arc::new(host.follower()) as crate::chain::Listener,
-            Arc::clone(&onchain) as crate::chain::Listener,
-        ];
+        let mut listeners = vec![Arc::new(host.follower()) as crate::chain::Listener];
+        listeners.extend(claims.map(|claims| claims as crate::chain::Listener));
+        listeners.push(Arc::clone(&onchain) as crate::chain::Listener);
         let follower = chain.follow(synchronized, listeners, config.poll_interval);
         if let Some(towers) = &towers {
             towers.speak(seed.expose());

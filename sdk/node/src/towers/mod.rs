@@ -375,6 +375,12 @@ impl Towers {
         state.wanted.values().filter_map(|it| it.channel).collect()
     }
 
+    /// The channel whose revoked commitment has this output, if that is looked after.
+    pub(crate) fn channel_of(&self, output: OutPoint) -> Option<OutPoint> {
+        let key = AppointmentKey::of_revoked(output);
+        lock(&self.state).wanted.get(&key)?.channel
+    }
+
     /// Whether one of them is there and would take more.
     pub(crate) fn have_room(&self) -> bool {
         let state = lock(&self.state);

@@ -7361,7 +7361,8 @@ sealed class Event {
     }
     
     /**
-     * An output of a closed channel is ours: it is swept into the wallet.
+     * An output of a closed channel is ours: it is swept into the wallet. Or a tower has taken one
+     * of a revoked commitment, straight into the wallet.
      */
     data class ChannelPaidOut(
         /**
@@ -7369,11 +7370,11 @@ sealed class Event {
          */
         val `channel`: kotlin.String, 
         /**
-         * The output, `txid:vout`.
+         * The output, `txid:vout`: of what a tower took the one on the commitment.
          */
         val `outpoint`: kotlin.String, 
         /**
-         * Its amount in satoshi, before the fee of its sweep.
+         * Its amount in satoshi, before the fee of its sweep; what a tower took, after its fee.
          */
         val `amountSat`: kotlin.ULong) : Event()
         
