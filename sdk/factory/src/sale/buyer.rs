@@ -20,6 +20,9 @@ use crate::signing::FactoryKey;
 use crate::stock::{Link, Sellable, StockChain};
 use crate::terms::Header;
 
+/// How many questions without an answer are remembered when another is asked.
+const MAX_EARLIER: usize = 16;
+
 /// What a buyer wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
@@ -126,6 +129,8 @@ pub(crate) struct Buyer {
     chain: Option<StockChain>,
     nonces: Nonces,
     ask: Option<Ask>,
+    /// What was asked for before that and not answered by then, the oldest first.
+    earlier: Vec<Amount>,
     /// Verified, not accepted.
     quote: Option<Box<Quote>>,
     /// Accepted before, offered again with another nonce.
@@ -180,6 +185,7 @@ impl Buyer {
         let done = self.done.drain(..);
         self.paid.extend(done.map(|sale| sale.payment_hash));
         (self.ask, self.quote, self.again) = (None, None, None);
+        self.earlier.clear();
         // What was not delivered never will be: its stock is revoked.
         self.sale = None;
         self.chain = chain;
@@ -248,9 +254,15 @@ impl Buyer {
                 sellable,
             });
         }
-        self.quote = None;
+        let is_answered = self.quote.take().is_some();
         let request = request(ground, &ask);
-        self.ask = Some(ask);
+        let before = self.ask.replace(ask).filter(|_| !is_answered);
+        if let Some(before) = before {
+            if self.earlier.len() == MAX_EARLIER {
+                self.earlier.remove(0);
+            }
+            self.earlier.push(before.amount);
+        }
         Ok(vec![request])
     }
 
@@ -317,6 +329,7 @@ impl Buyer {
         );
         let invoice = quote.invoice.clone();
         (self.quote, self.ask) = (None, None);
+        self.earlier.clear();
         self.sale = Some(Box::new(Sale {
             accept: accept.clone(),
             invoice,
@@ -363,6 +376,7 @@ impl Buyer {
     pub(crate) fn opened(&mut self) {
         self.opened = true;
         (self.ask, self.quote, self.again) = (None, None, None);
+        self.earlier.clear();
     }
 
     /// A step of the sale of `channel` that came from outside.

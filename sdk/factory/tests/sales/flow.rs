@@ -271,6 +271,46 @@ fn a_new_request_takes_the_place_of_the_one_before() {
     assert!(quotes.len() == 2 && quotes[0] == quotes[1]);
 }
 
+/// The LSP's answer crosses with another question of its member, which waits for its own.
+#[test]
+fn a_late_quote_for_another_amount_leaves_the_question_that_waits_alone() {
+    let mut world = active(2);
+    let asks = |world: &mut World, sat: u64| {
+        let wish = world.wish(BUYER, sat);
+        let effects = world.members.get_mut(&BUYER).unwrap().ask(wish).unwrap();
+        world.act(Party::Member(BUYER), effects);
+    };
+    asks(&mut world, 6_000);
+    let late = world.deliver_until(|_, _, message| message.number() == 15);
+    let late = late.expect("a quote is on its way");
+    world.inbox.clear();
+    asks(&mut world, 7_000);
+    let since = world.log.len();
+    world.hand_over(Party::Lsp, Party::Member(BUYER), late.clone());
+    world.deliver();
+    assert_eq!(said(&world, since), [15], "no refusal of the late one");
+    let quoted = world.events.iter().filter_map(|(_, event)| match event {
+        Event::Quoted { sale, terms, .. } => Some((*sale, terms.amount.to_sat())),
+        _ => None,
+    });
+    let quoted: Vec<_> = quoted.collect();
+    let [(sale, 7_000)] = quoted[..] else {
+        panic!("{quoted:?}")
+    };
+    let refused = |world: &World| events(world, |event| matches!(event, Event::Refused { .. }));
+    assert!(refused(&world).is_empty());
+    // That question is answered: once more it is what nobody has asked for.
+    world.hand_over(Party::Lsp, Party::Member(BUYER), late);
+    assert_eq!(refused(&world), [Party::Member(BUYER)]);
+    world.inbox.clear();
+    world.accept(BUYER, sale).unwrap();
+    world.deliver();
+    assert_eq!(world.pay(), 1);
+    world.deliver();
+    let chain = agree(&world, BUYER, 1);
+    assert_eq!(chain.links()[0].terms().amount.to_sat(), 7_000);
+}
+
 /// The funding keys are the ones that were told, each channel's its own.
 #[test]
 fn each_bought_channel_has_keys_of_its_own() {

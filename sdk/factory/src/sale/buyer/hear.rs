@@ -1,5 +1,7 @@
 //! What a buyer hears from its LSP, and what it says again after a reconnect.
 
+use bitcoin::Amount;
+
 use super::{Buyer, Ground, id, request, say};
 use crate::effect::{Effect, Event};
 use crate::journal::MemberSaleSig;
@@ -49,6 +51,12 @@ impl Buyer {
         let (Some(ask), Some(chain)) = (&self.ask, &self.chain) else {
             return Err(unexpected);
         };
+        // It was on its way when something else was asked for, which waits for its own answer.
+        let is_late = |it: &Amount| *it == sale.amount && *it != ask.amount;
+        if let Some(at) = self.earlier.iter().position(is_late) {
+            self.earlier.remove(at);
+            return Ok(Vec::new());
+        }
         let mut paid = self.paid.clone();
         paid.extend(self.done.iter().map(|sale| sale.payment_hash));
         verify::quote(ground, chain, &paid, ask, &quote).map_err(|wrong| (wrong, Vec::new()))?;
