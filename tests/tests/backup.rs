@@ -5,13 +5,14 @@ use std::str::FromStr;
 
 use bitcoin::{Amount, OutPoint, Txid};
 use superscalar_sdk::{
-    Action, BackupError, BackupState, Begin, ExitMode, Mnemonic, PaymentStatus, WalletError,
-    WordCount,
+    Action, BackupError, BackupState, Begin, BuildRequest, EpochRequest, Event, ExitMode, Mnemonic,
+    PaymentStatus, WalletError, WordCount,
 };
 use superscalar_tests::network::{TestNetwork, regtest_factory};
 use superscalar_tests::processes::{LspProcess, WalletProcess};
 use superscalar_tests::regtest::RegtestNode;
 use superscalar_tests::remote::{Remote, start_lsp};
+use superscalar_tests::tap::{FUNDING_CREATED, FUNDING_SIGNED, Side};
 use superscalar_tests::wire::REVOKE_BYTES;
 use tempfile::TempDir;
 
@@ -470,4 +471,114 @@ async fn of_a_state_the_lsp_proves_old_nothing_is_published() {
     assert_eq!(network.wallet(0).balance().unwrap().onchain_sat, arrived);
     assert!(arrived > newest_sat - 20 * sweep.vsize() as u64);
     network.stop().await;
+}
+
+/// The device is gone in the middle of a purchase: this message of the channel's opening was the last
+/// and has not arrived. What is left of the channel is dead, and nobody has paid for it.
+async fn a_new_device_buys_again_when(speaker: Side, said: u16) {
+    const PAID_MSAT: u64 = 100_000_007;
+    const MORE_MSAT: u64 = 450_000_000;
+    const ANY_PRICE_MSAT: u64 = 100_000_000;
+    superscalar_tests::log_to_stderr();
+    let mut network = TestNetwork::start(2).await;
+    network.back_up(0).await;
+    network.wallet(0).factories().join(500_000).await.unwrap();
+    let request = BuildRequest {
+        stock_sat: 300_000,
+        ..regtest_factory(2)
+    };
+    let factory = network.build(request).await;
+    for member in [0, 1] {
+        network.lsp_pays(member, PAID_MSAT).await;
+    }
+    network.settle().await;
+    let tap = network.tap(0).await;
+    network.reconnected().await;
+    let before = network.wallet(0).balance().unwrap();
+    let factories = network.wallet(0).factories();
+    let quote = factories.quote_inbound(&factory, 60_000, ANY_PRICE_MSAT);
+    let quote = quote.await.unwrap();
+    tap.set_rule(Box::new(move |_, message| match message.kind == said {
+        true => Vec::new(),
+        false => vec![message],
+    }));
+    factories.buy_inbound(&quote).await.unwrap();
+    network
+        .wait("the channel to be half open", async || {
+            !tap.heard(speaker, said).is_empty()
+        })
+        .await;
+    tap.pass();
+    network.replace_device(0).await;
+
+    network.reconnected().await;
+    network.mine(1).await;
+    network
+        .wait("the state to be known for the newest", async || {
+            !network.wallet(0).status().unconfirmed
+        })
+        .await;
+    let capacity_msat = 500_000_000;
+    let own = (PAID_MSAT, capacity_msat - PAID_MSAT);
+    assert_eq!(network.at_rest(0).await, own);
+    assert_eq!(network.wallet(0).balance().unwrap(), before);
+    let seat = network.seat(0, &factory).await;
+    let sale = (seat.sale.as_deref(), seat.sold.len());
+    assert_eq!(sale, (Some("pending"), 0));
+    assert!(network.wallet(0).exit().status().await.unwrap().is_empty());
+
+    // A new epoch brings its stock back.
+    network
+        .wait("the LSP to know that it is lost", async || {
+            let request = EpochRequest::default();
+            let begun = network.lsp().begin_epoch(&factory, request).await;
+            begun.is_ok_and(|name| name.starts_with("epoch 1 of node"))
+        })
+        .await;
+    let moved = |events: Vec<Event>| {
+        let moved = |event: &&Event| matches!(event, Event::EpochMoved { .. });
+        events.iter().filter(moved).count()
+    };
+    network
+        .wait("both to move", async || {
+            let members = [0, 1].map(|member| moved(network.member_events(member)));
+            (members, moved(network.lsp_events())) == ([1, 1], 2)
+        })
+        .await;
+    assert_eq!(network.at_rest(0).await, own);
+    let seat = network.seat(0, &factory).await;
+    assert_eq!((seat.capacity_sat, seat.stock_sat), (500_000, 300_000));
+    let factories = network.wallet(0).factories();
+    let quote = factories.quote_inbound(&factory, 120_000, ANY_PRICE_MSAT);
+    let quote = quote.await.unwrap();
+    factories.buy_inbound(&quote).await.unwrap();
+    let paid = |events: Vec<Event>| {
+        let paid = |event: &&Event| matches!(event, Event::InboundPaid { .. });
+        events.iter().filter(paid).count()
+    };
+    network
+        .wait("the channel to be paid for", async || {
+            paid(network.member_events(0)) == 1 && paid(network.lsp_events()) == 1
+        })
+        .await;
+    // More than one of the channels can hold.
+    network.lsp_pays(0, MORE_MSAT).await;
+    let own_msat = PAID_MSAT - quote.price_msat + MORE_MSAT;
+    let own = (own_msat, capacity_msat + 120_000_000 - own_msat);
+    assert_eq!(network.at_rest(0).await, own);
+    assert_eq!(network.channels_with(0).len(), 2);
+    network.pay(0, 1, 20_000_000).await;
+    assert_eq!(network.at_rest(1).await.0, PAID_MSAT + 20_000_000);
+    assert!(network.chain.mempool().unwrap().is_empty());
+    network.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_device_buys_again_when_the_old_one_alone_held_its_bought_channel() {
+    a_new_device_buys_again_when(Side::Member, FUNDING_SIGNED).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_device_buys_again_when_a_sale_was_signed_and_never_delivered() {
+    a_new_device_buys_again_when(Side::Lsp, FUNDING_CREATED).await;
 }
