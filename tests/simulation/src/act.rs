@@ -361,6 +361,9 @@ impl World {
                 self.note(format_args!("{name} ends: {code}, because of {at_fault:?}"));
                 self.retry(attempt, at_fault)?;
             }
+            (Who::Wallet(_), Event::Left { slot, forgone_msat }) => {
+                self.left(who, *slot, *forgone_msat)?;
+            }
             (who, event) => self.told_more(who, attempt, event),
         }
         Ok(())

@@ -65,6 +65,10 @@ pub enum Bug {
     KickoffsUnanswered,
     /// Watchtowers acknowledge, look, and publish nothing.
     TowerOnlyAcknowledges,
+    /// Watchtowers publish what their members' trees need, and take no stock of older epochs.
+    TowerTakesNoStock,
+    /// A member's host lets it lose whatever is left in the channels of a place it gives up.
+    ForgoesAnything,
 }
 
 impl Bug {
@@ -80,6 +84,7 @@ impl Bug {
                 | Bug::FrozenIgnored
                 | Bug::LimboIgnored
                 | Bug::TowerOnlyAcknowledges
+                | Bug::ForgoesAnything
         )
     }
 

@@ -11,6 +11,7 @@ use superscalar_factory::message::Attempt;
 use superscalar_factory::terms::TimeoutPolicy;
 
 use crate::channel::{Stage, Toward};
+use crate::depart::is_departed;
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::leave::is_activated;
 use crate::money::ChannelKeys;
@@ -135,8 +136,14 @@ impl World {
         };
         let payout = self.payout(number);
         let holding = holding(party, kept, keys, &payout);
-        let counted = party.counted(&place).map(|(_, it)| &it.balances);
-        let due = recover::due(counted, header.tree_feerate);
+        let due = match is_departed(&kept.path) {
+            // What it forgoes its LSP may have taken before it was told.
+            true => Amount::ZERO,
+            false => {
+                let counted = party.counted(&place).map(|(_, it)| &it.balances);
+                recover::due(counted, header.tree_feerate)
+            }
+        };
         let alone = |goal| {
             let alone = recover::alone(&self.chain, &unconfirmed, &holding, goal);
             alone.map_err(|error| {
@@ -226,8 +233,9 @@ impl World {
         let holding = holding(party, kept, keys, &payout);
         let recovered = recover::alone(&self.chain, &[], &holding, Goal::Leave)
             .map_err(|error| early(&error))?;
-        if recovered.way == Way::Stale {
-            // It has not looked for as long as it takes to outrun the newest state.
+        if recovered.way == Way::Stale || is_departed(&kept.path) {
+            // It has not looked for as long as it takes to outrun the newest state, or it has signed
+            // its place away and the LSP completes that.
             return Ok(());
         }
         let settled = recovered.settled.get(&outpoint);

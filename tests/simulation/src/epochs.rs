@@ -17,6 +17,7 @@ use superscalar_factory::tree::Cut;
 
 use crate::bugs::Bug;
 use crate::channel::{Channel, Htlc, Kind, Stage, Toward};
+use crate::depart::{self, MOST_FORGONE_MSAT};
 use crate::dice::secret;
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::observer::name;
@@ -24,15 +25,15 @@ use crate::party::{Frozen, Party, Place, Role, Who, place_of};
 use crate::sell;
 use crate::world::World;
 
-/// What a member accepts of new epochs: one in five would leave.
+/// What a member accepts of new epochs.
 fn limits(attempt: &Attempt, slot: u16) -> EpochLimits {
-    let leaves = (u16::from(attempt.instance.0[3]) + slot).is_multiple_of(5);
     EpochLimits {
         min_capacity: None,
-        departure: match leaves {
+        departure: match depart::leaves(attempt, slot) {
             true => Departure::Leaves,
             false => Departure::Stays,
         },
+        forgo_msat: depart::forgoes_msat(attempt),
         guard: sell::guard(attempt, slot),
         ..EpochLimits::default()
     }
@@ -40,14 +41,17 @@ fn limits(attempt: &Attempt, slot: u16) -> EpochLimits {
 
 impl Role {
     /// What its application tells a role once it is there, and again after each replay.
-    pub(crate) fn set_conditions(&mut self) {
+    pub(crate) fn set_conditions(&mut self, bug: Option<Bug>) {
         match self {
             Role::Coordinator(role) => {
                 let policy = sell::policy(&role.attempt());
                 role.set_sale_policy(Some(policy));
             }
             Role::Member(role) => {
-                let limits = limits(&role.attempt(), role.slot().slot);
+                let mut limits = limits(&role.attempt(), role.slot().slot);
+                if bug == Some(Bug::ForgoesAnything) {
+                    limits.forgo_msat = u64::MAX;
+                }
                 role.set_epoch_limits(Some(limits));
             }
         }
@@ -264,6 +268,8 @@ impl World {
             1 => self.abandon_some(),
             2 => self.time_out_member(),
             3 => self.guard_some(),
+            // Where every place waits for a watchtower's word.
+            4..8 if self.profile.ambush => self.guard_some(),
             _ => self.begin_epoch(),
         }
     }
@@ -355,17 +361,23 @@ impl World {
         let used = self.lsp.channels(place);
         let used = used.filter(|(id, it)| id.version == version && it.stage == Stage::Held);
         let used: Vec<_> = used.map(|(_, channel)| channel).collect();
-        let empty = used
-            .iter()
-            .all(|it| it.balances.member_msat == 0 && it.balances.htlcs.is_empty());
+        let rests = used.iter().all(|it| it.balances.htlcs.is_empty());
+        let left: u64 = used.iter().map(|it| it.balances.member_msat).sum();
+        let leaves = depart::leaves(&place.0, place.1);
+        let little = match leaves {
+            true => left <= MOST_FORGONE_MSAT,
+            false => left == 0,
+        };
         let held: Amount = used.iter().map(|channel| channel.agreed.capacity).sum();
         let most = entitled.checked_sub(MIN_OUTPUT).unwrap_or(held).max(held);
         match self.dice.below(10) {
-            0 | 1 if empty => Wish::Depart,
+            0 | 1 if rests && little => Wish::Depart,
             2..5 => {
                 let capacity = self.dice.between(held.to_sat(), most.to_sat());
                 Wish::Capacity(Amount::from_sat(capacity))
             }
+            // Whoever would leave is let go sooner or later.
+            5 | 6 if leaves && rests && little => Wish::Depart,
             _ => Wish::Merge,
         }
     }

@@ -152,7 +152,7 @@ impl World {
         match joined {
             Ok((role, effects)) => {
                 let mut role = Role::Member(Box::new(role));
-                role.set_conditions();
+                role.set_conditions(self.bug);
                 if let Some(live) = &mut self.party_mut(who).live {
                     live.roles.insert(attempt, role);
                 }
@@ -239,7 +239,7 @@ impl World {
             ),
         );
         let mut role = Role::Coordinator(Box::new(role));
-        role.set_conditions();
+        role.set_conditions(self.bug);
         if let Some(live) = &mut self.lsp.live {
             live.roles.insert(attempt, role);
             live.plans.insert(attempt, plan);
@@ -412,7 +412,7 @@ impl World {
                 let what = format!("{who} cannot replay {}: {error}", name(attempt));
                 Violation::new(Invariant::CrashAnywhere, what)
             })?;
-            role.set_conditions();
+            role.set_conditions(bug);
             let (stood, stands) = (party.stood.get(attempt), role.stands());
             let resumed = stood.is_none_or(|stood| stood.resumes_as(who, &stands));
             ensure(resumed, Invariant::CrashAnywhere, || {

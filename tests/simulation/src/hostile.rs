@@ -14,6 +14,9 @@ use crate::network::{End, Origin, Packet};
 use crate::party::{Role, Who};
 use crate::world::World;
 
+/// Among what a hostile party does of its own accord: it publishes what is older.
+const PUBLISH_OLD: usize = 3;
+
 impl World {
     /// What becomes of a message that a hostile party's role wants to send.
     pub(crate) fn twist(
@@ -22,7 +25,12 @@ impl World {
         number: u16,
         message: Message,
     ) -> Result<(), Violation> {
-        match self.dice.below(100) {
+        let choice = match self.profile.ambush {
+            // It is trusted until it publishes.
+            true => 0,
+            false => self.dice.below(100),
+        };
+        match choice {
             0..70 => self.put(who, number, &message, Origin::Role),
             70..73 => {}
             73..77 => {
@@ -261,11 +269,15 @@ impl World {
         let Some(&who) = self.dice.pick(&hostile) else {
             return Ok(false);
         };
-        let done = match (self.dice.below(7), who) {
+        let choice = match self.profile.ambush {
+            true => PUBLISH_OLD,
+            false => self.dice.below(7),
+        };
+        let done = match (choice, who) {
             (0, _) => self.say_withheld(who),
             (1, _) => self.say_hearsay(who),
             (2, Who::Lsp) => self.publish_something()?,
-            (3 | 4, _) => self.publish_old(who)?,
+            (PUBLISH_OLD | 4, _) => self.publish_old(who)?,
             (5, Who::Lsp) => self.break_promise(),
             (_, Who::Lsp) => self.propose_nonsense(),
             (_, Who::Wallet(number)) => self.talk_nonsense(number),
@@ -348,16 +360,38 @@ impl World {
             return Ok(false);
         };
         let open = self.chain.spender(&funding).is_some();
+        if self.profile.ambush && !open {
+            return self.ambush(who, &attempt);
+        }
         if !open && !self.dice.per_mille(60) {
             return Ok(false);
         }
         let mut any = self.publish_all(who, &attempt);
         // While nobody looks.
-        if open && self.dice.per_mille(500) {
+        if open && !self.profile.ambush && self.dice.per_mille(500) {
             for _ in 0..self.dice.between(1, 16) {
                 self.block()?;
                 any |= self.publish_all(who, &attempt);
             }
+        }
+        Ok(any)
+    }
+
+    /// Opens a factory that has older epochs, and sees to it that nobody looks until the oldest state
+    /// could be through. What was sold below it is for later: stock lies open until then.
+    fn ambush(&mut self, who: Who, attempt: &Attempt) -> Result<bool, Violation> {
+        let older = match self.party(who).role(attempt) {
+            Some(Role::Coordinator(role)) => role.places().any(|slot| role.version(slot.slot) > 0),
+            _ => false,
+        };
+        if !older || !self.dice.per_mille(200) {
+            return Ok(false);
+        }
+        let txs = self.older(who, attempt, 0);
+        let mut any = false;
+        for _ in 0..self.dice.between(8, 40) {
+            any |= self.publish(who, &txs);
+            self.block()?;
         }
         Ok(any)
     }

@@ -16,6 +16,7 @@ use superscalar_factory::tree::Role as TxRole;
 use crate::bugs::Bug;
 use crate::chain::Rejection;
 use crate::channel::{Channel, Htlc, Kind, Stage, Toward};
+use crate::depart;
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::money::{self, ChannelKeys};
 use crate::observer::name;
@@ -162,7 +163,8 @@ impl World {
         let needed = header.timing.exit_delay(header.shape.layers());
         let had = self.chances.get(&place).map_or(0, |it| it.blocks);
         let counted = party.counted(&place).map(|(_, channel)| &channel.balances);
-        let nothing = recover::due(counted, header.tree_feerate) == Amount::ZERO;
+        let nothing = recover::due(counted, header.tree_feerate) == Amount::ZERO
+            || depart::is_signed_away(party.records(attempt));
         if !party.is_honest() || nothing || had < needed {
             return Ok(());
         }
@@ -453,14 +455,18 @@ impl World {
             return Ok(());
         };
         let feerate = kept.path.header().tree_feerate;
-        let counted = party.counted(&place);
         // What was bought and lost to an LSP that waited for a wallet that slept is lost.
         let there = |channel: &Channel| {
             let stock = self.slept.contains(&channel.agreed.outpoint.txid);
             !stock
         };
-        let counted = counted.filter(|(_, channel)| there(channel));
-        let due = recover::due(counted.map(|(_, it)| &it.balances), feerate);
+        let due = match depart::is_departed(&kept.path) {
+            true => Amount::ZERO,
+            false => {
+                let counted = party.counted(&place).filter(|(_, it)| there(it));
+                recover::due(counted.map(|(_, it)| &it.balances), feerate)
+            }
+        };
         let whole = paid >= due || self.home.contains(&place);
         ensure(whole || !party.is_honest(), Invariant::Exit, || {
             let name = name(&place.0);

@@ -20,7 +20,9 @@
 //! - **New epochs**: channels come to rest and are made anew, merged, cut otherwise or given up; an
 //!   LSP waits, completes, or promises never to. One that cheats breaks that promise, publishes
 //!   every older epoch while nobody looks, and takes stock by a disk of before it sold any; members
-//!   that cheat sign and fall silent, and publish older epochs themselves.
+//!   that cheat sign and fall silent, and publish older epochs themselves. In some worlds everybody
+//!   sleeps but watchtowers, and an LSP that is honest until then brings its older epochs through.
+//! - **Departures**: a place is given up, with what is left in its channels if its member agrees.
 //! - **Exits** run among everybody else on that chain to the last sweep: a member's own, those that
 //!   an HTLC or a factory's end force, answers to what others open, and payouts after T when the
 //!   LSP is gone.
@@ -37,7 +39,8 @@
 //! [`Invariant`] names the promises. Most are checked as things happen: what a role says against
 //! what is on its disk, its nonces against all it ever said, a transaction against the chain.
 //! For one stock output one sale is signed, for one epoch one state, and what an epoch moves is what
-//! its place held, with nothing pending; preimages never revoke stock in use.
+//! its place held, with nothing pending; what a member that leaves forgoes is within what it agreed to
+//! and its LSP's to the millisatoshi; preimages never revoke stock in use.
 //! Recoverability is checked in full whenever a member has written anything of a factory that it
 //! counts on, and for everybody every thousand steps and at the end: path, sales, commitments, claims
 //! and sweeps, or the distributions, are carried out on a copy of the chain on which nobody else
@@ -74,6 +77,7 @@ mod bugs;
 mod chain;
 mod channel;
 mod check;
+mod depart;
 mod dice;
 mod epochs;
 mod hear;

@@ -39,6 +39,8 @@ pub(crate) struct Observer {
     sales: BTreeMap<(Who, OutPoint), Vec<u8>>,
     /// What was signed for each epoch of an output.
     states: BTreeMap<(Who, OutPoint, u8), [u8; 32]>,
+    /// The channels of a place when it was last signed away.
+    departing: BTreeMap<(Who, Attempt), Vec<ChannelRef>>,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,11 @@ impl Observer {
     /// Whether an honest LSP has published the factory's funding.
     pub(crate) fn is_published(&self, attempt: &Attempt) -> bool {
         self.published.contains_key(attempt)
+    }
+
+    /// The channels that a member had when it last signed its place away.
+    pub(crate) fn departing(&self, who: Who, attempt: &Attempt) -> Option<&[ChannelRef]> {
+        self.departing.get(&(who, *attempt)).map(Vec::as_slice)
     }
 
     /// An honest party says something.

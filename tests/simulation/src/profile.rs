@@ -12,6 +12,8 @@ use superscalar_factory::timing::Timing;
 use crate::dice::{Dice, public_key};
 use crate::money::wallet_script;
 use crate::party::Character;
+use crate::sell::ALL_GUARDED;
+use crate::tower::ALL_SLEEP;
 
 /// What a seed decides before anything happens.
 #[derive(Debug, Clone)]
@@ -26,6 +28,9 @@ pub(crate) struct Profile {
     pub(crate) factories: usize,
     /// Whether the LSP vanishes for ever at some point.
     pub(crate) vanishing: Vanishing,
+    /// Whether members leave everything to their watchtowers, and the LSP keeps to the protocol until
+    /// it publishes what is older, while nobody looks.
+    pub(crate) ambush: bool,
 }
 
 /// Whether the LSP goes and does not come back.
@@ -90,12 +95,13 @@ impl Profile {
             weights: Weights::CALM,
             factories: 0,
             vanishing: Vanishing::Never,
+            ambush: false,
         }
     }
 
-    /// The world of a seed.
-    pub(crate) fn of(seed: u64, dice: &mut Dice) -> Profile {
-        let calm = Profile {
+    /// A world without great misfortunes.
+    pub(crate) fn calm(dice: &mut Dice) -> Profile {
+        Profile {
             name: "calm",
             wallets: 2 + dice.below(7),
             lsp: Character::Honest,
@@ -103,7 +109,34 @@ impl Profile {
             weights: Weights::CALM,
             factories: 2 + dice.below(4),
             vanishing: Vanishing::Never,
-        };
+            ambush: false,
+        }
+    }
+
+    /// The same in which all sleep but their watchtowers, and the LSP waits for that. Few members have
+    /// many epochs and sales, so that there is stock to be taken.
+    pub(crate) fn ambushes(self) -> Profile {
+        Profile {
+            name: "ambushes",
+            wallets: self.wallets.min(5),
+            lsp: Character::Hostile,
+            factories: self.factories + 2,
+            weights: Weights {
+                block: 60,
+                leave: 0,
+                hostile: 30,
+                sell: 120,
+                epoch: 120,
+                ..self.weights
+            },
+            ambush: true,
+            ..self
+        }
+    }
+
+    /// The world of a seed.
+    pub(crate) fn of(seed: u64, dice: &mut Dice) -> Profile {
+        let calm = Profile::calm(dice);
         let stormy = Weights {
             disconnect: 30,
             crash: 25,
@@ -137,7 +170,7 @@ impl Profile {
                 },
                 ..calm
             },
-            8..=10 => Profile {
+            8 | 9 => Profile {
                 name: "hostile LSP",
                 lsp: Character::Hostile,
                 weights: Weights {
@@ -147,6 +180,7 @@ impl Profile {
                 },
                 ..calm
             },
+            10 => calm.ambushes(),
             11 => Profile {
                 name: "everybody hostile",
                 lsp: Character::Hostile,
@@ -248,9 +282,13 @@ impl Profile {
             }
         });
         let seats = seats.collect();
+        let mut instance: [u8; 32] = dice.bytes();
+        if self.ambush {
+            (instance[2], instance[3]) = (ALL_GUARDED, ALL_SLEEP);
+        }
         FactoryPlan {
             attempt: Attempt {
-                instance: Instance(dice.bytes()),
+                instance: Instance(instance),
                 number: 0,
             },
             network: Network::Regtest,

@@ -191,6 +191,12 @@ impl World {
 
     /// Hostile: every transaction that is held of epochs that are not the newest, where there are such.
     pub(crate) fn publish_all(&mut self, who: Who, attempt: &Attempt) -> bool {
+        let txs = self.older(who, attempt, 500);
+        self.publish(who, &txs)
+    }
+
+    /// Those transactions, with what was sold in so many places of a thousand.
+    pub(crate) fn older(&mut self, who: Who, attempt: &Attempt, sold: u32) -> Vec<Transaction> {
         let slots: Vec<u16> = match self.party(who).role(attempt) {
             Some(Role::Coordinator(role)) => role.places().map(|slot| slot.slot).collect(),
             Some(Role::Member(role)) => vec![role.slot().slot],
@@ -210,14 +216,18 @@ impl World {
                 let states = node.epochs.values().take(older);
                 txs.extend(states.map(|epoch| epoch.state.clone()));
             }
-            if self.dice.per_mille(500) {
+            if self.dice.per_mille(sold) {
                 let sold = path.sales().iter().flat_map(|chain| chain.links());
                 txs.extend(sold.map(|sold| sold.transaction().clone()));
             }
         }
+        txs
+    }
+
+    pub(crate) fn publish(&mut self, who: Who, txs: &[Transaction]) -> bool {
         let mut any = false;
         for tx in txs {
-            if self.chain.submit(&tx).is_ok() {
+            if self.chain.submit(tx).is_ok() {
                 any = true;
                 let txid = tx.compute_txid();
                 self.note(format_args!("{who} publishes {txid} of its own accord"));

@@ -35,9 +35,13 @@ pub(crate) fn policy(attempt: &Attempt) -> SalePolicy {
     }
 }
 
-/// Whether a place has a watchtower: one in four.
+/// What a factory is called in which every place has a watchtower.
+pub(crate) const ALL_GUARDED: u8 = 0;
+
+/// Whether a place has a watchtower: one in four, or all of a factory.
 pub(crate) fn guard(attempt: &Attempt, slot: u16) -> Guard {
-    match (u16::from(attempt.instance.0[2]) + slot).is_multiple_of(4) {
+    let named = attempt.instance.0[2];
+    match named == ALL_GUARDED || (u16::from(named) + slot).is_multiple_of(4) {
         true => Guard::Watchtower,
         false => Guard::Member,
     }

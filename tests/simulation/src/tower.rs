@@ -2,7 +2,7 @@
 //! looks at the chain whatever its member does, publishes what is due, and who it looks for is in time
 //! by it.
 
-use bitcoin::{FeeRate, OutPoint, Txid};
+use bitcoin::{FeeRate, OutPoint, Transaction, Txid};
 use superscalar_factory::journal::Guard;
 use superscalar_factory::tower::{Appointment, Claim, due};
 use superscalar_factory::tree::Tree;
@@ -15,6 +15,9 @@ use crate::observer::name;
 use crate::party::{Place, Role, Who};
 use crate::sell::guard;
 use crate::world::World;
+
+/// What a factory may be called in which members leave all answers to their towers.
+pub(crate) const ALL_SLEEP: u8 = 2;
 
 /// What a tower keeps of one place.
 #[derive(Debug)]
@@ -94,13 +97,20 @@ impl World {
         let claims = due.claims.iter().flat_map(|it| it.at(FeeRate::MAX));
         let mut txs = due.tree.clone();
         txs.extend(claims.cloned());
-        if self.bug == Some(Bug::TowerOnlyAcknowledges) {
-            txs.clear();
+        let is_claim = |tx: &Transaction| {
+            let spent = tx.input[0].previous_output;
+            due.claims.iter().any(|claim| claim.outpoint() == spent)
+        };
+        match self.bug {
+            Some(Bug::TowerOnlyAcknowledges) => txs.clear(),
+            Some(Bug::TowerTakesNoStock) => txs.retain(|tx| !is_claim(tx)),
+            _ => {}
         }
         for tx in txs {
             match self.chain.submit(&tx) {
                 Ok(()) => {
                     self.counts.guarded += 1;
+                    self.counts.claimed += u64::from(is_claim(&tx));
                     let (txid, name) = (tx.compute_txid(), name(&place.0));
                     self.note(format_args!("the tower of {name} publishes {txid}"));
                 }

@@ -149,6 +149,10 @@ pub struct Counts {
     pub reclaimed: u64,
     /// Transactions that watchtowers published.
     pub guarded: u64,
+    /// Of those, the ones that take stock of older epochs.
+    pub claimed: u64,
+    /// Members that left and forwent what was in their channels.
+    pub forgone: u64,
     /// Full checks that a member can recover its money alone.
     pub recoveries: u64,
 }
@@ -189,6 +193,8 @@ impl Counts {
             swept,
             reclaimed,
             guarded,
+            claimed,
+            forgone,
             recoveries
         );
     }
@@ -197,7 +203,10 @@ impl Counts {
 impl World {
     pub(crate) fn new(seed: u64, echo: Echo, bug: Option<Bug>) -> World {
         let mut dice = Dice::new(seed);
-        let mut profile = Profile::of(seed, &mut dice);
+        let mut profile = match bug {
+            Some(Bug::TowerTakesNoStock) => Profile::calm(&mut dice).ambushes(),
+            _ => Profile::of(seed, &mut dice),
+        };
         if bug == Some(Bug::TowerOnlyAcknowledges) {
             profile.weights.hostile *= 5;
         }

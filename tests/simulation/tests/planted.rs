@@ -100,4 +100,6 @@ planted! {
     a_sale_that_stays_off_chain: SalesStayOffChain => Race | Exit,
     a_kickoff_that_is_not_answered: KickoffsUnanswered => Race,
     a_tower_that_only_acknowledges: TowerOnlyAcknowledges => Race,
+    a_tower_that_takes_no_revoked_stock: TowerTakesNoStock => Race,
+    a_place_given_up_for_more_than_was_agreed: ForgoesAnything => Conservation,
 }

@@ -11,6 +11,7 @@ use superscalar_factory::terms::stock_hash;
 
 use super::{Observer, conserved, name, payouts};
 use crate::channel::Kind;
+use crate::depart::forgoes_msat;
 use crate::invariants::{Invariant, Violation, ensure};
 use crate::party::{Party, Role, Who};
 
@@ -60,15 +61,25 @@ impl Observer {
                     let slot = role.slot().slot;
                     payouts(tree, slot, &invite.capacity, invite.stock)?;
                 }
-                // What the new channel gives is what the old ones hold, with nothing pending.
+                // What the new channel gives is what the old ones hold, with nothing pending; whoever
+                // leaves has no new one, and forgoes no more than it agreed to.
                 let place = (*attempt, role.slot().slot);
                 let moved = role.moved_channel();
+                let leaves = moved.is_none();
                 let moved = moved.and_then(|id| party.disk.channels.get(&id));
                 let given = moved.map_or(0, |channel| channel.balances.member_msat);
-                let old: Vec<_> = party.counted(&place).map(|(_, it)| &it.balances).collect();
-                let held: u64 = old.iter().map(|balances| balances.member_msat).sum();
-                let rests = old.iter().all(|balances| balances.htlcs.is_empty());
-                ensure(rests && held == given, Invariant::Conservation, || {
+                let old: Vec<_> = party.counted(&place).collect();
+                let held: u64 = old.iter().map(|(_, it)| it.balances.member_msat).sum();
+                let rests = old.iter().all(|(_, it)| it.balances.htlcs.is_empty());
+                let agreed = match leaves {
+                    true => held <= forgoes_msat(attempt),
+                    false => held == given,
+                };
+                if leaves {
+                    let ids = old.iter().map(|(id, _)| **id).collect();
+                    self.departing.insert((who, *attempt), ids);
+                }
+                ensure(rests && agreed, Invariant::Conservation, || {
                     let name = name(attempt);
                     format!("{who} signs {given} msat away for {held} in {name}: {rests}")
                 })
