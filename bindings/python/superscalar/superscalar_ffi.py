@@ -3496,7 +3496,7 @@ class Event:
     @dataclass
     class REVOKED_COMMITMENT:
         """
-        The LSP has published a commitment that it had revoked, while this wallet was running: what
+        The LSP has published a commitment that it had revoked: what
         can be taken of it is claimed.
 """
         
@@ -3559,7 +3559,8 @@ class Event:
     @dataclass
     class CHANNEL_PAID_OUT:
         """
-        An output of a closed channel is ours: it is swept into the wallet.
+        An output of a closed channel is ours: it is swept into the wallet. Or a tower has taken one
+        of a revoked commitment, straight into the wallet.
 """
         
         def __init__(self, channel:str, outpoint:str, amount_sat:int):
@@ -3572,13 +3573,13 @@ class Event:
             self.outpoint = outpoint
             
             """
-        The output, `txid:vout`.
+        The output, `txid:vout`: of what a tower took the one on the commitment.
 """
         
             self.amount_sat = amount_sat
             
             """
-        Its amount in satoshi, before the fee of its sweep.
+        Its amount in satoshi, before the fee of its sweep; what a tower took, after its fee.
 """
         
             pass

@@ -7329,7 +7329,7 @@ sealed class Event {
     }
     
     /**
-     * The LSP has published a commitment that it had revoked, while this wallet was running: what
+     * The LSP has published a commitment that it had revoked: what
      * can be taken of it is claimed.
      */
     data class RevokedCommitment(
