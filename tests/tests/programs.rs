@@ -517,6 +517,8 @@ fn a_wallet_is_restored_from_its_words() {
     first.also(&["--backup-dir", backup]);
     first.restart().unwrap();
     let addresses = [first.address().unwrap(), first.address().unwrap()];
+    // The block of the first coin, by whose number no coin may be missed.
+    let birthday = (chain.height().unwrap() + 1).to_string();
     for (address, sat) in addresses.iter().zip([70_000, 30_001]) {
         chain.fund(&script(address), Amount::from_sat(sat)).unwrap();
     }
@@ -560,7 +562,7 @@ fn a_wallet_is_restored_from_its_words() {
     bare.stop().unwrap();
 
     // With a block before the first coin all coins, too.
-    let birthday = ["--birthday", "1"];
+    let birthday = ["--birthday", &birthday];
     let mut born = WalletProcess::restore(&words, &chain, &lsp.uri, &birthday).unwrap();
     assert_eq!(born.coins().unwrap(), coins);
     // Only at the first start: then it goes on from where it was.

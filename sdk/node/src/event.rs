@@ -307,8 +307,8 @@ pub enum Event {
     /// The other side of a channel has published a commitment that it had revoked, and there is
     /// something to take. What this node or a tower takes of it is told as
     /// [`ChannelPaidOut`](Self::ChannelPaidOut). Told when its block is seen, also at a start, and
-    /// again if it comes back after a reorg; where a tower took everything while this node was away
-    /// only what it took is told.
+    /// again if it comes back after a reorg or this node is killed soon after; where a tower took
+    /// everything while this node was away only what it took is told.
     RevokedCommitment {
         /// The channel: its outpoint `txid:vout` in a factory, else its id, hex.
         channel: String,

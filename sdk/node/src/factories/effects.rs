@@ -34,6 +34,9 @@ impl Engine {
             }
             match self.carry_out(attempt, &effect).await {
                 Ok(()) => {}
+                Err(Failure::Later(error)) if is_refusal(&effect) => {
+                    tracing::warn!(factory = bridge::name(&attempt), error, "not told");
+                }
                 Err(Failure::Later(error)) => {
                     tracing::error!(factory = bridge::name(&attempt), error, "tried again soon");
                     self.stalled.push_back((attempt, effect));

@@ -259,7 +259,6 @@ impl Engine {
         engine.resume_channels().await;
         engine.resume_sales().await;
         engine.settle().await;
-        engine.tell_the_rest()?;
         engine.suspend_unburied();
         engine.see_towers().await;
         let (commands, orders) = mpsc::unbounded_channel();

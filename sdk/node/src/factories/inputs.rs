@@ -219,6 +219,7 @@ impl Engine {
             tracing::warn!(%error, "a warning is not written");
         }
         self.settle().await;
+        self.tell_the_rest();
     }
 
     /// Nothing is received that only an exit could enforce while that exit could not be paid for:

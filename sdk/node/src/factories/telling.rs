@@ -17,31 +17,43 @@ use super::engine::{Engine, Seeking};
 use crate::event::Event;
 use crate::store::{Batch, Store, StoreError};
 
-/// By attempt, events whose records are on disk and which are not told yet.
+/// By attempt, events whose records are on disk and which are not told yet, in their order.
 #[derive(Debug, Default)]
-pub(super) struct Untold(BTreeMap<Attempt, Vec<Event>>);
+pub(super) struct Untold(BTreeMap<Attempt, Waiting>);
+
+#[derive(Clone, Debug, Default)]
+struct Waiting {
+    events: Vec<Event>,
+    /// How many of them an earlier run has left: what they tell of is done.
+    recalled: usize,
+}
 
 impl Untold {
-    fn of(&self, attempt: &Attempt) -> Vec<Event> {
+    fn of(&self, attempt: &Attempt) -> Waiting {
         self.0.get(attempt).cloned().unwrap_or_default()
     }
 
-    /// What cannot be read cannot be told, and keeps nothing else from going on.
-    fn read(store: &Store, attempt: &Attempt) -> Result<Vec<Event>, StoreError> {
-        let Some(stored) = store.setting(&setting(attempt))? else {
-            return Ok(Vec::new());
-        };
-        let events = serde_json::from_slice(&stored);
-        Ok(events.unwrap_or_else(|error| {
-            tracing::error!(factory = bridge::name(attempt), %error, "events were lost");
-            Vec::new()
-        }))
+    fn has(&self, attempt: &Attempt, event: &Event) -> bool {
+        let waiting = self.0.get(attempt);
+        waiting.is_some_and(|it| it.events.contains(event))
     }
 }
 
 /// Where they are written.
 fn setting(attempt: &Attempt) -> String {
     format!("untold {}", bridge::name(attempt))
+}
+
+/// What cannot be read cannot be told, and keeps nothing else from going on.
+fn read(store: &Store, attempt: &Attempt) -> Result<Vec<Event>, StoreError> {
+    let Some(stored) = store.setting(&setting(attempt))? else {
+        return Ok(Vec::new());
+    };
+    let events = serde_json::from_slice(&stored);
+    Ok(events.unwrap_or_else(|error| {
+        tracing::error!(factory = bridge::name(attempt), %error, "events were lost");
+        Vec::new()
+    }))
 }
 
 fn written(events: &[Event]) -> Result<Vec<u8>, StoreError> {
@@ -57,13 +69,13 @@ impl Engine {
             self.parts.store.append(&stream, &record.to_bytes())?;
             return Ok(());
         }
-        let mut untold = self.untold.of(&attempt);
-        untold.extend(following);
+        let mut waiting = self.untold.of(&attempt);
+        waiting.events.extend(following);
         let batch = Batch::new()
             .record(&stream, &record.to_bytes())
-            .setting(&setting(&attempt), &written(&untold)?);
+            .setting(&setting(&attempt), &written(&waiting.events)?);
         self.parts.store.commit(&batch)?;
-        self.untold.0.insert(attempt, untold);
+        self.untold.0.insert(attempt, waiting);
         Ok(())
     }
 
@@ -74,19 +86,18 @@ impl Engine {
             .map(|(_, effect)| effect)
             .take_while(|effect| !matches!(effect, Effect::Persist(_)));
         let events = of_this.filter_map(|effect| match effect {
-            Effect::Emit(event) if !self.may_be_withheld(event) => said(attempt, event),
+            Effect::Emit(event) if !Self::may_be_withheld(event) => said(attempt, event),
             _ => None,
         });
         events.collect()
     }
 
-    /// Told only while a peer does not cause too much of it.
-    fn may_be_withheld(&self, event: &CoreEvent) -> bool {
+    /// Told only while a peer does not cause too much of it. No record comes before these.
+    fn may_be_withheld(event: &CoreEvent) -> bool {
         match event {
             CoreEvent::Refused { .. }
             | CoreEvent::Equivocation { .. }
             | CoreEvent::EpochEquivocation { .. } => true,
-            CoreEvent::EpochEnded { .. } => !self.parts.is_lsp,
             _ => false,
         }
     }
@@ -94,6 +105,10 @@ impl Engine {
     /// Does what an event means for this node, and tells the application.
     pub(super) fn emit(&mut self, attempt: Attempt, event: CoreEvent) -> Result<(), Failure> {
         let told = said(&attempt, &event);
+        let equivocated = match event {
+            CoreEvent::Equivocation { id, .. } => Some(id),
+            _ => None,
+        };
         match event {
             CoreEvent::Published { .. } => {
                 self.plans.remove(&attempt);
@@ -120,14 +135,18 @@ impl Engine {
             CoreEvent::Moved { slot, .. } => self.was_heard(&attempt, slot.slot),
             CoreEvent::EpochHangs { silent, .. } => self.were_silent(&attempt, &silent),
             CoreEvent::EpochEnded { .. } => {
-                // The LSP could go on for ever.
+                // The LSP could go on for ever; what is recorded is told all the same.
                 let lsp = self.members.get(&attempt).map(Member::lsp);
-                if lsp.is_some_and(|lsp| !self.bears_with(lsp)) {
+                let bears = lsp.is_none_or(|lsp| self.bears_with(lsp));
+                let recorded = told
+                    .as_ref()
+                    .is_some_and(|it| self.untold.has(&attempt, it));
+                if !bears && !recorded {
                     return Ok(());
                 }
             }
             CoreEvent::EpochEquivocation { peer, .. } if !self.bears_with(peer) => return Ok(()),
-            CoreEvent::Equivocation { id, .. } if !self.sales.equivocated.insert(id) => {
+            CoreEvent::Equivocation { id, .. } if self.sales.equivocated.contains(&id) => {
                 return Ok(());
             }
             CoreEvent::Delivered { .. } => self.watch_sales(&attempt)?,
@@ -140,10 +159,11 @@ impl Engine {
             } => self.not_sold(attempt, reason, least, &sellable),
             _ => {}
         }
-        match told {
-            Some(told) => Ok(self.tell_once(&attempt, &told)?),
-            None => Ok(()),
+        if let Some(told) = told {
+            self.tell_once(&attempt, &told)?;
         }
+        self.sales.equivocated.extend(equivocated);
+        Ok(())
     }
 
     fn leave_seat(&mut self, attempt: Attempt) {
@@ -152,16 +172,39 @@ impl Engine {
         }
     }
 
-    /// Tells it, and that it is told, both or neither.
+    /// Tells it and what comes before it, and that they are told, both or neither.
     fn tell_once(&mut self, attempt: &Attempt, event: &Event) -> Result<(), StoreError> {
-        let mut untold = self.untold.of(attempt);
-        let Some(nth) = untold.iter().position(|it| it == event) else {
-            return self.tell(event);
+        let waiting = self.untold.of(attempt);
+        match waiting.events.iter().position(|it| it == event) {
+            Some(nth) => self.tell_through(attempt, nth + 1, None),
+            None => self.tell_through(attempt, waiting.recalled, Some(event)),
+        }
+    }
+
+    /// Tells so many of those that wait, and one that does not.
+    fn tell_through(
+        &mut self,
+        attempt: &Attempt,
+        count: usize,
+        last: Option<&Event>,
+    ) -> Result<(), StoreError> {
+        let mut waiting = self.untold.of(attempt);
+        let rest = waiting.events.split_off(count);
+        let mut told = waiting.events;
+        told.extend(last.cloned());
+        match count {
+            0 => told.iter().try_for_each(|it| self.tell(it))?,
+            _ => {
+                let (setting, left) = (setting(attempt), written(&rest)?);
+                self.parts.events.append_with(&told, &setting, &left)?;
+            }
+        }
+        let recalled = waiting.recalled.saturating_sub(count);
+        let waiting = Waiting {
+            events: rest,
+            recalled,
         };
-        let told = untold.remove(nth);
-        let (setting, rest) = (setting(attempt), written(&untold)?);
-        self.parts.events.append_with(&[told], &setting, &rest)?;
-        self.untold.0.insert(*attempt, untold);
+        self.untold.0.insert(*attempt, waiting);
         Ok(())
     }
 
@@ -171,37 +214,39 @@ impl Engine {
 
     /// Reads what an earlier run did not come to tell.
     pub(super) fn recall_untold(&mut self, attempt: Attempt) -> Result<(), StoreError> {
-        let untold = Untold::read(&self.parts.store, &attempt)?;
-        self.untold.0.insert(attempt, untold);
+        let events = read(&self.parts.store, &attempt)?;
+        let recalled = events.len();
+        self.untold.0.insert(attempt, Waiting { events, recalled });
         Ok(())
     }
 
-    /// Tells what earlier runs did not come to tell and this one has no cause to. What waits for the
-    /// store waits with what comes before it.
-    pub(super) fn tell_the_rest(&mut self) -> Result<(), StoreError> {
+    /// Tells what an earlier run did not come to tell and this one has no cause to, as soon as that
+    /// can be written.
+    pub(super) fn tell_the_rest(&mut self) {
         for attempt in self.attempts() {
-            let waits = |(stalled, _): &(Attempt, Effect)| *stalled == attempt;
-            if self.stalled.iter().any(waits) {
-                continue;
-            }
-            for event in self.untold.of(&attempt) {
-                self.tell_once(&attempt, &event)?;
+            let recalled = self.untold.of(&attempt).recalled;
+            if recalled > 0
+                && let Err(error) = self.tell_through(&attempt, recalled, None)
+            {
+                let factory = bridge::name(&attempt);
+                tracing::warn!(factory, %error, "told with a later block");
             }
         }
-        Ok(())
     }
 
-    /// What they tell of will not be done.
+    /// What this run was about to tell will not be done.
     pub(super) fn drop_untold(&mut self, attempt: &Attempt) {
-        if self.untold.of(attempt).is_empty() {
+        let mut waiting = self.untold.of(attempt);
+        if waiting.events.len() == waiting.recalled {
             return;
         }
-        self.untold.0.remove(attempt);
-        let none = written(&[]);
-        let dropped = none.and_then(|it| self.parts.store.set_setting(&setting(attempt), &it));
+        waiting.events.truncate(waiting.recalled);
+        let left = written(&waiting.events);
+        let dropped = left.and_then(|it| self.parts.store.set_setting(&setting(attempt), &it));
         if let Err(error) = dropped {
             tracing::warn!(%error, "told at the next start, though it was not done");
         }
+        self.untold.0.insert(*attempt, waiting);
     }
 }
 

@@ -3,7 +3,7 @@
 //! What always holds: each is told once, whatever restarts or leaves the chain in between; blocks
 //! that came while the node did not run are looked at with the next start.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bitcoin::block::Header;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction};
@@ -24,6 +24,8 @@ pub(super) struct TowerClaims {
     pub(super) events: Arc<EventLog>,
     /// Where all claims pay to.
     pub(super) to: ScriptBuf,
+    /// What could not be written yet.
+    pub(super) later: Mutex<Vec<Transaction>>,
 }
 
 impl TowerClaims {
@@ -53,9 +55,12 @@ impl TowerClaims {
 
 impl Listen for TowerClaims {
     fn filtered_block_connected(&self, _: &Header, txs: &TransactionData<'_>, height: u32) {
-        for (_, tx) in txs {
+        let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = std::mem::take(&mut *later);
+        for tx in known.iter().chain(txs.iter().map(|(_, tx)| *tx)) {
             if let Err(error) = self.look_at(tx) {
-                tracing::error!(height, %error, "what a tower took was not told");
+                tracing::warn!(height, %error, "what a tower took is told with a later block");
+                later.push(tx.clone());
             }
         }
     }

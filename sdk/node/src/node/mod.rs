@@ -118,7 +118,10 @@ impl Node {
         )?;
         let looked = chain.watcher().tip()?.height;
         let birth = match config.birthday {
-            Some(height) if height < best.height => Chain::block_at(&source, height).await?,
+            // The wallet begins behind the block that it stands on.
+            Some(height) if height <= best.height => {
+                Chain::block_at(&source, height.saturating_sub(1)).await?
+            }
             _ => best,
         };
         let onchain = Arc::new(OnchainWallet::open(
@@ -169,6 +172,7 @@ impl Node {
                 store: Arc::clone(&store),
                 events: Arc::clone(&events),
                 to,
+                later: Mutex::default(),
             })
         });
         let synchronized = {
