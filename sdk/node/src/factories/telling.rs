@@ -94,12 +94,12 @@ impl Engine {
 
     /// Told only while a peer does not cause too much of it. No record comes before these.
     fn may_be_withheld(event: &CoreEvent) -> bool {
-        match event {
+        matches!(
+            event,
             CoreEvent::Refused { .. }
-            | CoreEvent::Equivocation { .. }
-            | CoreEvent::EpochEquivocation { .. } => true,
-            _ => false,
-        }
+                | CoreEvent::Equivocation { .. }
+                | CoreEvent::EpochEquivocation { .. }
+        )
     }
 
     /// Does what an event means for this node, and tells the application.
