@@ -27,6 +27,8 @@ async fn until_late(late: u32, looking: &[usize]) -> (Ending, u32, u64) {
 /// The LSP comes back that late, and its state wins.
 async fn late_and_wins(late: u32) {
     let (mut end, due, coins_sat) = until_late(late, &[0]).await;
+    // Of two commitments the member's is published.
+    end.network.members[0].wire.to_lsp.hold();
     end.network.restart_lsp().await;
     let network = &end.network;
     let [_, state] = &end.paths[0].steps[..] else {
@@ -105,6 +107,7 @@ async fn an_lsp_late_by_144_blocks_that_comes_first_wins_still() {
     let state = end.paths[0].steps[1].txid;
     let distribution = end.paths[0].distributions[0].txid;
     end.network.members[0].wallet.stop().await;
+    end.network.members[0].wire.to_lsp.hold();
     end.network.restart_lsp().await;
     assert_eq!(end.network.confirm(state, &[]).await, due);
     end.network.restart(0).await;
