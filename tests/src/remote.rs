@@ -1,9 +1,11 @@
 //! Members whose wallets have a backup on a disk of their own, which can be taken away.
 
+use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 
 use bitcoin::Network;
 use superscalar_regtest::RegtestNode;
@@ -135,6 +137,40 @@ fn copy_of(disk: &Path) -> TempDir {
         }
     }
     copy
+}
+
+/// Lets something end after none of its writes, after one, after two and so on, so many at once,
+/// until one needs no more than it has room for; how many were tried. `ends_after` says whether
+/// there were more writes than its number.
+pub async fn every_write(at_once: usize, ends_after: impl AsyncFn(usize) -> bool) -> usize {
+    let mut tried = 0;
+    loop {
+        let mut running = Vec::new();
+        for writes in tried..tried + at_once {
+            running.push(Box::pin(ends_after(writes)));
+        }
+        tried += at_once;
+        let mut all_ended = true;
+        poll_fn(|context| {
+            running.retain_mut(|it| match it.as_mut().poll(context) {
+                Poll::Ready(ended) => {
+                    all_ended &= ended;
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if running.is_empty() {
+                return Poll::Ready(());
+            }
+            // They are one task, which may do only so much in one go: each is first in its turn.
+            running.rotate_left(1);
+            Poll::Pending
+        })
+        .await;
+        if !all_ended {
+            return tried;
+        }
+    }
 }
 
 /// Starts an LSP with a backup. It sells as all here do.

@@ -11,7 +11,7 @@ use superscalar_sdk::{
     WalletError,
 };
 use superscalar_tests::network::{TestNetwork, regtest_factory};
-use superscalar_tests::remote::Remote;
+use superscalar_tests::remote::{Remote, every_write};
 
 const PAID_MSAT: u64 = 100_000_007;
 const THERE_MSAT: u64 = 20_000_000;
@@ -160,19 +160,7 @@ async fn ends_after(writes: usize) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 16)]
 async fn a_building_survives_the_end_of_a_member_at_every_write() {
     superscalar_tests::log_to_stderr();
-    let mut writes = 0;
-    loop {
-        let four = tokio::join!(
-            ends_after(writes),
-            ends_after(writes + 1),
-            ends_after(writes + 2),
-            ends_after(writes + 3),
-        );
-        writes += 4;
-        if four != (true, true, true, true) {
-            break;
-        }
-    }
+    let writes = every_write(4, ends_after).await;
     // Records, the register, the channel's manager and monitor, and the funding's block.
     assert!(writes > 8, "{writes} writes");
 }
@@ -215,19 +203,7 @@ async fn its_lsp_ends_after(writes: usize) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 16)]
 async fn a_building_survives_the_end_of_its_lsp_at_every_write() {
     superscalar_tests::log_to_stderr();
-    let mut writes = 0;
-    loop {
-        let four = tokio::join!(
-            its_lsp_ends_after(writes),
-            its_lsp_ends_after(writes + 1),
-            its_lsp_ends_after(writes + 2),
-            its_lsp_ends_after(writes + 3),
-        );
-        writes += 4;
-        if four != (true, true, true, true) {
-            break;
-        }
-    }
+    let writes = every_write(4, its_lsp_ends_after).await;
     // Records, coins, the register, two channels' manager and monitors, and the funding's block.
     assert!(writes > 12, "{writes} writes");
 }

@@ -9,7 +9,7 @@ use superscalar_sdk::{
     StoredEvent, WalletError,
 };
 use superscalar_tests::network::{TestNetwork, regtest_factory};
-use superscalar_tests::remote::Remote;
+use superscalar_tests::remote::{Remote, every_write};
 
 const BEFORE_MSAT: u64 = 100_000_000;
 const BOUGHT_SAT: u64 = 60_000;
@@ -173,19 +173,7 @@ async fn ends_after(writes: usize) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 16)]
 async fn a_channel_is_bought_once_after_an_end_of_its_buyer_at_any_write() {
     superscalar_tests::log_to_stderr();
-    let mut writes = 0;
-    loop {
-        let four = tokio::join!(
-            ends_after(writes),
-            ends_after(writes + 1),
-            ends_after(writes + 2),
-            ends_after(writes + 3),
-        );
-        writes += 4;
-        if four != (true, true, true, true) {
-            break;
-        }
-    }
+    let writes = every_write(4, ends_after).await;
     // Records, the register, the channel's manager and monitor, and those of the payment.
     assert!(writes > 8, "{writes} writes");
 }
@@ -222,19 +210,7 @@ async fn its_lsp_ends_after(writes: usize) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 16)]
 async fn a_channel_is_bought_once_after_an_end_of_its_lsp_at_any_write() {
     superscalar_tests::log_to_stderr();
-    let mut writes = 0;
-    loop {
-        let four = tokio::join!(
-            its_lsp_ends_after(writes),
-            its_lsp_ends_after(writes + 1),
-            its_lsp_ends_after(writes + 2),
-            its_lsp_ends_after(writes + 3),
-        );
-        writes += 4;
-        if four != (true, true, true, true) {
-            break;
-        }
-    }
+    let writes = every_write(4, its_lsp_ends_after).await;
     // Records, the register, the channel's manager and monitor, and those of the payment.
     assert!(writes > 8, "{writes} writes");
 }
