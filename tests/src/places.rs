@@ -3,6 +3,7 @@
 use superscalar_sdk::{ChannelInfo, Event, SeatInfo};
 
 use crate::network::TestNetwork;
+use crate::tap::{Side, Tap};
 
 impl TestNetwork {
     /// A member's place in a factory, by its own word.
@@ -37,6 +38,31 @@ impl TestNetwork {
         let mut all = self.lsp().channels();
         all.retain(|channel| channel.peer == peer);
         all
+    }
+
+    /// Lets a member buy a channel whose opening ends half-way: this message is the last of it, and
+    /// does not get through its tap, nor does another of its kind until that lets everything pass.
+    pub async fn half_buy(
+        &self,
+        member: usize,
+        factory: &str,
+        tap: &Tap,
+        speaker: Side,
+        said: u16,
+    ) {
+        const ANY_PRICE_MSAT: u64 = 100_000_000;
+        let factories = self.wallet(member).factories();
+        let quote = factories.quote_inbound(factory, 60_000, ANY_PRICE_MSAT);
+        let quote = quote.await.unwrap();
+        tap.set_rule(Box::new(move |_, message| match message.kind == said {
+            true => Vec::new(),
+            false => vec![message],
+        }));
+        factories.buy_inbound(&quote).await.unwrap();
+        self.wait("the channel to be half open", async || {
+            !tap.heard(speaker, said).is_empty()
+        })
+        .await;
     }
 
     /// Waits until no payment is on its way in a member's channels; what the member and the LSP have

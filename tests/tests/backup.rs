@@ -495,19 +495,7 @@ async fn a_new_device_buys_again_when(speaker: Side, said: u16) {
     let tap = network.tap(0).await;
     network.reconnected().await;
     let before = network.wallet(0).balance().unwrap();
-    let factories = network.wallet(0).factories();
-    let quote = factories.quote_inbound(&factory, 60_000, ANY_PRICE_MSAT);
-    let quote = quote.await.unwrap();
-    tap.set_rule(Box::new(move |_, message| match message.kind == said {
-        true => Vec::new(),
-        false => vec![message],
-    }));
-    factories.buy_inbound(&quote).await.unwrap();
-    network
-        .wait("the channel to be half open", async || {
-            !tap.heard(speaker, said).is_empty()
-        })
-        .await;
+    network.half_buy(0, &factory, &tap, speaker, said).await;
     tap.pass();
     network.replace_device(0).await;
 

@@ -25,19 +25,7 @@ async fn a_sale_is_lost_when(speaker: Side, said: u16, ends: Ends) {
     network.settle().await;
     let tap = network.tap(0).await;
     network.reconnected().await;
-    let factories = network.wallet(0).factories();
-    let quoted = factories.quote_inbound(&factory, 60_000, ANY_PRICE_MSAT);
-    let quoted = quoted.await.unwrap();
-    tap.set_rule(Box::new(move |_, message| match message.kind == said {
-        true => Vec::new(),
-        false => vec![message],
-    }));
-    factories.buy_inbound(&quoted).await.unwrap();
-    network
-        .wait("the channel to be half open", async || {
-            !tap.heard(speaker, said).is_empty()
-        })
-        .await;
+    network.half_buy(0, &factory, &tap, speaker, said).await;
     match ends {
         Ends::Connection => {
             tap.pass();
