@@ -20,12 +20,8 @@ pub(super) struct Consents(BTreeMap<String, EpochConsent>);
 
 impl Consents {
     pub(super) fn load(store: &Store) -> Result<Consents, StoreError> {
-        let consents = match store.setting(SETTING)? {
-            Some(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| StoreError::damaged(format_args!("setting {SETTING}"), error))?,
-            None => BTreeMap::new(),
-        };
-        Ok(Consents(consents))
+        let consents = store.json_setting(SETTING)?;
+        Ok(Consents(consents.unwrap_or_default()))
     }
 
     fn limits(&self, attempt: &Attempt) -> EpochLimits {

@@ -72,11 +72,7 @@ pub(super) struct Exits {
 impl Exits {
     /// A wallet whose jobs cannot be read does not start: it would pay and be paid in what it leaves.
     pub(super) fn load(store: &Store) -> Result<Exits, StoreError> {
-        let jobs = match store.setting(SETTING)? {
-            Some(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| StoreError::damaged(format_args!("setting {SETTING}"), error))?,
-            None => BTreeMap::new(),
-        };
+        let jobs = store.json_setting(SETTING)?.unwrap_or_default();
         let sped = BTreeMap::new();
         Ok(Exits { jobs, sped })
     }

@@ -113,12 +113,8 @@ impl Others {
         if let Some(known) = self.0.get(attempt) {
             return Ok(known.clone());
         }
-        let name = setting(attempt);
-        let notes = match store.setting(&name)? {
-            Some(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| StoreError::damaged(format_args!("setting {name}"), error))?,
-            None => Notes::new(),
-        };
+        let notes: Option<Notes> = store.json_setting(&setting(attempt))?;
+        let notes = notes.unwrap_or_default();
         self.0.insert(*attempt, notes.clone());
         Ok(notes)
     }

@@ -1,6 +1,7 @@
 //! Small named values of the wallet or server itself. Not for secrets.
 
 use rusqlite::{OptionalExtension, params};
+use serde::de::DeserializeOwned;
 
 use super::{Store, StoreError};
 
@@ -12,6 +13,21 @@ impl Store {
         Ok(select
             .query_row(params![key], |row| row.get(0))
             .optional()?)
+    }
+
+    /// The value of a setting that is written as JSON, `None` when it was never set.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`], which names the setting, when its value does not decode.
+    pub(crate) fn json_setting<T: DeserializeOwned>(
+        &self,
+        key: &str,
+    ) -> Result<Option<T>, StoreError> {
+        let bytes = self.setting(key)?;
+        let damaged = |error| StoreError::damaged(format_args!("setting {key}"), error);
+        bytes
+            .map(|bytes| serde_json::from_slice(&bytes).map_err(damaged))
+            .transpose()
     }
 
     /// Sets a setting.

@@ -342,6 +342,26 @@ fn settings_are_replaced() {
     assert_eq!(store.setting("birthday").unwrap().unwrap(), b"2");
 }
 
+#[test]
+fn a_setting_that_is_not_the_json_asked_for_is_named_and_kept() {
+    let (_directory, store) = fresh();
+    let ages = || store.json_setting::<BTreeMap<String, u32>>("ages");
+    assert_eq!(ages().unwrap(), None);
+    store.set_setting("ages", br#"{"one": 1}"#).unwrap();
+    let stored = BTreeMap::from([("one".to_owned(), 1)]);
+    assert_eq!(ages().unwrap(), Some(stored));
+    // Cut off, and of another kind.
+    for damaged in [&br#"{"one": 1"#[..], b"[1]"] {
+        store.set_setting("ages", damaged).unwrap();
+        let refused = ages().unwrap_err();
+        let StoreError::Corrupt { detail } = &refused else {
+            panic!("{refused}");
+        };
+        assert!(detail.starts_with("setting ages: "), "{detail}");
+        assert_eq!(store.setting("ages").unwrap().unwrap(), damaged);
+    }
+}
+
 /// What another process would find if this one died now: a copy of the files, taken while the
 /// store is open and not told to finish anything.
 fn crash_copy(directory: &Path) -> (TempDir, Store) {
