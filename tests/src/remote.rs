@@ -1,13 +1,12 @@
 //! Members whose wallets have a backup on a disk of their own, which can be taken away.
 
-use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
 
 use bitcoin::Network;
+use futures_util::future::join_all;
 use superscalar_regtest::RegtestNode;
 use superscalar_sdk::backup::{Creation, Directory, RemoteError, RemoteStore};
 use superscalar_sdk::{BackupState, Begin, Lsp, LspBuilder, Mnemonic, Wallet, WalletError};
@@ -145,28 +144,9 @@ fn copy_of(disk: &Path) -> TempDir {
 pub async fn every_write(at_once: usize, ends_after: impl AsyncFn(usize) -> bool) -> usize {
     let mut tried = 0;
     loop {
-        let mut running = Vec::new();
-        for writes in tried..tried + at_once {
-            running.push(Box::pin(ends_after(writes)));
-        }
+        let several = (tried..tried + at_once).map(&ends_after);
         tried += at_once;
-        let mut all_ended = true;
-        poll_fn(|context| {
-            running.retain_mut(|it| match it.as_mut().poll(context) {
-                Poll::Ready(ended) => {
-                    all_ended &= ended;
-                    false
-                }
-                Poll::Pending => true,
-            });
-            if running.is_empty() {
-                return Poll::Ready(());
-            }
-            // They are one task, which may do only so much in one go: each is first in its turn.
-            running.rotate_left(1);
-            Poll::Pending
-        })
-        .await;
+        let all_ended = join_all(several).await.into_iter().all(|ended| ended);
         if !all_ended {
             return tried;
         }
