@@ -178,6 +178,8 @@ tlv! {
         6 => up_to: Amount,
         /// The amount that takes all of it.
         8 => whole: Amount,
+        /// What was asked for or accepted: something else may have been asked for since.
+        10 => amount: Amount,
     }
 }
 

@@ -312,7 +312,7 @@ impl Seller {
             return Vec::new();
         };
         let offered = self.offer(ground, slot, request, backing);
-        offered.unwrap_or_else(|denial| deny(ground, slot, &denial))
+        offered.unwrap_or_else(|denial| deny(ground, slot, wanted.amount, &denial))
     }
 
     fn offer(
@@ -546,13 +546,19 @@ fn id(ground: &Ground<'_>, terms: &SaleTerms) -> ChannelRef {
     ChannelRef::sold(ground.slot(terms.slot), terms.version, terms.link)
 }
 
-fn deny(ground: &Ground<'_>, slot: u16, denial: &Denial) -> Vec<Effect> {
+fn deny(
+    ground: &Ground<'_>,
+    slot: u16,
+    amount: bitcoin::Amount,
+    denial: &Denial,
+) -> Vec<Effect> {
     let answer = NoSale {
         attempt: ground.attempt,
         reason: denial.reason,
         least: denial.least,
         up_to: denial.sellable.up_to,
         whole: denial.sellable.whole,
+        amount,
     };
     vec![ground.say(slot, answer)]
 }

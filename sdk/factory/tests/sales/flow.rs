@@ -6,7 +6,7 @@ use superscalar_factory::effect::Event;
 use superscalar_factory::journal::{Guard, Record, SaleStep};
 use superscalar_factory::member;
 use superscalar_factory::message::{Message, NoSaleReason, QuoteRequest};
-use superscalar_factory::sale::{BuyError, Stage};
+use superscalar_factory::sale::{BuyError, SalePolicy, Stage};
 
 use crate::world::{Party, TIP, World, key, plan, policy};
 use crate::{BUYER, active, agree, events, last_no_sale, records, said};
@@ -309,6 +309,40 @@ fn a_late_quote_for_another_amount_leaves_the_question_that_waits_alone() {
     world.deliver();
     let chain = agree(&world, BUYER, 1);
     assert_eq!(chain.links()[0].terms().amount.to_sat(), 7_000);
+}
+
+/// The same with an answer that nothing is sold: it is told of its own question alone.
+#[test]
+fn a_late_no_leaves_the_question_that_waits_alone() {
+    let mut world = active(2);
+    world.sell_at(Some(SalePolicy {
+        min_amount: Amount::from_sat(6_500),
+        ..policy()
+    }));
+    let asks = |world: &mut World, sat: u64| {
+        let wish = world.wish(BUYER, sat);
+        let effects = world.members.get_mut(&BUYER).unwrap().ask(wish).unwrap();
+        world.act(Party::Member(BUYER), effects);
+    };
+    asks(&mut world, 6_000);
+    let late = world.deliver_until(|_, _, message| message.number() == 19);
+    let late = late.expect("a refusal to sell is on its way");
+    world.inbox.clear();
+    asks(&mut world, 7_000);
+    world.hand_over(Party::Lsp, Party::Member(BUYER), late.clone());
+    let denied = |world: &World| events(world, |event| matches!(event, Event::NotSold { .. }));
+    let refused = |world: &World| events(world, |event| matches!(event, Event::Refused { .. }));
+    assert!(denied(&world).is_empty() && refused(&world).is_empty());
+    world.deliver();
+    let quoted = world.events.iter().filter_map(|(_, event)| match event {
+        Event::Quoted { terms, .. } => Some(terms.amount.to_sat()),
+        _ => None,
+    });
+    assert_eq!(quoted.collect::<Vec<_>>(), [7_000]);
+    // That question is answered: once more it is what nobody has asked for.
+    world.hand_over(Party::Lsp, Party::Member(BUYER), late);
+    assert_eq!(refused(&world), [Party::Member(BUYER)]);
+    assert!(denied(&world).is_empty());
 }
 
 /// The funding keys are the ones that were told, each channel's its own.

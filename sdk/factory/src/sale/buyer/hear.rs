@@ -154,10 +154,18 @@ impl Buyer {
     }
 
     fn not_sold(&mut self, ground: &Ground<'_>, answer: &NoSale) -> Result<Vec<Effect>, Refusal> {
-        let asked = self.ask.take().is_some();
-        let pending = self.sale.as_ref().is_some_and(|it| it.signature.is_none());
-        if !asked && !pending {
-            return Err(((RefusalCode::Unexpected, ""), Vec::new()));
+        let pending = self.sale.iter().filter(|it| it.signature.is_none());
+        let mut pending = pending.map(|it| it.terms().amount);
+        let is_pending = pending.any(|it| it == answer.amount);
+        let asked = self.ask.take_if(|ask| ask.amount == answer.amount);
+        if asked.is_none() && !is_pending {
+            // It was on its way when something else was asked for, which waits for its own answer.
+            let mut earlier = self.earlier.iter();
+            let Some(at) = earlier.position(|it| *it == answer.amount) else {
+                return Err(((RefusalCode::Unexpected, "amount"), Vec::new()));
+            };
+            self.earlier.remove(at);
+            return Ok(Vec::new());
         }
         // What was signed stays signed: the LSP may deliver it after all.
         self.quote = None;

@@ -35,6 +35,11 @@ impl Seller {
         refuse: impl Fn(RefusalCode, &'static str) -> Vec<Effect>,
     ) -> Vec<Effect> {
         let known = self.places.contains_key(&slot);
+        let amount = match &message {
+            Message::QuoteRequest(request) => request.amount,
+            Message::SaleAccept(accept) => accept.sale.amount,
+            _ => bitcoin::Amount::ZERO,
+        };
         let taken = match message {
             Message::QuoteRequest(request) => self.requested(ground, slot, &request),
             Message::SaleAccept(accept) => self.accepted(ground, slot, &accept),
@@ -47,7 +52,7 @@ impl Seller {
         }
         match taken {
             Ok(effects) => effects,
-            Err(Answer::Denied(denial)) => deny(ground, slot, &denial),
+            Err(Answer::Denied(denial)) => deny(ground, slot, amount, &denial),
             Err(Answer::Refused(code, field)) => refuse(code, field),
             Err(Answer::Equivocation(id)) => {
                 let peer = ground.peer(slot);
