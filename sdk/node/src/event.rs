@@ -165,8 +165,9 @@ pub enum Event {
         factory: String,
         /// The place that was ours.
         slot: u16,
-        /// What was ours in its channels and stays behind, in millisatoshi: at most what
-        /// [`EpochConsent`](crate::EpochConsent) allowed.
+        /// What was ours in its channels and stays behind, in millisatoshi, when the departure was
+        /// signed: at most what [`EpochConsent`](crate::EpochConsent) allowed. What was spent of it
+        /// since, while another member kept the epoch waiting, is not taken off.
         forgone_msat: u64,
     },
     /// LSP: a new epoch is signed by all; members are switching.
