@@ -445,6 +445,17 @@ async fn the_lsp_vanishes_and_the_buyer_takes_its_money_alone() {
     assert_eq!(channels.len(), 1);
     assert_eq!(channels[0].balance_msat, AMOUNT_MSAT - FEE_MSAT);
     let lightning = wallet.lightning();
+    network
+        .wait("the LSP to be missed", async || {
+            !lightning.channels().unwrap()[0].usable
+        })
+        .await;
+    let together = lightning.close_channel(&channels[0].channel, Closing::Together);
+    let error = together.unwrap_err();
+    assert!(
+        error.code() == "channel_busy" && error.retryable(),
+        "{error}"
+    );
     lightning
         .close_channel(&channels[0].channel, Closing::Alone)
         .unwrap();

@@ -238,7 +238,12 @@ fn a_channel_is_bought_with_the_payment_that_needs_it_and_closed() {
     let id = channel()[0]["channel"].as_str().unwrap().to_owned();
     let unknown = buyer.cli(&["close-channel", &"00".repeat(32)]);
     assert_eq!(code(unknown.unwrap_err()), "no_channel");
-    buyer.cli(&["close-channel", &id]).unwrap();
+    wait("the channel to be closed", || {
+        let closed = buyer.cli(&["close-channel", &id]);
+        closed
+            .map_err(|error| assert_eq!(code(error), "channel_busy"))
+            .is_ok()
+    });
     // Both sides sweep what is theirs.
     let mempool = || -> Vec<Transaction> {
         let txids = chain.mempool().unwrap().into_iter();

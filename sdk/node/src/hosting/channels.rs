@@ -5,6 +5,7 @@ use bitcoin::secp256k1::PublicKey;
 use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::types::ChannelId;
 use lightning::sign::EntropySource;
+use lightning::util::errors::APIError;
 
 use super::config::slot_config;
 use super::host::Host;
@@ -32,6 +33,9 @@ pub enum ChannelError {
         /// How many.
         pending: usize,
     },
+    /// Its other side is away, or its newest state is being written.
+    #[error("the channel cannot be closed now: its other side is away, or it is being written")]
+    Busy,
     /// LDK refused.
     #[error("refused by LDK: {0}")]
     Ldk(String),
@@ -247,15 +251,21 @@ impl Host {
     }
 
     /// Closes an ordinary channel together with the peer.
+    ///
+    /// # Errors
+    ///
+    /// [`ChannelError::Busy`] where that can be tried again.
     pub fn close_ordinary_channel(
         &self,
         channel: ChannelId,
         peer: PublicKey,
     ) -> Result<(), ChannelError> {
-        self.parts
-            .channels
-            .close_channel(&channel, &peer)
-            .map_err(refused)?;
+        let closed = self.parts.channels.close_channel(&channel, &peer);
+        closed.map_err(|error| match error {
+            // Of a channel that there is, LDK says this of nothing else.
+            APIError::ChannelUnavailable { .. } => ChannelError::Busy,
+            error => refused(error),
+        })?;
         self.parts.peers.process_events();
         Ok(())
     }
@@ -315,6 +325,6 @@ pub(super) fn balance_msat(channel: &ChannelDetails) -> u64 {
     (channel.channel_value_satoshis * 1_000).saturating_sub(theirs_msat + received + sent)
 }
 
-fn refused(error: lightning::util::errors::APIError) -> ChannelError {
+fn refused(error: APIError) -> ChannelError {
     ChannelError::Ldk(format!("{error:?}"))
 }

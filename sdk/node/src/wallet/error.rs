@@ -200,6 +200,7 @@ impl WalletError {
             WalletError::Pay(_) => "payment_failed",
             WalletError::Connect(_) => "peer_unreachable",
             WalletError::Channel(ChannelError::NoChannel(_)) => "no_channel",
+            WalletError::Channel(ChannelError::Busy) => "channel_busy",
             WalletError::Channel(_) => "channel_failed",
             WalletError::Package(PackageError::NoPath) => "nothing_to_export",
             WalletError::Package(PackageError::NoPassphrase) => "invalid_argument",
@@ -368,6 +369,7 @@ impl WalletError {
                     | "no_tower"
                     | "no_answer"
                     | "asked_again"
+                    | "channel_busy"
                     | "sale_pending"
                     | "too_many_quotes"
                     | "factory_not_active"
@@ -414,8 +416,8 @@ impl WalletError {
             | "unknown_factory" => Action::CorrectInput,
             "not_enough_members" | "peer_unreachable" | "payment_failed" | "fees_too_high"
             | "not_connected" | "no_tower" | "no_answer" | "asked_again" | "sale_pending"
-            | "epoch_under_way" | "channels_at_rest" | "too_many_quotes" | "factory_not_active"
-            | "jit_failed" => Action::Wait,
+            | "channel_busy" | "epoch_under_way" | "channels_at_rest" | "too_many_quotes"
+            | "factory_not_active" | "jit_failed" => Action::Wait,
             _ => Action::Report,
         }
     }

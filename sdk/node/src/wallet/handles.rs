@@ -157,7 +157,8 @@ impl Lightning {
 
     /// Closes one of [`channels`](Self::channels); what is ours in it becomes coins. Together with
     /// the LSP that takes the blocks a closing is to be deep, alone the channel's delay; then a
-    /// transaction of ours collects it.
+    /// transaction of ours collects it. `channel_busy` while the LSP is away, or for a moment while
+    /// the channel changes: try again.
     pub fn close_channel(&self, channel: &str, how: Closing) -> Result<(), WalletError> {
         let node = self.node.get()?;
         let states = node.host.channel_states().into_iter();
