@@ -280,7 +280,11 @@ impl Engine {
         let mut acknowledged = towers.map_or(nothing, |towers| towers.acknowledged());
         loop {
             let mut next_round = self.rounds.values().map(|(_, until)| *until).min();
-            next_round = next_round.into_iter().chain(self.epochs.next_look()).min();
+            let looks = [self.epochs.next_look(), self.sales.next_look()];
+            next_round = next_round
+                .into_iter()
+                .chain(looks.into_iter().flatten())
+                .min();
             if !self.stalled.is_empty() {
                 next_round = Some(Instant::now() + RETRY_AFTER);
             }

@@ -93,6 +93,7 @@ impl Engine {
             HostEvent::SoldFundingFree { txid } => self.free_sold(txid),
             HostEvent::PaymentReceived { payment_hash, .. } => self.paid_to_us(payment_hash),
             HostEvent::PaymentSent { .. } => self.pay_bills().await,
+            HostEvent::PaymentFailed { payment_hash, .. } => self.not_paid(payment_hash),
             other => tracing::debug!(?other, "nothing to do with factories"),
         }
         self.settle().await;
@@ -300,6 +301,7 @@ impl Engine {
             self.coordinator(attempt, coordinator::Input::TimedOut);
         }
         self.epochs_over(now).await;
+        self.bills_over(now).await;
         self.settle().await;
     }
 

@@ -20,6 +20,7 @@ use superscalar_factory::sale::Ask;
 use superscalar_factory::stock::{Sellable, StockChain};
 use superscalar_factory::tree::Tree;
 use tokio::sync::oneshot;
+use tokio::time::{Duration, Instant};
 
 use super::bridge::{self, ChannelKind};
 use super::effects::{Failure, still_possible};
@@ -34,6 +35,9 @@ use crate::store::StoreError;
 const BLOCK_SECS: u32 = 600;
 /// BOLT 11 writes seconds; no invoice needs to live longer than the longest factory.
 const MAX_INVOICE_SECS: u32 = 2 * 365 * 24 * 3_600;
+/// How long after a try what is owed is tried again, twice as long after each.
+const PAY_AGAIN: Duration = Duration::from_secs(1);
+const PAY_AGAIN_AT_LAST: Duration = Duration::from_secs(64);
 
 /// What the LSP asks for a channel. Accepting it is
 /// [`Factories::buy_inbound`](crate::Factories::buy_inbound).
@@ -60,12 +64,28 @@ pub(super) struct Sales {
     asking: BTreeMap<Attempt, PriceAnswer>,
     /// What is owed and not paid yet.
     bills: BTreeMap<[u8; 32], (Attempt, Bill)>,
+    /// When that is tried again, and how long that is after the try before.
+    again: Option<Instant>,
+    wait: Duration,
     /// Factories somebody has begun to open.
     opened: BTreeSet<Attempt>,
     /// An LSP's: the hash of each place's newest bill.
     quoted: BTreeMap<SlotRef, [u8; 32]>,
     /// For which channels an equivocation was told, once until the next start.
     pub(super) equivocated: BTreeSet<ChannelRef>,
+}
+
+impl Sales {
+    /// When something of this is to be looked at again.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.again
+    }
+
+    /// What is owed could not be paid: a channel may carry nothing yet, or too little.
+    fn pay_later(&mut self) {
+        self.wait = (self.wait * 2).clamp(PAY_AGAIN, PAY_AGAIN_AT_LAST);
+        self.again = Some(Instant::now() + self.wait);
+    }
 }
 
 impl Engine {
@@ -185,6 +205,7 @@ impl Engine {
             }
             Effect::Pay(bill) => {
                 self.sales.bills.insert(bill.payment_hash, (attempt, bill));
+                self.sales.wait = Duration::ZERO;
                 self.pay_bills().await;
             }
             other => {
@@ -287,6 +308,7 @@ impl Engine {
     /// A member's: pays what is owed, and tells what was paid already. For a channel in a factory
     /// that somebody opens nothing is paid any more.
     pub(super) async fn pay_bills(&mut self) {
+        self.sales.again = None;
         for (hash, (attempt, bill)) in self.sales.bills.clone() {
             self.look_whether_opened(attempt).await;
             if self.sales.opened.contains(&attempt) {
@@ -303,8 +325,23 @@ impl Engine {
                 Err(error) => {
                     let factory = bridge::name(&attempt);
                     tracing::warn!(factory, error, "a channel is not paid for yet");
+                    self.sales.pay_later();
                 }
             }
+        }
+    }
+
+    /// A payment was given up: what is owed is tried again.
+    pub(super) fn not_paid(&mut self, payment_hash: Option<[u8; 32]>) {
+        if payment_hash.is_some_and(|hash| self.sales.bills.contains_key(&hash)) {
+            self.sales.pay_later();
+        }
+    }
+
+    /// It is time to pay what could not be paid before.
+    pub(super) async fn bills_over(&mut self, now: Instant) {
+        if self.sales.again.is_some_and(|again| again <= now) {
+            self.pay_bills().await;
         }
     }
 
