@@ -144,7 +144,7 @@ fn copy_of(disk: &Path) -> TempDir {
 pub async fn every_write(at_once: usize, ends_after: impl AsyncFn(usize) -> bool) -> usize {
     let mut tried = 0;
     loop {
-        let several = (tried..tried + at_once).map(&ends_after);
+        let several = (tried..tried + at_once).map(|writes| ends_after(writes));
         tried += at_once;
         let all_ended = join_all(several).await.into_iter().all(|ended| ended);
         if !all_ended {
