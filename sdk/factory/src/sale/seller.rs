@@ -546,12 +546,7 @@ fn id(ground: &Ground<'_>, terms: &SaleTerms) -> ChannelRef {
     ChannelRef::sold(ground.slot(terms.slot), terms.version, terms.link)
 }
 
-fn deny(
-    ground: &Ground<'_>,
-    slot: u16,
-    amount: bitcoin::Amount,
-    denial: &Denial,
-) -> Vec<Effect> {
+fn deny(ground: &Ground<'_>, slot: u16, amount: bitcoin::Amount, denial: &Denial) -> Vec<Effect> {
     let answer = NoSale {
         attempt: ground.attempt,
         reason: denial.reason,
