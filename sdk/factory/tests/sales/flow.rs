@@ -271,15 +271,17 @@ fn a_new_request_takes_the_place_of_the_one_before() {
     assert!(quotes.len() == 2 && quotes[0] == quotes[1]);
 }
 
+/// A question that is on its way, and not answered yet.
+fn asks(world: &mut World, sat: u64) {
+    let wish = world.wish(BUYER, sat);
+    let effects = world.members.get_mut(&BUYER).unwrap().ask(wish).unwrap();
+    world.act(Party::Member(BUYER), effects);
+}
+
 /// The LSP's answer crosses with another question of its member, which waits for its own.
 #[test]
 fn a_late_quote_for_another_amount_leaves_the_question_that_waits_alone() {
     let mut world = active(2);
-    let asks = |world: &mut World, sat: u64| {
-        let wish = world.wish(BUYER, sat);
-        let effects = world.members.get_mut(&BUYER).unwrap().ask(wish).unwrap();
-        world.act(Party::Member(BUYER), effects);
-    };
     asks(&mut world, 6_000);
     let late = world.deliver_until(|_, _, message| message.number() == 15);
     let late = late.expect("a quote is on its way");
@@ -319,11 +321,6 @@ fn a_late_no_leaves_the_question_that_waits_alone() {
         min_amount: Amount::from_sat(6_500),
         ..policy()
     }));
-    let asks = |world: &mut World, sat: u64| {
-        let wish = world.wish(BUYER, sat);
-        let effects = world.members.get_mut(&BUYER).unwrap().ask(wish).unwrap();
-        world.act(Party::Member(BUYER), effects);
-    };
     asks(&mut world, 6_000);
     let late = world.deliver_until(|_, _, message| message.number() == 19);
     let late = late.expect("a refusal to sell is on its way");

@@ -154,9 +154,10 @@ impl Buyer {
     }
 
     fn not_sold(&mut self, ground: &Ground<'_>, answer: &NoSale) -> Result<Vec<Effect>, Refusal> {
-        let pending = self.sale.iter().filter(|it| it.signature.is_none());
-        let mut pending = pending.map(|it| it.terms().amount);
-        let is_pending = pending.any(|it| it == answer.amount);
+        let is_pending = self
+            .sale
+            .as_ref()
+            .is_some_and(|sale| sale.signature.is_none() && sale.terms().amount == answer.amount);
         let asked = self.ask.take_if(|ask| ask.amount == answer.amount);
         if asked.is_none() && !is_pending {
             // It was on its way when something else was asked for, which waits for its own answer.
